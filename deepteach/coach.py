@@ -1,0 +1,485 @@
+"""The Coach: taught training for a loop, an optimizer and a schedule of the user's own."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepteach.adjoint import AbstractAdjoint, MetaGradient, Reversed, Window
+from deepteach.errors import CollapseWarning, ConfigError, NumericError
+from deepteach.features import Clock, Snapshot
+from deepteach.generators import generator_states, replayed, same_states
+from deepteach.objective import (
+    VALIDATION_LOSSES,
+    Objective,
+    SampleLoss,
+    Step,
+    Validation,
+    ValidationLoss,
+    cross_entropy,
+    effective_fraction,
+)
+from deepteach.rules import Hyper, State, read_state, rule_for
+from deepteach.student import Inputs, Student
+from deepteach.teacher import AbstractTeacher
+from deepteach.tree import Params, all_finite, norm
+from deepteach.trusted import TrustedBatches
+
+COLLAPSED_FRACTION = 0.02
+"""Below this effective sample fraction a batch teaches (almost) nothing."""
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """One update of the teacher.
+
+    `effective_sample_size` is the mean over the steps since the last update, as a fraction
+    of the batch (1 = equal weights). `drift` is the relative distance of the recovered from
+    the true start of the window, None where the adjoint does not measure it.
+    """
+
+    step: int
+    validation_loss: float
+    validation_accuracy: float | None
+    gradient_norm: float
+    effective_sample_size: float
+    drift: float | None
+
+
+class Coach:
+    """Weights the student's loss by the teacher and teaches the teacher by meta-gradients.
+
+    Call `loss(x, y).backward()`, step your optimizer, then `update(valid)`. Every `interval`
+    steps the validation loss is differentiated through the last `window` optimizer steps.
+    The student's buffers, the optimizer and the random generators are never changed behind
+    your back.
+
+    Args:
+        student: the module and the layer whose internal state the teacher reads.
+        optimizer: your own; its parameter groups and learning rates are read at each step.
+        teacher: any `AbstractTeacher`; baselines are teachers too.
+        interval: optimizer steps between updates of the teacher (K).
+        window: steps that the meta-gradient looks back through (B <= K).
+        adjoint: how the meta-gradient is computed; `Reversed()` unless given.
+        teacher_optimizer: Adam with rate 1e-2 on the teacher unless given.
+        through_weights: let gradients reach the student through the weights.
+        loss: `(logits, y) -> (batch,)`; cross-entropy unless given.
+        validation_loss: "nll", "expected_accuracy" or `(logits, y) -> scalar`.
+        total_steps: length of the training, for features that read its progress.
+
+    Raises:
+        ConfigError: anything that cannot be done exactly, with the remedy.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        optimizer: torch.optim.Optimizer,
+        teacher: AbstractTeacher,
+        *,
+        interval: int = 20,
+        window: int = 2,
+        adjoint: AbstractAdjoint | None = None,
+        teacher_optimizer: torch.optim.Optimizer | None = None,
+        through_weights: bool = False,
+        loss: SampleLoss = cross_entropy,
+        validation_loss: str | ValidationLoss = "nll",
+        total_steps: int | None = None,
+    ) -> None:
+        if not 1 <= window <= interval:
+            raise ConfigError(
+                f"window must be between 1 and interval, got window={window}, "
+                f"interval={interval}: lower the window or raise the interval"
+            )
+        if isinstance(validation_loss, str) and validation_loss not in VALIDATION_LOSSES:
+            raise ConfigError(
+                f"validation_loss must be one of {sorted(VALIDATION_LOSSES)} or a callable, "
+                f"got {validation_loss!r}"
+            )
+        self.student, self.optimizer, self.teacher = student, optimizer, teacher
+        self.interval, self.window = interval, window
+        self.adjoint = Reversed() if adjoint is None else adjoint
+        self.objective = Objective(student, teacher, loss, through_weights)
+        self.validation_loss: ValidationLoss = (
+            VALIDATION_LOSSES[validation_loss]
+            if isinstance(validation_loss, str)
+            else validation_loss
+        )
+        self.rule = rule_for(optimizer)
+        self.clock = Clock(total=total_steps)
+        self.last_record: UpdateRecord | None = None
+        self._omega_names = [name for name, _ in teacher.named_parameters()]
+        if teacher_optimizer is None and self._omega_names:
+            teacher_optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
+        self.teacher_optimizer = teacher_optimizer
+        self._steps: deque[Step] = deque(maxlen=window)
+        self._pending: Step | None = None
+        self._since_update = 0
+        self._effective = torch.zeros(())
+        self._trusted = TrustedBatches()
+        self._accumulated: dict[str, tuple[Tensor, int]] = {}
+        self._check()
+        self._hooks = _attach(self)
+
+    def _check(self) -> None:
+        named = self._parameters()
+        groups = [self.rule.hyper(group) for group in self.optimizer.param_groups]
+        if not named:
+            raise ConfigError("the optimizer holds no trainable parameter of the student")
+        if len({leaf.device for leaf in named.values()}) > 1:
+            raise ConfigError("the student's parameters must be on one device")
+        for leaf in named.values():
+            self.adjoint.check(self.rule, groups, self.window, leaf.dtype)
+            break
+
+    def _parameters(self) -> Params:
+        """The student's parameters that the optimizer trains, by name."""
+        names = {id(leaf): name for name, leaf in self.student.module.named_parameters()}
+        named: Params = {}
+        for group in self.optimizer.param_groups:
+            for leaf in group["params"]:
+                if id(leaf) not in names:
+                    raise ConfigError(
+                        "the optimizer holds a parameter that is not the student's "
+                        f"(shape {tuple(leaf.shape)}): give it an optimizer of its own"
+                    )
+                if leaf.requires_grad:
+                    named[names[id(leaf)]] = leaf
+        return named
+
+    def _hyper(self, active: Params) -> dict[str, Hyper]:
+        names = {id(leaf): name for name, leaf in active.items()}
+        return {
+            names[id(leaf)]: hyper
+            for group in self.optimizer.param_groups
+            for hyper in [self.rule.hyper(group)]
+            for leaf in group["params"]
+            if id(leaf) in names
+        }
+
+    @property
+    def steps(self) -> int:
+        """Taught optimizer steps so far."""
+        return self.clock.step
+
+    @property
+    def omega(self) -> Params:
+        return {name: leaf.detach() for name, leaf in self.teacher.named_parameters()}
+
+    def loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
+        """sum(w l) / sum(w) of one pass, a scalar; remembers the batch for the window.
+
+        Without gradients (`torch.no_grad()`) nothing is remembered.
+
+        Raises:
+            NumericError: a loss is not finite; nothing was changed.
+            ConfigError: a second call before `optimizer.step()`, or autocast.
+        """
+        recording = torch.is_grad_enabled()
+        if recording:
+            self._refuse_unfinished(labels)
+        buffers = self.student.buffers()
+        drawn = generator_states(labels.device)
+        outputs = self.student(inputs)
+        drew = not same_states(drawn, generator_states(labels.device))
+        snapshot = self.objective.snapshot(outputs, labels, self.clock)
+        if not all_finite([snapshot.losses]):
+            self.student.restore_buffers(buffers)
+            raise NumericError(_bad_losses(snapshot))
+        if not recording:
+            return self.objective.weights(self.omega, snapshot) @ snapshot.losses
+        step = Step(
+            inputs=inputs,
+            labels=labels,
+            snapshot=snapshot.detach(),
+            weights=snapshot.losses.detach(),
+            buffers=buffers,
+            modes=self.student.modes(),
+            generators=drawn if drew else None,
+        )
+        if self.adjoint.before_step:
+            self._teach_before(step)
+        weights = self.objective.weights(self.omega, snapshot)
+        if not all_finite([weights]):
+            self.student.restore_buffers(buffers)
+            raise NumericError(
+                "the teacher's weights are not finite; nothing was changed: check the features' "
+                "scale or lower the teacher's learning rate"
+            )
+        step.weights = weights.detach()
+        state = read_state(self.optimizer, self._parameters(), self.rule)
+        opens = not self._steps or self._since_update == self.interval - self.window
+        step.state = self.adjoint.keep(state, opens)
+        self._pending = step
+        self._accumulated.clear()
+        value = weights @ snapshot.losses
+        value.register_hook(_weak(self._before_backward))
+        return value
+
+    def update(self, valid: Iterable | tuple) -> UpdateRecord | None:
+        """Teach the teacher if `interval` steps have passed since it was last taught.
+
+        `valid` is `(x_valid, y_valid)` or an iterable of such batches (a DataLoader), which
+        is read one batch per update, again and again.
+        """
+        self._trusted.source = valid
+        if self.adjoint.before_step or self._since_update < self.interval:
+            return None
+        if not self._omega_names and not self.teacher.reads_trusted:
+            self._since_update = 0
+            return None
+        return self._teach(list(self._steps))
+
+    def meta_gradient(self, x_valid: Inputs, y_valid: Tensor) -> Params:
+        """Gradient of the validation loss w.r.t. the teacher, by parameter name.
+
+        Over the last `window` recorded steps (fewer where fewer were taken since the teacher
+        last changed), at the student's present parameters. Changes nothing.
+        """
+        if not self._steps:
+            raise ConfigError(
+                "no step was recorded since the teacher last changed: call coach.loss(x, y)"
+                ".backward() and optimizer.step() first"
+            )
+        validation = Validation(self.objective, self.validation_loss, x_valid, y_valid)
+        return self._differentiate(list(self._steps), validation).gradient
+
+    def weights(self, inputs: Inputs, labels: Tensor) -> Tensor:
+        """`(batch,)` non-negative weights that sum to the batch size; changes nothing."""
+        return self.objective.weights(self.omega, self.look(inputs, labels)) * len(labels)
+
+    def log_weights(self, inputs: Inputs, labels: Tensor) -> Tensor:
+        """`(batch,)` log raw weights, comparable across batches; changes nothing."""
+        with torch.no_grad():
+            return self.teacher(self.look(inputs, labels))
+
+    @torch.no_grad()
+    def look(self, inputs: Inputs, labels: Tensor) -> Snapshot:
+        """A batch as the teacher sees it now, on cloned buffers."""
+        with replayed(None):
+            outputs = self.student.functional({}, self.student.buffers(), inputs)
+        return self.objective.snapshot(outputs, labels, self.clock).detach()
+
+    def _differentiate(self, steps: list[Step], validation: Validation) -> MetaGradient:
+        omega = self.omega
+        for step in steps:
+            if step.hyper and not self.objective.through_weights:
+                self._check_unchanged(omega, step)
+        final = read_state(self.optimizer, self._parameters(), self.rule)
+        window = Window(steps, final, self.objective, self.rule, omega)
+        return self.adjoint.gradient(window, validation)
+
+    def _check_unchanged(self, omega: Params, step: Step) -> None:
+        """omega is constant inside a window, so the recorded weights must come out again."""
+        again = self.objective.weights(omega, step.snapshot)
+        slack = 1e-4 if again.dtype != torch.float64 else 1e-10
+        if not torch.allclose(again, step.weights, rtol=slack, atol=0.01 * slack):
+            raise ConfigError(
+                "the teacher changed after a step of the window was recorded, so that step no "
+                "longer belongs to it: change the teacher right after coach.update only"
+            )
+
+    def _teach_before(self, step: Step) -> None:
+        """The lookahead's update, on the batch about to be used."""
+        if self._trusted.source is None or self._since_update % self.interval != 0:
+            return
+        step.hyper = self._hyper(self._parameters())
+        self._teach([step])
+        step.hyper = {}
+
+    def _teach(self, steps: list[Step]) -> UpdateRecord:
+        x_valid, y_valid = self._trusted.next()
+        validation = Validation(self.objective, self.validation_loss, x_valid, y_valid)
+        result = self._differentiate(steps, validation)
+        if not all_finite(result.gradient.values()):
+            raise NumericError(
+                "the teacher's gradient is not finite; nothing was changed: lower the "
+                "student's learning rate, or shorten the window"
+            )
+        if self.teacher_optimizer is not None:
+            for name, leaf in self.teacher.named_parameters():
+                leaf.grad = result.gradient[name].to(leaf.dtype)
+            self.teacher_optimizer.step()
+            self.teacher_optimizer.zero_grad()
+        accuracy = validation.accuracy()
+        if accuracy is not None:
+            best = max(self.clock.best_accuracy, accuracy)
+            self.clock = replace(self.clock, best_accuracy=best)
+        self.teacher.fit(validation.snapshot(self.clock))
+        effective = float(self._effective) / max(self._since_update, 1)
+        self.last_record = UpdateRecord(
+            step=self.clock.step,
+            validation_loss=validation.loss,
+            validation_accuracy=accuracy,
+            gradient_norm=norm(result.gradient),
+            effective_sample_size=effective,
+            drift=result.drift,
+        )
+        if self._since_update and effective < COLLAPSED_FRACTION:
+            warnings.warn(
+                f"the weights rest on {effective:.1%} of a batch: the teacher has collapsed; "
+                "lower its learning rate, or give its optimizer a weight decay",
+                CollapseWarning,
+                stacklevel=3,
+            )
+        self._effective = torch.zeros(())
+        self._since_update = 0
+        self._steps.clear()
+        return self.last_record
+
+    def _refuse_unfinished(self, labels: Tensor) -> None:
+        if self._pending is not None:
+            raise ConfigError(
+                "coach.loss was called twice without optimizer.step(): gradient accumulation "
+                "is not supported; step once per batch, or call it under torch.no_grad()"
+            )
+        if torch.is_autocast_enabled(labels.device.type):
+            raise ConfigError(
+                "autocast inside the window makes the meta-gradient inexact: run coach.loss "
+                "outside torch.autocast"
+            )
+
+    def _before_backward(self, scale: Tensor) -> None:
+        if float(scale) != 1.0:
+            raise ConfigError(
+                f"the loss was scaled by {float(scale):g} before backward(): call "
+                "coach.loss(x, y).backward() as it is (no GradScaler, no accumulation)"
+            )
+        stale = [leaf.grad for leaf in self._parameters().values() if leaf.grad is not None]
+        if stale and any(bool(grad.any()) for grad in stale):
+            raise ConfigError(
+                "gradients are left over from before coach.loss: call optimizer.zero_grad() "
+                "before each backward()"
+            )
+
+    def _after_accumulate(self, name: str, leaf: Tensor) -> None:
+        assert leaf.grad is not None
+        self._accumulated[name] = (leaf.grad, leaf.grad._version)
+
+    def _before_step(self) -> None:
+        if self._pending is None:
+            return
+        active = {n: p for n, p in self._parameters().items() if p.grad is not None}
+        for name, leaf in active.items():
+            grad, seen = leaf.grad, self._accumulated.get(name)
+            if grad is None or seen is None or seen[0] is not grad or seen[1] != grad._version:
+                raise ConfigError(
+                    f"the gradient of {name!r} was changed between backward() and "
+                    "optimizer.step() (clipping, unscaling, a second loss?), which the "
+                    "meta-gradient would not see: remove it"
+                )
+        if not all_finite(leaf.grad for leaf in active.values() if leaf.grad is not None):
+            self.student.restore_buffers(self._pending.buffers)
+            self._pending = None
+            raise NumericError(
+                "a gradient of the student is not finite; the step was not taken: lower the "
+                "learning rate or check the batch"
+            )
+        self._pending.hyper = self._hyper(active)
+
+    def _after_step(self) -> None:
+        step, self._pending = self._pending, None
+        self._accumulated.clear()
+        if step is None:
+            # A step without coach.loss cannot be replayed: the window starts afresh.
+            self._steps.clear()
+            return
+        self._steps.append(step)
+        self._since_update += 1
+        self._effective = self._effective.to(step.weights) + effective_fraction(step.weights)
+        seen = self.clock.step
+        mean = (self.clock.mean_loss * seen + float(step.snapshot.losses.mean())) / (seen + 1)
+        self.clock = replace(self.clock, step=seen + 1, mean_loss=mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a bit-exact resume needs besides the student and its optimizer."""
+        if self._pending is not None:
+            raise ConfigError("save between optimizer.step() and the next coach.loss")
+        return {
+            "teacher": self.teacher.state_dict(),
+            "teacher_optimizer": self.teacher_optimizer.state_dict()
+            if self.teacher_optimizer
+            else None,
+            "clock": asdict(self.clock),
+            "since_update": self._since_update,
+            "effective": self._effective,
+            "trusted": self._trusted.state_dict(),
+            "steps": [_pack_step(step) for step in self._steps],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.teacher.load_state_dict(state["teacher"])
+        if self.teacher_optimizer is not None:
+            self.teacher_optimizer.load_state_dict(state["teacher_optimizer"])
+        self.clock = Clock(**state["clock"])
+        self._since_update = state["since_update"]
+        self._effective = state["effective"]
+        self._trusted.load_state_dict(state["trusted"])
+        self._steps = deque((_unpack_step(item) for item in state["steps"]), self.window)
+        self._pending = None
+
+
+def _pack_step(step: Step) -> dict[str, Any]:
+    fields = {name: getattr(step, name) for name in Step.__dataclass_fields__}
+    snapshot = {name: getattr(step.snapshot, name) for name in Snapshot.__dataclass_fields__}
+    state = None if step.state is None else step.state._asdict()
+    hyper = {name: asdict(h) for name, h in step.hyper.items()}
+    snapshot["clock"] = asdict(step.snapshot.clock)
+    return {**fields, "snapshot": snapshot, "hyper": hyper, "state": state}
+
+
+def _unpack_step(item: dict[str, Any]) -> Step:
+    snapshot = Snapshot(**{**item["snapshot"], "clock": Clock(**item["snapshot"]["clock"])})
+    hyper = {name: Hyper(**h) for name, h in item["hyper"].items()}
+    state = None if item["state"] is None else State(**item["state"])
+    return Step(**{**item, "snapshot": snapshot, "hyper": hyper, "state": state})
+
+
+def _bad_losses(snapshot: Snapshot) -> str:
+    bad = (~torch.isfinite(snapshot.losses)).nonzero().flatten().tolist()
+    return (
+        f"the loss of {len(bad)} of {len(snapshot.losses)} samples is not finite (first at "
+        f"batch positions {bad[:5]}); nothing was changed: lower the learning rate or check "
+        "these samples"
+    )
+
+
+def _weak(method: Callable) -> Callable:
+    """A bound method that does not keep its coach alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        target = reference()
+        if target is not None:
+            target(*args)
+
+    return call
+
+
+def _attach(coach: Coach) -> list[Any]:
+    """Hooks on the optimizer and the parameters; they vanish with the coach."""
+    before, after = _weak(coach._before_step), _weak(coach._after_step)
+    accumulate = _weak(coach._after_accumulate)
+    handles: list[Any] = [
+        coach.optimizer.register_step_pre_hook(lambda *_: before()),
+        coach.optimizer.register_step_post_hook(lambda *_: after()),
+    ]
+    for name, leaf in coach._parameters().items():
+        handles.append(
+            leaf.register_post_accumulate_grad_hook(lambda leaf, name=name: accumulate(name, leaf))
+        )
+    weakref.finalize(coach, _detach, handles)
+    return handles
+
+
+def _detach(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,49 @@
+"""The errors users meet: each says what was expected, what came, and what to do.
+
+Every leaf also inherits the builtin a caller would expect to catch, and carries the
+exit code with which the command line ends.
+"""
+
+
+class DeepTeachError(Exception):
+    """Base of every error that deepteach raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(DeepTeachError, ValueError):
+    """A setting, or a combination of settings, that cannot be done exactly."""
+
+    exit_code = 2
+
+
+class DataError(DeepTeachError, ValueError):
+    """Data that cannot be trained on: shapes, labels, missing files, overlap."""
+
+    exit_code = 2
+
+
+class CheckpointError(DeepTeachError, RuntimeError):
+    """A checkpoint that is damaged, foreign, or of another format version."""
+
+    exit_code = 3
+
+
+class NumericError(DeepTeachError, ArithmeticError):
+    """A non-finite loss, gradient or weight, raised before anything is changed."""
+
+    exit_code = 4
+
+
+class ReplayError(NumericError):
+    """A recorded step could not be replayed: the recovered state is not the true one."""
+
+
+class StorageError(DeepTeachError, OSError):
+    """The disk, or the output folder, failed."""
+
+    exit_code = 5
+
+
+class CollapseWarning(UserWarning):
+    """The teacher's weights rest on almost no samples."""

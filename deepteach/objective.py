@@ -1,0 +1,260 @@
+"""The one objective: L(theta, omega) = sum_k u_k l_k + lambda R, u = w / sum w.
+
+This file owns the normalisation. The forward step, the reversal and every derivative call
+it, so they cannot disagree on a factor 1/n (the paper's Algorithm 1 and Eq. 2 do). The
+regulariser lambda R is the optimizer's own weight decay and belongs to `rules`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from deepteach.errors import ConfigError, NumericError
+from deepteach.features import Clock, Snapshot
+from deepteach.generators import States, replayed
+from deepteach.rules import Hyper, State
+from deepteach.student import Inputs, Outputs, Student
+from deepteach.teacher import AbstractTeacher
+from deepteach.tree import Params, all_finite, dot
+
+SampleLoss = Callable[[Tensor, Tensor], Tensor]
+ValidationLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def normalise(log_weights: Tensor) -> Tensor:
+    """u = w / sum w, `(batch,)`, summing to 1; finite for every finite log weight.
+
+    Done in log space: sigmoid weights themselves vanish below logits of about -104 in
+    float32, and their quotient becomes NaN.
+    """
+    return torch.softmax(log_weights, 0)
+
+
+def effective_fraction(weights: Tensor) -> Tensor:
+    """Effective sample size 1 / (n sum u^2): 1 for equal weights, 1/n for a single sample."""
+    return 1 / (len(weights) * weights.square().sum())
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Per-sample cross-entropy, `(batch,)`."""
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def expected_accuracy_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - mean p_y: one minus the expected accuracy of Wu et al., NeurIPS 2018."""
+    return 1 - logits.softmax(1).gather(1, labels.unsqueeze(1)).mean()
+
+
+VALIDATION_LOSSES: dict[str, ValidationLoss] = {
+    "nll": nn.functional.cross_entropy,
+    "expected_accuracy": expected_accuracy_loss,
+}
+
+
+@dataclass
+class Step:
+    """What one optimizer step saw, so that it can be replayed exactly.
+
+    `weights` are the normalised u of that step; `generators` the state of every random
+    generator that the pass consumed (None if it consumed nothing); `hyper` is filled in
+    when the optimizer has stepped; `state` is what the adjoint chose to keep.
+    """
+
+    inputs: Inputs
+    labels: Tensor
+    snapshot: Snapshot
+    weights: Tensor
+    buffers: Params
+    modes: tuple[bool, ...]
+    generators: States | None
+    hyper: dict[str, Hyper] = field(default_factory=dict)
+    state: State | None = None
+
+
+@dataclass
+class Objective:
+    """Student, teacher and loss as one differentiable function of (theta, omega).
+
+    With `through_weights` the weights depend on theta through the features and their
+    derivative is taken ("deeper interactions"); without it the features are constants.
+    """
+
+    student: Student
+    teacher: AbstractTeacher
+    loss: SampleLoss
+    through_weights: bool
+    forward_mode: bool = True
+
+    def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
+        """`(batch,)` losses; refuses a loss that already averages."""
+        losses = self.loss(outputs.logits, labels)
+        if losses.shape != labels.shape[:1]:
+            raise ConfigError(
+                f"loss must return one value per sample, shape ({len(labels)},), got "
+                f"{tuple(losses.shape)}: use reduction='none'"
+            )
+        return losses
+
+    def snapshot(self, outputs: Outputs, labels: Tensor, clock: Clock) -> Snapshot:
+        losses = self.sample_losses(outputs, labels)
+        return Snapshot(outputs.internal, outputs.logits, labels, losses, clock)
+
+    def weights(self, omega: Params, snapshot: Snapshot) -> Tensor:
+        """u(omega) of a batch, `(batch,)`; features detached unless `through_weights`."""
+        seen = snapshot if self.through_weights else snapshot.detach()
+        return normalise(functional_call(self.teacher, omega, (seen,))).to(seen.losses.dtype)
+
+    def replay(self, theta: Params, step: Step) -> Snapshot:
+        """The recorded pass at `theta`: same batch, modes, buffers and random draws."""
+        with replayed(step.generators), self.student.in_modes(step.modes):
+            outputs = self.student.functional(theta, step.buffers, step.inputs)
+        return self.snapshot(outputs, step.labels, step.snapshot.clock)
+
+    def linearised(
+        self, theta: Params, step: Step, omega: Params, *, first_order: bool = False
+    ) -> Linearised:
+        """g = grad_theta L at `theta`, with the graph for its derivatives unless first order."""
+        theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+        with torch.enable_grad():
+            snapshot = self.replay(theta, step)
+            if self.through_weights:
+                omega = {name: leaf.detach().requires_grad_() for name, leaf in omega.items()}
+                weights = self.weights(omega, snapshot)
+            else:
+                weights = step.weights.detach().requires_grad_()
+            value = (weights * snapshot.losses).sum()
+            gradient = gradients(value, theta, create_graph=not first_order)
+        return Linearised(theta, omega, weights, gradient, snapshot.losses.detach())
+
+    def directional(self, theta: Params, step: Step, along: Params) -> tuple[Tensor, Tensor]:
+        """(l, J along): losses `(batch,)` and their derivative in a direction of theta.
+
+        First-order forward mode, both detached. Raises NotImplementedError where an
+        operator has no forward rule; the caller then takes `linearised`.
+        """
+        with torch.no_grad(), forward_ad.dual_level():
+            dual = {
+                name: forward_ad.make_dual(leaf.detach(), along[name])
+                for name, leaf in theta.items()
+            }
+            losses, tangent = forward_ad.unpack_dual(self.replay(dual, step).losses)
+        return losses, torch.zeros_like(losses) if tangent is None else tangent
+
+    def teacher_gradient(self, omega: Params, step: Step, slopes: Tensor) -> Params:
+        """grad_omega of u(omega) . slopes, with the features recorded at that step.
+
+        `slopes` are the per-sample J dv `(batch,)`. The student is not differentiated: its
+        weights enter g linearly, so only the small teacher is.
+        """
+        omega = {name: leaf.detach().requires_grad_() for name, leaf in omega.items()}
+        with torch.enable_grad():
+            value = self.weights(omega, step.snapshot.detach()) @ slopes
+            return gradients(value, omega)
+
+
+class Validation:
+    """M on one trusted batch: its gradient at any theta, and what the pass showed.
+
+    The module runs in the mode that it is in, on cloned buffers; random draws are undone.
+    """
+
+    def __init__(
+        self, objective: Objective, loss: ValidationLoss, inputs: Inputs, labels: Tensor
+    ) -> None:
+        self._objective, self._loss = objective, loss
+        self._inputs, self._labels = inputs, labels
+        self.loss = math.nan
+        self.outputs: Outputs | None = None
+
+    def gradient(self, theta: Params) -> Params:
+        """dM/dtheta at `theta`; leaves `loss` and `outputs` of that pass behind."""
+        student = self._objective.student
+        theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+        with torch.enable_grad(), replayed(None):
+            outputs = student.functional(theta, student.buffers(), self._inputs)
+            value = self._loss(outputs.logits, self._labels)
+            if value.dim() != 0:
+                raise ConfigError(
+                    f"validation_loss must return a scalar, got shape {tuple(value.shape)}"
+                )
+            gradient = gradients(value, theta)
+        self.loss = float(value.detach())
+        self.outputs = Outputs(outputs.logits.detach(), outputs.internal.detach())
+        if not math.isfinite(self.loss) or not all_finite(gradient.values()):
+            raise NumericError(
+                "the validation loss or its gradient is not finite; nothing was changed: "
+                "check the trusted samples, or lower the student's learning rate"
+            )
+        return gradient
+
+    def snapshot(self, clock: Clock) -> Snapshot:
+        """The trusted batch as the teacher's features may fit on it."""
+        assert self.outputs is not None
+        return self._objective.snapshot(self.outputs, self._labels, clock)
+
+    def accuracy(self) -> float | None:
+        """Share of right predictions, where labels are class indices."""
+        assert self.outputs is not None
+        if self._labels.is_floating_point() or self._labels.dim() != 1:
+            return None
+        return float((self.outputs.logits.argmax(1) == self._labels).float().mean())
+
+
+@dataclass
+class Linearised:
+    """g and its graph at one replayed step."""
+
+    theta: Params
+    omega: Params
+    weights: Tensor
+    gradient: Params
+    losses: Tensor
+
+    def pull_back(self, along: Params, objective: Objective, step: Step) -> tuple[Params, Params]:
+        """(grad_theta <g, along>, grad_omega <g, along>): one double backward for both."""
+        inner = dot(self.gradient, {name: leaf.detach() for name, leaf in along.items()})
+        if objective.through_weights:
+            joint = gradients(inner, {**_prefixed("t", self.theta), **_prefixed("o", self.omega)})
+            return _unprefixed("t", joint), _unprefixed("o", joint)
+        joint = gradients(inner, {**_prefixed("t", self.theta), "u": self.weights})
+        slopes = joint.pop("u")
+        return _unprefixed("t", joint), objective.teacher_gradient(self.omega, step, slopes)
+
+    def pull_back_teacher(self, along: Params, objective: Objective, step: Step) -> Params:
+        """grad_omega <g, along> alone."""
+        inner = dot(self.gradient, {name: leaf.detach() for name, leaf in along.items()})
+        if objective.through_weights:
+            return gradients(inner, self.omega)
+        slopes = gradients(inner, {"u": self.weights})["u"]
+        return objective.teacher_gradient(self.omega, step, slopes)
+
+
+def gradients(value: Tensor, leaves: Params, *, create_graph: bool = False) -> Params:
+    """Gradients by name; a leaf that `value` does not depend on has gradient 0."""
+    if not leaves:
+        return {}
+    if not value.requires_grad:
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    found = torch.autograd.grad(
+        value, list(leaves.values()), create_graph=create_graph, allow_unused=True
+    )
+    return {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(leaves.items(), found, strict=True)
+    }
+
+
+def _prefixed(mark: str, tree: Params) -> Params:
+    return {f"{mark}/{name}": leaf for name, leaf in tree.items()}
+
+
+def _unprefixed(mark: str, tree: Params) -> Params:
+    start = f"{mark}/"
+    return {name.removeprefix(start): leaf for name, leaf in tree.items() if name.startswith(start)}

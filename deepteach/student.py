@@ -1,0 +1,200 @@
+"""The student: any `nn.Module`, unchanged, with one named internal state."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from deepteach.errors import ConfigError
+from deepteach.tree import Params
+
+Inputs = Tensor | tuple | dict
+"""What the module takes: a tensor, positional arguments, or keyword arguments."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One pass: logits as the module returns them, internal states as `(batch, width)`."""
+
+    logits: Tensor
+    internal: Tensor
+
+
+class Student:
+    """A module and the layer whose input (or output) the teacher reads.
+
+    The internal state is the input of the submodule `internal`, or its output with
+    `side="output"`. Feature maps `(batch, channels, ...)` are flattened, or averaged over
+    every dimension after the second with `pool="avg"`.
+
+    Raises:
+        ConfigError: no such submodule (the message lists candidates), or the module is
+            wrapped so that its gradients would be wrong (DataParallel).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        internal: str,
+        *,
+        side: str = "input",
+        pool: str | None = None,
+    ) -> None:
+        if side not in ("input", "output"):
+            raise ConfigError(f"side must be 'input' or 'output', got {side!r}")
+        if pool not in (None, "avg"):
+            raise ConfigError(f"pool must be None or 'avg', got {pool!r}")
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise ConfigError(
+                f"{type(module).__name__} synchronises only .backward() on leaf parameters, so "
+                "meta-gradients through it are wrong: pass the bare module (model.module)"
+            )
+        layers = dict(module.named_modules())
+        if internal not in layers or internal == "":
+            raise ConfigError(_no_such_layer(internal, layers))
+        self.module = module
+        self.internal = internal
+        self.side = side
+        self.pool = pool
+        self._layer = layers[internal]
+
+    def __call__(self, inputs: Inputs) -> Outputs:
+        """The module's own pass, as in plain training: its buffers are updated as usual."""
+        with self._tapped() as seen:
+            raw = _call(self.module, inputs)
+        return Outputs(_logits(raw), self._state(seen))
+
+    def functional(self, params: Params, buffers: Params, inputs: Inputs) -> Outputs:
+        """The same pass at `params`; `buffers` are cloned, so nothing is changed.
+
+        Attention takes its MATH form here: the fused kernels have neither a second
+        derivative nor forward-mode rules.
+        """
+        args, kwargs = _arguments(inputs)
+        tensors = {**params, **{name: leaf.clone() for name, leaf in buffers.items()}}
+        with self._tapped() as seen, sdpa_kernel(SDPBackend.MATH), _no_fast_attention():
+            raw = functional_call(self.module, tensors, args, kwargs)
+        return Outputs(_logits(raw), self._state(seen))
+
+    def buffers(self) -> Params:
+        """Copies of the module's buffers as they are now."""
+        return {name: leaf.detach().clone() for name, leaf in self.module.named_buffers()}
+
+    def restore_buffers(self, saved: Params) -> None:
+        """Write saved buffers back into the module, in place."""
+        with torch.no_grad():
+            for name, leaf in self.module.named_buffers():
+                leaf.copy_(saved[name])
+
+    def modes(self) -> tuple[bool, ...]:
+        """The `training` flag of every submodule, in the order of `modules()`."""
+        return tuple(layer.training for layer in self.module.modules())
+
+    @contextmanager
+    def in_modes(self, modes: tuple[bool, ...]) -> Iterator[None]:
+        """Run with recorded `training` flags, then put the present ones back."""
+        before = self.modes()
+        try:
+            for layer, flag in zip(self.module.modules(), modes, strict=True):
+                layer.training = flag
+            yield
+        finally:
+            for layer, flag in zip(self.module.modules(), before, strict=True):
+                layer.training = flag
+
+    @contextmanager
+    def _tapped(self) -> Iterator[list[Tensor]]:
+        seen: list[Tensor] = []
+
+        def before(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+            seen.append(_first_tensor((args, kwargs)))
+
+        def after(_module: nn.Module, _args: tuple, output: Any) -> None:
+            seen.append(_first_tensor(output))
+
+        if self.side == "input":
+            handle = self._layer.register_forward_pre_hook(before, with_kwargs=True)
+        else:
+            handle = self._layer.register_forward_hook(after)
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    def _state(self, seen: list[Tensor]) -> Tensor:
+        if len(seen) != 1:
+            raise ConfigError(
+                f"the internal state must come from one call of {self.internal!r} per pass, "
+                f"but it ran {len(seen)} times: name a submodule that runs once"
+            )
+        state = seen[0]
+        if state.dim() > 2:
+            state = state.flatten(2).mean(2) if self.pool == "avg" else state.flatten(1)
+        return state.unsqueeze(1) if state.dim() == 1 else state
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple, dict]:
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def _call(module: nn.Module, inputs: Inputs) -> Any:
+    args, kwargs = _arguments(inputs)
+    return module(*args, **kwargs)
+
+
+def _logits(raw: Any) -> Tensor:
+    logits = raw if isinstance(raw, Tensor) else getattr(raw, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise ConfigError(
+            f"the module must return logits or an object with .logits, got {type(raw).__name__}"
+        )
+    return logits
+
+
+def _first_tensor(value: Any) -> Tensor:
+    """The first tensor of a (nested) call or result, such as an LSTM's `(output, state)`."""
+    if isinstance(value, Tensor):
+        return value
+    items = value.values() if isinstance(value, dict) else value
+    for item in items if isinstance(items, tuple | list) else list(items):
+        if isinstance(item, Tensor | tuple | list | dict) and not _is_empty(item):
+            return _first_tensor(item)
+    raise ConfigError("the named submodule passes no tensor: name another one")
+
+
+def _is_empty(item: Any) -> bool:
+    return isinstance(item, tuple | list | dict) and not item
+
+
+@contextmanager
+def _no_fast_attention() -> Iterator[None]:
+    """The encoder's inference fast path has no derivative rules; keep it out of replays."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _no_such_layer(name: str, layers: dict[str, nn.Module]) -> str:
+    names = [key for key in layers if key]
+    if not names:
+        return (
+            "the module has no submodules to name as internal state: wrap its last layer in "
+            "a module of its own, e.g. self.fc = nn.Linear(...)"
+        )
+    linear = [key for key in names if isinstance(layers[key], nn.Linear)]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    shown = list(dict.fromkeys([*near, *linear[-3:], *names[-8:]]))[:8]
+    return f"the module has no submodule {name!r}; candidates: {', '.join(shown)}"

@@ -1,0 +1,53 @@
+"""Named tensors, `dict[str, Tensor]`, and the few vector operations on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+
+
+def tree_map(function: Callable[..., Tensor], first: Params, *rest: Params) -> Params:
+    """Apply `function` entry by entry; all trees carry the names of `first`."""
+    return {name: function(leaf, *(tree[name] for tree in rest)) for name, leaf in first.items()}
+
+
+def clone(tree: Params) -> Params:
+    """Detached copies that share no memory with `tree`."""
+    return {name: leaf.detach().clone() for name, leaf in tree.items()}
+
+
+def zeros_like(tree: Params) -> Params:
+    """Zeros in the shapes, dtypes and devices of `tree`."""
+    return {name: torch.zeros_like(leaf) for name, leaf in tree.items()}
+
+
+def dot(left: Params, right: Params) -> Tensor:
+    """Inner product over all entries, a scalar; differentiable."""
+    return torch.stack([(left[name] * right[name]).sum() for name in left]).sum()
+
+
+def norm(tree: Params) -> float:
+    """Euclidean norm over all entries; accumulated in float64 so that it cannot overflow."""
+    leaves = [torch.linalg.vector_norm(leaf.detach()).double() for leaf in tree.values()]
+    return float(torch.linalg.vector_norm(torch.stack(leaves))) if leaves else 0.0
+
+
+def distance(left: Params, right: Params) -> float:
+    """Relative Euclidean distance |left - right| / |right|."""
+    return norm(tree_map(torch.sub, left, right)) / max(norm(right), 1e-300)
+
+
+def cosine(left: Params, right: Params) -> float:
+    """Cosine of the angle between two trees; 0 where either vanishes."""
+    scale = norm(left) * norm(right)
+    return float(dot(left, right)) / scale if scale > 0 else 0.0
+
+
+def all_finite(leaves: Iterable[Tensor]) -> bool:
+    """Whether no entry is NaN or infinite; one synchronisation for all tensors."""
+    flags = [torch.isfinite(leaf).all() for leaf in leaves]
+    return bool(torch.stack(flags).all()) if flags else True
