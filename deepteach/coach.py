@@ -115,6 +115,8 @@ class Coach:
         self.rule = rule_for(optimizer)
         self.clock = Clock(total=total_steps)
         self.last_record: UpdateRecord | None = None
+        self.last_weights = torch.zeros(0)
+        """`(batch,)` normalised weights of the last step taken, summing to 1."""
         self._omega_names = [name for name, _ in teacher.named_parameters()]
         if teacher_optimizer is None and self._omega_names:
             teacher_optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
@@ -199,12 +201,12 @@ class Coach:
             inputs=inputs,
             labels=labels,
             snapshot=snapshot.detach(),
-            weights=snapshot.losses.detach(),
+            weights=self.objective.weights(self.omega, snapshot).detach(),
             buffers=buffers,
             modes=self.student.modes(),
             generators=drawn if drew else None,
         )
-        if self.adjoint.before_step:
+        if self.adjoint.before_step and all_finite([step.weights]):
             self._teach_before(step)
         weights = self.objective.weights(self.omega, snapshot)
         if not all_finite([weights]):
@@ -392,6 +394,7 @@ class Coach:
             self._steps.clear()
             return
         self._steps.append(step)
+        self.last_weights = step.weights
         self._since_update += 1
         self._effective = self._effective.to(step.weights) + effective_fraction(step.weights)
         seen = self.clock.step

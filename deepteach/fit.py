@@ -1,0 +1,234 @@
+"""The training loop: a student, its teacher and their data, one epoch at a time.
+
+Whatever is random is drawn from a stream named by (seed, purpose, step), and whatever
+follows a schedule is a function of the step, so a run continues from any step exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepteach.coach import Coach
+from deepteach.data import Data
+from deepteach.errors import ConfigError
+from deepteach.methods import Method
+from deepteach.objective import VALIDATION_LOSSES
+from deepteach.streams import stream
+from deepteach.student import Student
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length and learning rates of a run."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    milestones: tuple[int, ...]
+    """Epochs (counted from 0) at whose start the rate is divided by 10."""
+    interval: int
+    window: int
+    valid_batch: int
+
+    def rate(self, epoch: int) -> float:
+        """Factor on every learning rate in `epoch`."""
+        return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What happened in one epoch. Means are over its steps."""
+
+    epoch: int
+    step: int
+    train_loss: float
+    effective_sample_size: float
+    updates: int
+    valid_loss: float | None
+    drift: float | None
+    meta_gradient_norm: float | None
+    weights: Tensor
+    """`(n,)` weight of each training sample when it was last seen; 1 where it never was."""
+
+
+def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
+    """A shuffled epoch, the short last batch kept; one left-over sample joins the last but one.
+
+    A batch of one has no batch statistics.
+    """
+    order = torch.randperm(count, generator=generator)
+    parts = list(order.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def steps_per_epoch(count: int, size: int) -> int:
+    full, rest = divmod(count, size)
+    return max(1, full + (rest > 1))
+
+
+class Training:
+    """Everything that changes during a run, and how it changes."""
+
+    def __init__(
+        self,
+        data: Data,
+        student: Student,
+        method: Method,
+        schedule: Schedule,
+        *,
+        seed: int,
+        augment: Augmentation,
+        device: torch.device,
+        through_weights: bool = False,
+        validation_loss: str = "nll",
+    ) -> None:
+        if schedule.batch_size > len(data.y_train):
+            raise ConfigError(
+                f"batch_size {schedule.batch_size} is more than the {len(data.y_train)} training "
+                "samples: lower batch_size"
+            )
+        self.data, self.schedule, self.seed = data, schedule, seed
+        self.augment, self.device = augment, device
+        self.x, self.y = data.x_train.to(device), data.y_train.to(device)
+        self.x_valid, self.y_valid = data.x_valid.to(device), data.y_valid.to(device)
+        self.module: nn.Module = student.module
+        self.optimizer = torch.optim.SGD(
+            [leaf for leaf in student.module.parameters() if leaf.requires_grad],
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+        )
+        self.per_epoch = steps_per_epoch(len(self.y), schedule.batch_size)
+        self.coach = Coach(
+            student,
+            self.optimizer,
+            method.teacher.to(device),
+            interval=schedule.interval,
+            window=schedule.window,
+            adjoint=method.adjoint,
+            teacher_optimizer=method.optimizer(),
+            through_weights=through_weights,
+            validation_loss=VALIDATION_LOSSES[validation_loss],
+            total_steps=self.per_epoch * schedule.epochs,
+        )
+        self.teacher_rates = _rates(self.coach.teacher_optimizer)
+        self.step = 0
+        self.weights = torch.ones(len(self.y), device=device)
+        self._clear_epoch()
+
+    def _clear_epoch(self) -> None:
+        self._losses, self._effective = 0.0, 0.0
+        self._updates, self._records = 0, [0.0, 0.0]
+        self._drift: float | None = None
+
+    @property
+    def total(self) -> int:
+        return self.per_epoch * self.schedule.epochs
+
+    def epoch_steps(self) -> Iterator[EpochEnd | None]:
+        """Train from the present step on: None after each step, `EpochEnd` after each epoch."""
+        while self.step < self.total:
+            epoch, start = divmod(self.step, self.per_epoch)
+            order = batches(
+                len(self.y), self.schedule.batch_size, stream(self.seed, "order", epoch)
+            )
+            self.set_rates(self.schedule.rate(epoch))
+            for indices in order[start:]:
+                self.take_step(indices.to(self.device))
+                yield None
+            yield self._epoch_end(epoch + 1)
+
+    def set_rates(self, factor: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr * factor
+        teacher = self.coach.teacher_optimizer
+        groups = teacher.param_groups if teacher else []
+        for group, rate in zip(groups, self.teacher_rates, strict=True):
+            # Adam removes the meta-gradient's scale, which shrinks with the student's rate.
+            group["lr"] = rate * factor
+
+    def take_step(self, indices: Tensor) -> None:
+        """One student step, and one teacher update where it is due."""
+        self.module.train()
+        x = self.augment(self.x[indices], stream(self.seed, "augment", self.step))
+        self.optimizer.zero_grad()
+        loss = self.coach.loss(x, self.y[indices])
+        loss.backward()
+        self.optimizer.step()
+        self._note(indices, float(loss.detach()))
+        record = self.coach.update(self.trusted())
+        if record is None:
+            record = self.coach.last_record if self.coach.adjoint.before_step else None
+        if record is not None:
+            self._updates += 1
+            self._records[0] += record.validation_loss
+            self._records[1] += record.gradient_norm
+            if record.drift is not None:
+                self._drift = max(self._drift or 0.0, record.drift)
+        self.step += 1
+
+    def trusted(self) -> tuple[Tensor, Tensor]:
+        """This step's trusted batch: a fresh sample of the validation set."""
+        count, size = len(self.y_valid), self.schedule.valid_batch
+        if size >= count:
+            return self.x_valid, self.y_valid
+        drawn = torch.randperm(count, generator=stream(self.seed, "trusted", self.step))[:size]
+        chosen = drawn.to(self.device)
+        return self.x_valid[chosen], self.y_valid[chosen]
+
+    def _note(self, indices: Tensor, loss: float) -> None:
+        weights = self.coach.last_weights
+        self.weights[indices] = (weights * len(weights)).to(self.weights.dtype)
+        self._losses += loss
+        self._effective += float(1 / (len(weights) * weights.square().sum()))
+
+    def _epoch_end(self, epoch: int) -> EpochEnd:
+        steps, updates = self.per_epoch, self._updates
+        end = EpochEnd(
+            epoch=epoch,
+            step=self.step,
+            train_loss=self._losses / steps,
+            effective_sample_size=self._effective / steps,
+            updates=updates,
+            valid_loss=self._records[0] / updates if updates else None,
+            meta_gradient_norm=self._records[1] / updates if updates else None,
+            drift=self._drift,
+            weights=self.weights.cpu().clone(),
+        )
+        self._clear_epoch()
+        return end
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that continues this run bit for bit, besides its settings."""
+        return {
+            "step": self.step,
+            "student": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "coach": self.coach.state_dict(),
+            "weights": self.weights,
+            "epoch": [self._losses, self._effective, self._updates, *self._records, self._drift],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.module.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.coach.load_state_dict(state["coach"])
+        self.weights.copy_(state["weights"])
+        self._losses, self._effective, self._updates, *rest = state["epoch"]
+        self._records, self._drift = list(rest[:2]), rest[2]
+
+
+def _rates(optimizer: torch.optim.Optimizer | None) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups] if optimizer else []
