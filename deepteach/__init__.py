@@ -12,6 +12,7 @@ from deepteach.errors import (
     ReplayError,
     StorageError,
 )
+from deepteach.estimator import TeachClassifier
 from deepteach.features import (
     Clock,
     Feature,
@@ -25,5 +26,6 @@ from deepteach.features import (
 from deepteach.lookahead import Lookahead
 from deepteach.student import Outputs, Student
 from deepteach.teacher import AbstractTeacher, MetaWeightNet, Teacher, Uniform
+from deepteach.train import Result, train
 
 __version__ = "0.1.0"

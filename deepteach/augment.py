@@ -1,0 +1,61 @@
+"""Random crops and mirrors of a whole batch at once, on the batch's device.
+
+Symbols: n samples, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepteach.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Pad by reflection, crop each sample at random back to its size, mirror half of them.
+
+    This is CIFAR's usual augmentation. What is not a batch of images is returned as it
+    is, and nothing is drawn for it.
+    """
+
+    pad: int = 4  # pixels on each side
+    flip: bool = True  # mirror left and right; wrong for digits and letters
+
+    def __post_init__(self) -> None:
+        if self.pad < 0:
+            raise ConfigError(f"pad is {self.pad}: expected 0 or more pixels")
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A new (n, c, h, w) batch; the draws are made on the CPU.
+
+        So a run sees the same crops on every device. Raises ConfigError where the image is
+        too small to reflect `pad` pixels.
+        """
+        if x.dim() != 4:
+            return x
+        n, c, h, w = x.shape
+        if self.pad >= min(h, w):
+            raise ConfigError(
+                f"pad is {self.pad} for images of {h}x{w}: expected less than the image's "
+                "side; lower pad"
+            )
+        corner = torch.randint(2 * self.pad + 1, (2, n, 1), generator=generator)
+        top, left = corner.to(x.device)
+        rows = top + torch.arange(h, device=x.device)  # (n, h)
+        columns = left + torch.arange(w, device=x.device)  # (n, w)
+        if self.flip:
+            mirrored = torch.randint(2, (n, 1), generator=generator).bool().to(x.device)
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        padded = F.pad(x, (self.pad,) * 4, mode="reflect")
+        sample = torch.arange(n, device=x.device).view(n, 1, 1, 1)
+        channel = torch.arange(c, device=x.device).view(1, c, 1, 1)
+        return padded[sample, channel, rows.view(n, 1, h, 1), columns.view(n, 1, 1, w)]
+
+
+def identity(x: Tensor, generator: torch.Generator) -> Tensor:
+    """No augmentation, and no draw."""
+    return x

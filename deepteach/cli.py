@@ -1,0 +1,213 @@
+"""The command line. Every error is one line with its remedy; --debug adds the traceback."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from deepteach import config as configuration
+from deepteach.errors import ConfigError, DeepTeachError
+from deepteach.interrupts import Interrupted
+from deepteach.progress import Watcher, watching
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    warnings.showwarning = lambda message, *_: errors.print(f"deepteach: warning: {message}")
+    try:
+        options, rest = _parser().parse_known_args([a for a in arguments if a != "--debug"])
+        if rest:
+            raise ConfigError(_unexpected(rest))
+        return options.command(options) or 0
+    except Interrupted as stop:
+        errors.print(f"deepteach: {stop}; the state is committed, go on with --resume")
+        return stop.code
+    except DeepTeachError as error:
+        if debug:
+            errors.print_exception()
+        errors.print(f"deepteach: {' '.join(str(error).split())}")
+        return error.exit_code
+    except OSError as error:
+        if debug:
+            errors.print_exception()
+        errors.print(f"deepteach: {error}: check the path and the disk, then --resume")
+        return 5
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are ConfigErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="deepteach", description=__import__("deepteach").__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    train = commands.add_parser("train", allow_abbrev=False, help="train a student and its teacher")
+    train.add_argument("--config", metavar="FILE.yaml", help="settings; flags win over them")
+    train.add_argument("--resume", action="store_true", help="go on in --out")
+    _add_settings(train.add_argument_group("settings (also keys of --config)"))
+    train.set_defaults(command=_train)
+
+    compare = commands.add_parser("compare", help="one table over runs")
+    compare.add_argument("runs", nargs="+", metavar="RUN")
+    compare.add_argument("--html", metavar="FILE", help="also write a page")
+    compare.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
+    compare.set_defaults(command=_compare)
+
+    weights = commands.add_parser("weights", help="training samples, the least trusted first")
+    weights.add_argument("run", metavar="RUN")
+    weights.add_argument("--top", type=int, metavar="N", help="only the first N")
+    weights.add_argument("--out", metavar="FILE", help=".csv or .parquet; default: the terminal")
+    weights.set_defaults(command=_weights)
+
+    report = commands.add_parser("report", help="one HTML file about a run")
+    report.add_argument("run", metavar="RUN")
+    report.set_defaults(command=_report)
+
+    doctor = commands.add_parser("doctor", help="check a model of yours on one batch")
+    doctor.add_argument("--student", required=True, metavar="NAME")
+    doctor.add_argument("--internal", metavar="LAYER", help="default: the last linear layer")
+    doctor.add_argument("--data", default="digits", metavar="DATA", help="as in train")
+    doctor.add_argument("--batch_size", type=int, default=64, metavar="N")
+    doctor.add_argument("--window", type=int, default=2, metavar="B")
+    doctor.add_argument("--interval", type=int, default=20, metavar="K")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _add_settings(group: Any) -> None:
+    """A flag for every field of the configuration."""
+    model = configuration.Config
+    for key in configuration.known_keys():
+        owner, _, name = key.rpartition(".")
+        field = (configuration.NoiseConfig if owner else model).model_fields[name]
+        group.add_argument(f"--{key}", dest=f"set:{key}", metavar="VALUE", help=field.description)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The configuration file and the flags as one nested mapping."""
+    values = configuration.read(options.config) if options.config else {}
+    for key in configuration.known_keys():
+        text = getattr(options, f"set:{key}")
+        if text is None:
+            continue
+        owner, _, name = key.rpartition(".")
+        if owner:
+            nested = values.get(owner)
+            values[owner] = {**(nested if isinstance(nested, dict) else {}), name: text}
+        elif key in ("beside", "milestones"):
+            values[key] = [part for part in text.split(",") if part]
+        else:
+            values[key] = None if text in ("none", "null") and name != "kind" else text
+    return values
+
+
+def _train(options: argparse.Namespace) -> int:
+    from deepteach import noise, sources
+    from deepteach.report import write_report
+    from deepteach.rundir import open_run
+    from deepteach.table import results_table, rows_of
+    from deepteach.train import run
+
+    values = _settings(options)
+    if not values and not options.resume:
+        values = {"beside": ["mwn"]}  # the demo shows the best-known rival, too
+    config = configuration.make(values)
+    if config.out is None:
+        if options.resume:
+            raise ConfigError("--resume needs --out: name the folder of the run to go on with")
+        config = config.model_copy(update={"out": _new_folder(config)})
+    console = Console()
+    data = sources.load(config.data, config.seed, config.valid_size)
+    kind, rate, seed = config.noise.kind, config.noise.rate, config.noise.seed
+    data = noise.corrupt(data, kind, rate, config.seed if seed is None else seed)
+    for note in data.notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+
+    def watch(name: str, epochs: int, steps: int) -> AbstractContextManager[Watcher]:
+        return watching(console, name, epochs, steps)
+
+    result = run(config, data, resume=options.resume, watch=watch)
+    assert result.path is not None
+    finished = open_run(result.path)
+    console.print(results_table(rows_of(finished)))
+    report = write_report(finished)
+    console.print(f"run: {result.path}   report: {report}", soft_wrap=True, markup=False)
+    return 0
+
+
+def _unexpected(rest: list[str]) -> str:
+    flags = [part for part in rest if part.startswith("--")]
+    if not flags:
+        return f"unexpected argument {rest[0]!r}; see deepteach --help"
+    return configuration.unknown_key(flags[0].removeprefix("--").partition("=")[0])
+
+
+def _new_folder(config: configuration.Config) -> str:
+    base = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-s{config.seed}"
+    path, count = Path("runs") / base, 1
+    while path.exists():
+        count += 1
+        path = Path("runs") / f"{base}-{count}"
+    return str(path)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from deepteach.report import write_comparison
+    from deepteach.rundir import open_run
+    from deepteach.table import compare
+
+    runs = [open_run(path) for path in options.runs]
+    comparison = compare(runs)
+    render = {"text": "to_text", "markdown": "to_markdown", "csv": "to_csv"}[options.format]
+    print(getattr(comparison, render)())
+    if options.html:
+        write_comparison(runs, options.html)
+    return 0
+
+
+def _weights(options: argparse.Namespace) -> int:
+    from deepteach.ranking import ranked, write
+    from deepteach.rundir import open_run
+
+    if options.top is not None and options.top < 1:
+        raise ConfigError(f"--top must be 1 or more, got {options.top}")
+    table = ranked(open_run(options.run).weights, options.top)
+    if options.out is None:
+        sys.stdout.write(table.csv())
+    else:
+        write(table, Path(options.out))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from deepteach.report import write_report
+    from deepteach.rundir import open_run
+
+    print(write_report(open_run(options.run)))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from deepteach import sources
+    from deepteach.doctor import examine
+
+    names = ("student", "internal", "data", "batch_size", "window", "interval")
+    config = configuration.make({name: getattr(options, name) for name in names})
+    for line in examine(config, sources.load(config.data, config.seed)):
+        print(line)
+    return 0

@@ -1,0 +1,94 @@
+"""Watching a run: a progress bar on a terminal, plain lines elsewhere, silence on request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Watcher(Protocol):
+    """What the loop reports to."""
+
+    def say(self, text: str) -> None: ...
+    def step(self, step: int) -> None: ...
+    def epoch(self, line: dict) -> None: ...
+
+
+class Silent:
+    """Reports nothing."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def step(self, step: int) -> None:
+        pass
+
+    def epoch(self, line: dict) -> None:
+        pass
+
+
+class Lines:
+    """One line at most every `every` seconds, and for the last epoch."""
+
+    def __init__(self, console: Console, name: str, epochs: int, every: float = 10.0) -> None:
+        self._console, self._name, self._epochs, self._every = console, name, epochs, every
+        self._last = time.monotonic()
+
+    def say(self, text: str) -> None:
+        self._console.print(f"{self._name}: {text}", soft_wrap=True, markup=False)
+
+    def step(self, step: int) -> None:
+        pass
+
+    def epoch(self, line: dict) -> None:
+        if line["epoch"] == self._epochs or time.monotonic() - self._last >= self._every:
+            self._last = time.monotonic()
+            self.say(f"epoch {line['epoch']}/{self._epochs}  {describe(line)}")
+
+
+class Bar:
+    """A rich progress bar with the last epoch's figures."""
+
+    def __init__(self, progress: Progress, name: str, total: int) -> None:
+        self._progress, self._name = progress, name
+        self._task = progress.add_task(name, total=total, figures="")
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(f"{self._name}: {text}", soft_wrap=True, markup=False)
+
+    def step(self, step: int) -> None:
+        self._progress.update(self._task, completed=step)
+
+    def epoch(self, line: dict) -> None:
+        self._progress.update(self._task, figures=describe(line))
+
+
+def describe(line: dict) -> str:
+    """The figures of one line of metrics.jsonl."""
+    parts = [f"loss {line['train_loss']:.3f}"]
+    for key, name in (("valid_accuracy", "valid"), ("test_accuracy", "test")):
+        if line.get(key) is not None:
+            parts.append(f"{name} {line[key]:.1%}")
+    return "  ".join(parts)
+
+
+@contextmanager
+def watching(console: Console, name: str, epochs: int, total: int) -> Iterator[Watcher]:
+    """The watcher that suits the console."""
+    if not console.is_terminal:
+        yield Lines(console, name, epochs)
+        return
+    columns = (
+        TextColumn("{task.description:>9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Bar(progress, name, total)

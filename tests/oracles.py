@@ -1,0 +1,246 @@
+"""Slow, independent references for the meta-gradient, in plain torch.
+
+Nothing here imports the engine's objective, rules or adjoints: the weights are w / sum w
+as written, momentum SGD is four lines, and derivatives come from an unrolled graph or from
+training again with a perturbed teacher.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from cases import Bench, Case, answer, bench, linear_teacher
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import deepteach as dt
+
+Params = dict[str, Tensor]
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+def metric(name: Any) -> Metric:
+    """The validation losses, written again."""
+    if name == "nll":
+        return lambda z, y: -z.log_softmax(1)[torch.arange(len(y)), y].mean()
+    if name == "expected_accuracy":
+        return lambda z, y: 1 - z.softmax(1)[torch.arange(len(y)), y].mean()
+    return name
+
+
+def sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return -logits.log_softmax(1)[torch.arange(len(labels)), labels]
+
+
+@dataclass
+class Moment:
+    """A step of the window, as the loop saw it."""
+
+    inputs: Any
+    labels: Tensor
+    generator: Tensor
+    module: nn.Module
+    snapshot: dt.Snapshot
+    hyper: dict[str, tuple[float, float, float]]
+
+
+@dataclass
+class Recording:
+    """The window of one run: where it starts, its steps, and where it ends."""
+
+    run: Bench
+    theta: Params = field(default_factory=dict)
+    velocity: Params = field(default_factory=dict)
+    moments: list[Moment] = field(default_factory=list)
+    generator: Tensor = field(default_factory=torch.get_rng_state)
+
+
+def look(case: Case, module: nn.Module, theta: Params, x: Any) -> tuple[Tensor, Tensor]:
+    """(logits, internal state) of a copy of `module` at `theta`."""
+    module, seen = copy.deepcopy(module), []
+    layer = module.get_submodule(case.internal)
+    if case.side == "input":
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    else:
+        layer.register_forward_hook(lambda _m, _a, out: seen.append(out))
+    args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
+    with sdpa_kernel(SDPBackend.MATH):
+        raw = functional_call(module, theta, args, kwargs)
+    state = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    if state.dim() > 2:
+        state = state.mean((2, 3)) if case.pool == "avg" else state.flatten(1)
+    return (raw if isinstance(raw, Tensor) else raw.logits), state
+
+
+def record(run: Bench, coach: dt.Coach) -> Recording:
+    """Run the loop and write the window down, without the help of the coach."""
+    recording = Recording(run)
+    names = {leaf: name for name, leaf in run.module.named_parameters() if leaf.requires_grad}
+
+    def before(t: int) -> None:
+        if t < run.setting.start:
+            return
+        if t == run.setting.start:
+            state = run.optimizer.state
+            for leaf, name in names.items():
+                held = state[leaf].get("momentum_buffer") if leaf in state else None
+                recording.theta[name] = leaf.detach().clone()
+                recording.velocity[name] = torch.zeros_like(leaf) if held is None else held.clone()
+        generator = torch.get_rng_state()
+        x, y = run.batches[t]
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits, internal = look(run.case, run.module, {}, x)
+        losses = sample_losses(logits, y)
+        hyper = {
+            names[leaf]: (group["lr"], group["momentum"], group["weight_decay"])
+            for group in run.optimizer.param_groups
+            for leaf in group["params"]
+            if leaf in names
+        }
+        snapshot = dt.Snapshot(internal, logits, y, losses, coach.clock)
+        module = copy.deepcopy(run.module)
+        recording.moments.append(Moment(x, y, generator, module, snapshot, hyper))
+
+    run.train(coach, before)
+    recording.generator = torch.get_rng_state()
+    return recording
+
+
+def unrolled(recording: Recording) -> Params:
+    """d(validation loss)/d(teacher) by one graph through the window, its start constant."""
+    run = recording.run
+    setting, case = run.setting, run.case
+    omega = {n: p.detach().clone().requires_grad_() for n, p in run.teacher.named_parameters()}
+    theta = {name: leaf.clone().requires_grad_() for name, leaf in recording.theta.items()}
+    velocity = dict(recording.velocity)
+    with torch.random.fork_rng(devices=[]):
+        for m in recording.moments:
+            torch.set_rng_state(m.generator)
+            logits, internal = look(case, m.module, theta, m.inputs)
+            losses = sample_losses(logits, m.labels)
+            seen = dt.Snapshot(internal, logits, m.labels, losses, m.snapshot.clock)
+            if not setting.through_weights:
+                seen = m.snapshot
+            w = functional_call(run.teacher, omega, (seen,)).exp()
+            value = (w * losses).sum() / w.sum()
+            grads = torch.autograd.grad(
+                value, list(theta.values()), create_graph=True, allow_unused=True
+            )
+            for name, g in zip(list(theta), grads, strict=True):
+                if g is not None:
+                    lr, mu, decay = m.hyper[name]
+                    velocity[name] = mu * velocity[name] + g + decay * theta[name]
+                    step = velocity[name]
+                    if setting.nesterov:
+                        step = g + decay * theta[name] + mu * velocity[name]
+                    theta[name] = theta[name] - lr * step
+        torch.set_rng_state(recording.generator)
+        logits, _ = look(case, run.module, theta, run.valid[0])
+        end = metric(setting.validation_loss)(logits, run.valid[1])
+    found = torch.autograd.grad(end, list(omega.values()), allow_unused=True)
+    pairs = zip(omega.items(), found, strict=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+
+
+class Frozen(dt.AbstractTeacher):
+    """A teacher that reads recorded snapshots: the stopped gradient, seen from outside.
+
+    Without it a finite difference would also move the features along the perturbed run.
+    With `through_weights` they shall move, all but the clock (its mean training loss).
+    """
+
+    def __init__(self, inner: dt.AbstractTeacher, through_weights: bool) -> None:
+        super().__init__()
+        self.inner, self.through_weights = inner, through_weights
+        self.played: dt.Snapshot | None = None
+
+    def forward(self, snapshot: dt.Snapshot) -> Tensor:
+        if self.played is None:
+            return self.inner(snapshot)
+        moving = replace(snapshot, clock=self.played.clock)
+        return self.inner(moving if self.through_weights else self.played)
+
+
+def train_again(
+    recording: Recording, direction: Params, amount: float, teacher: Callable = linear_teacher
+) -> float:
+    """Validation loss after the same loop, the teacher moved where the window starts."""
+    setting = recording.run.setting
+    run = bench(recording.run.case, setting, teacher=teacher)
+    frozen = Frozen(run.teacher, setting.through_weights)
+    coach = run.coach(dt.Stored(), teacher=frozen)
+
+    def before(t: int) -> None:
+        if t == setting.start:
+            with torch.no_grad():
+                for name, leaf in run.teacher.named_parameters():
+                    leaf.add_(direction[name], alpha=amount)
+        if t >= setting.start:
+            frozen.played = recording.moments[t - setting.start].snapshot
+
+    run.train(coach, before)
+    with torch.no_grad():
+        logits = answer(copy.deepcopy(run.module), run.valid[0])
+        return float(metric(setting.validation_loss)(logits, run.valid[1]))
+
+
+def difference(
+    recording: Recording, direction: Params, h: float = 1e-4, teacher: Callable = linear_teacher
+) -> float:
+    """Central difference of the validation loss along a direction of the teacher."""
+    high = train_again(recording, direction, h, teacher)
+    return (high - train_again(recording, direction, -h, teacher)) / (2 * h)
+
+
+def directions(tree: Params, count: int) -> list[Params]:
+    """Random unit directions in the space of the teacher."""
+    g = torch.Generator().manual_seed(17)
+    drawn = []
+    for _ in range(count):
+        raw = {n: torch.randn(p.shape, generator=g, dtype=p.dtype) for n, p in tree.items()}
+        size = inner(raw, raw) ** 0.5
+        drawn.append({name: leaf / size for name, leaf in raw.items()})
+    return drawn
+
+
+def inner(left: Params, right: Params) -> float:
+    return sum(float((left[name].double() * right[name].double()).sum()) for name in left)
+
+
+def size(tree: Params) -> float:
+    return inner(tree, tree) ** 0.5
+
+
+def off(got: Params, want: Params) -> float:
+    """Relative distance |got - want| / |want| over all parameters."""
+    assert got.keys() == want.keys()
+    gap = {name: got[name].double() - want[name].double() for name in want}
+    return size(gap) / size(want)
+
+
+def lookahead(run: Bench, x: Any, y: Tensor) -> Params:
+    """Meta-Weight-Net as published: a plain gradient step, unrolled, from the present state."""
+    case, leaves = run.case, dict(run.module.named_parameters())
+    theta = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+    omega = {n: p.detach().clone().requires_grad_() for n, p in run.teacher.named_parameters()}
+    rates = {
+        name: group["lr"]
+        for group in run.optimizer.param_groups
+        for name, leaf in leaves.items()
+        if any(leaf is member for member in group["params"])
+    }
+    logits, internal = look(case, run.module, theta, x)
+    losses = sample_losses(logits, y)
+    seen = dt.Snapshot(internal.detach(), logits.detach(), y, losses.detach())
+    w = functional_call(run.teacher, omega, (seen,)).exp()
+    value = (w * losses).sum() / w.sum()
+    grads = torch.autograd.grad(value, list(theta.values()), create_graph=True)
+    hat = {name: theta[name] - rates[name] * g for name, g in zip(list(theta), grads, strict=True)}
+    logits, _ = look(case, run.module, hat, run.valid[0])
+    end = metric(run.setting.validation_loss)(logits, run.valid[1])
+    return dict(zip(omega, torch.autograd.grad(end, list(omega.values())), strict=True))
