@@ -79,7 +79,7 @@ class AbstractAdjoint:
             theta = self.theta_before(later, step, rule)
             self._check_state(theta, position)
             # The earliest step needs no d_theta: a first-order directional derivative will do.
-            if position == 0 and rule.linear and not objective.through_weights:
+            if position == 0 and rule.linear and objective.linear:
                 along = rule.pull(later, {}, step.hyper, cotangent).gradient
                 part = self.teacher_part(theta, step, window, along)
                 d_omega = tree_map(torch.add, d_omega, part)
@@ -101,7 +101,7 @@ class AbstractAdjoint:
     def teacher_part(self, theta: Params, step: Step, window: Window, along: Params) -> Params:
         """(dg/domega)^T along at one step, by forward mode where every operator has it."""
         objective = window.objective
-        if objective.forward_mode:
+        if objective.linear and objective.forward_mode:
             try:
                 losses, slopes = objective.directional(theta, step, along)
             except (NotImplementedError, RuntimeError) as error:
@@ -213,8 +213,8 @@ class Unrolled(Stored):
             state = State(theta, state.slots)
             for step in window.steps:
                 snapshot = objective.replay(state.theta, step)
-                read = snapshot if objective.through_weights else step.snapshot
-                value = (objective.weights(omega, read) * snapshot.losses).sum()
+                recorded = objective.weights(omega, step.snapshot) if objective.linear else None
+                value = objective.value(omega, snapshot, recorded)
                 gradient = gradients(value, state.theta, create_graph=True)
                 state = rule.step(state, gradient, step.hyper)
             moved = {name: leaf for name, leaf in state.theta.items() if leaf.requires_grad}

@@ -25,6 +25,7 @@ from deepteach.objective import (
     ValidationLoss,
     cross_entropy,
     effective_fraction,
+    normalise,
 )
 from deepteach.rules import Hyper, State, read_state, rule_for
 from deepteach.student import Inputs, Student
@@ -105,7 +106,7 @@ class Coach:
             )
         self.student, self.optimizer, self.teacher = student, optimizer, teacher
         self.interval, self.window = interval, window
-        self.adjoint = Reversed() if adjoint is None else adjoint
+        self.adjoint: AbstractAdjoint = adjoint or teacher.default_adjoint() or Reversed()
         self.objective = Objective(student, teacher, loss, through_weights)
         self.validation_loss: ValidationLoss = (
             VALIDATION_LOSSES[validation_loss]
@@ -196,7 +197,7 @@ class Coach:
             self.student.restore_buffers(buffers)
             raise NumericError(_bad_losses(snapshot))
         if not recording:
-            return self.objective.weights(self.omega, snapshot) @ snapshot.losses
+            return self.objective.value(self.omega, snapshot)
         step = Step(
             inputs=inputs,
             labels=labels,
@@ -221,7 +222,7 @@ class Coach:
         step.state = self.adjoint.keep(state, opens)
         self._pending = step
         self._accumulated.clear()
-        value = weights @ snapshot.losses
+        value = self.objective.value(self.omega, snapshot, weights)
         value.register_hook(_weak(self._before_backward))
         return value
 
@@ -255,12 +256,16 @@ class Coach:
 
     def weights(self, inputs: Inputs, labels: Tensor) -> Tensor:
         """`(batch,)` non-negative weights that sum to the batch size; changes nothing."""
-        return self.objective.weights(self.omega, self.look(inputs, labels)) * len(labels)
+        return normalise(self.log_weights(inputs, labels)) * len(labels)
 
     def log_weights(self, inputs: Inputs, labels: Tensor) -> Tensor:
         """`(batch,)` log raw weights, comparable across batches; changes nothing."""
         with torch.no_grad():
-            return self.teacher(self.look(inputs, labels))
+            return self.log_weights_of(self.teacher, self.look(inputs, labels))
+
+    def log_weights_of(self, teacher: AbstractTeacher, snapshot: Snapshot) -> Tensor:
+        """As `log_weights`, for a teacher and a snapshot at hand."""
+        return torch.zeros_like(snapshot.losses) if teacher.shapes_loss else teacher(snapshot)
 
     @torch.no_grad()
     def look(self, inputs: Inputs, labels: Tensor) -> Snapshot:
@@ -272,7 +277,7 @@ class Coach:
     def _differentiate(self, steps: list[Step], validation: Validation) -> MetaGradient:
         omega = self.omega
         for step in steps:
-            if step.hyper and not self.objective.through_weights:
+            if step.hyper and self.objective.linear:
                 self._check_unchanged(omega, step)
         final = read_state(self.optimizer, self._parameters(), self.rule)
         window = Window(steps, final, self.objective, self.rule, omega)

@@ -84,6 +84,8 @@ class Objective:
 
     With `through_weights` the weights depend on theta through the features and their
     derivative is taken ("deeper interactions"); without it the features are constants.
+    Where neither that holds nor the teacher shapes the loss itself, L is linear in the
+    weights given the features, which the derivatives below exploit.
     """
 
     student: Student
@@ -106,10 +108,30 @@ class Objective:
         losses = self.sample_losses(outputs, labels)
         return Snapshot(outputs.internal, outputs.logits, labels, losses, clock)
 
+    @property
+    def through(self) -> bool:
+        return self.through_weights or self.teacher.through
+
+    @property
+    def linear(self) -> bool:
+        """omega enters only through weights that are constant in theta."""
+        return not (self.through or self.teacher.shapes_loss)
+
     def weights(self, omega: Params, snapshot: Snapshot) -> Tensor:
-        """u(omega) of a batch, `(batch,)`; features detached unless `through_weights`."""
-        seen = snapshot if self.through_weights else snapshot.detach()
-        return normalise(functional_call(self.teacher, omega, (seen,))).to(seen.losses.dtype)
+        """u(omega) of a batch, `(batch,)`; features detached unless `through`."""
+        if self.teacher.shapes_loss:
+            return torch.full_like(snapshot.losses, 1 / len(snapshot.losses))
+        seen = snapshot if self.through else snapshot.detach()
+        log_weights = functional_call(self.teacher, omega, (seen,))
+        if self.teacher.normalised:
+            return normalise(log_weights).to(seen.losses.dtype)
+        return (log_weights.exp() / len(log_weights)).to(seen.losses.dtype)
+
+    def value(self, omega: Params, snapshot: Snapshot, weights: Tensor | None = None) -> Tensor:
+        """L without lambda R, a scalar; `weights` are those of `snapshot` if known already."""
+        if self.teacher.shapes_loss:
+            return functional_call(self.teacher, omega, (snapshot,)).mean()
+        return (self.weights(omega, snapshot) if weights is None else weights) @ snapshot.losses
 
     def replay(self, theta: Params, step: Step) -> Snapshot:
         """The recorded pass at `theta`: same batch, modes, buffers and random draws."""
@@ -124,12 +146,12 @@ class Objective:
         theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
         with torch.enable_grad():
             snapshot = self.replay(theta, step)
-            if self.through_weights:
-                omega = {name: leaf.detach().requires_grad_() for name, leaf in omega.items()}
-                weights = self.weights(omega, snapshot)
+            weights = step.weights.detach().requires_grad_()
+            if self.linear:
+                value = self.value(omega, snapshot, weights)
             else:
-                weights = step.weights.detach().requires_grad_()
-            value = (weights * snapshot.losses).sum()
+                omega = {name: leaf.detach().requires_grad_() for name, leaf in omega.items()}
+                value = self.value(omega, snapshot)
             gradient = gradients(value, theta, create_graph=not first_order)
         return Linearised(theta, omega, weights, gradient, snapshot.losses.detach())
 
@@ -220,7 +242,7 @@ class Linearised:
     def pull_back(self, along: Params, objective: Objective, step: Step) -> tuple[Params, Params]:
         """(grad_theta <g, along>, grad_omega <g, along>): one double backward for both."""
         inner = dot(self.gradient, {name: leaf.detach() for name, leaf in along.items()})
-        if objective.through_weights:
+        if not objective.linear:
             joint = gradients(inner, {**_prefixed("t", self.theta), **_prefixed("o", self.omega)})
             return _unprefixed("t", joint), _unprefixed("o", joint)
         joint = gradients(inner, {**_prefixed("t", self.theta), "u": self.weights})
@@ -230,7 +252,7 @@ class Linearised:
     def pull_back_teacher(self, along: Params, objective: Objective, step: Step) -> Params:
         """grad_omega <g, along> alone."""
         inner = dot(self.gradient, {name: leaf.detach() for name, leaf in along.items()})
-        if objective.through_weights:
+        if not objective.linear:
             return gradients(inner, self.omega)
         slopes = gradients(inner, {"u": self.weights})["u"]
         return objective.teacher_gradient(self.omega, step, slopes)

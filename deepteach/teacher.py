@@ -8,6 +8,7 @@ large, can then turn a batch into 0/0.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,22 @@ from deepteach.features import Feature, Loss, Snapshot
 class AbstractTeacher(nn.Module):
     """Maps a `Snapshot` to `(batch,)` log weights. A baseline is a teacher too."""
 
+    normalised: bool = True
+    """The objective divides by sum w; else by the batch size: (1/n) sum w l."""
+
+    through: bool = False
+    """The student's gradient passes through the weights even where the coach's
+    `through_weights` is off (focal loss as published)."""
+
+    shapes_loss: bool = False
+    """`forward` returns the `(batch,)` losses themselves, to be averaged, not log weights."""
+
     def forward(self, snapshot: Snapshot) -> Tensor:
         raise NotImplementedError
+
+    def default_adjoint(self) -> Any:
+        """The adjoint this teacher needs where the coach is given none; None: any will do."""
+        return None
 
     def fit(self, trusted: Snapshot) -> None:
         """See trusted samples after an update; most teachers need nothing."""
