@@ -274,6 +274,46 @@ def test_damaged_ones_never_push_out_the_last_good_one(folder: Path) -> None:
     assert loaded(folder).step == 25 and steps(folder) == [20, 25, 30, 40]
 
 
+def test_damaged_ones_in_between_do_not_count(folder: Path) -> None:
+    commit(folder, 10, 20, 30, keep=4)
+    for step in (20, 30):
+        (folder / f"step-{step:08d}" / "state.json").unlink()
+    commit(folder, 40, keep=2)
+    assert steps(folder) == [10, 20, 30, 40]
+    commit(folder, 50, keep=2)
+    assert steps(folder) == [40, 50]
+
+
+def test_damage_seen_by_newest_is_remembered(folder: Path) -> None:
+    store = Store(folder, keep=2)
+    for step in (1, 2, 3):
+        store.commit(step, state(step), meta={"epoch": step})
+    (folder / "step-00000003" / "state.json").unlink()
+    found = store.newest()
+    assert found is not None and found.step == 2
+    store.commit(4, state(4), meta={"epoch": 4})
+    assert steps(folder) == [2, 3, 4]
+
+
+def test_what_was_just_committed_is_never_collected(folder: Path) -> None:
+    commit(folder, 10, 20, 30)
+    commit(folder, 15, keep=2)
+    assert steps(folder) == [10, 15, 20, 30]
+
+
+def test_a_folder_that_another_run_makes_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(path: Path) -> None:
+        os.mkdir(path)
+        if path == folder:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(checkpoint, "_mkdir", late)
+    commit(folder, 1)
+    assert loaded(folder).step == 1
+
+
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"bytes", torch.zeros(1)], ids=repr)
 def test_meta_must_be_strict_json(folder: Path, value: Any) -> None:
     with pytest.raises(ConfigError, match="meta must be strict JSON"):
@@ -465,6 +505,9 @@ def violations(log: list[Any], done: dict[int, int], root: Path, place: Path) ->
             disk.after_power_loss(target, chance, rng)
             try:
                 found = Store(target / "run" / "checkpoints", keep=2).newest()
+                halves = [p.name for p in target.rglob("step-*") if len(list(p.iterdir())) != 3]
+                if halves:
+                    wrong.append(f"cut {cut}: part of {halves}")
                 good = found is None or (same(found.tree, state(found.step)) and not found.skipped)
                 if not good or (found and found.step) not in (old, new):
                     wrong.append(f"cut {cut}: {found and found.step} not {old} or {new}")
@@ -631,6 +674,7 @@ def hostile(kind: str, canary: Path) -> bytes:
     """Bytes for state.safetensors or state.json that a right digest vouches for."""
     header = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
     bomb = json.dumps({"a": {"dtype": "F32", "shape": [2**61], "data_offsets": [0, 2**63]}})
+    rare = header.replace(b'"F32"', b'"F8_E8M0"').replace(b"[4]", b"[16]")
     unknown = header.replace(b'"F32"', b'"F99"')
     return {
         "pickle": pickle.dumps(Canary(canary)),
@@ -638,6 +682,7 @@ def hostile(kind: str, canary: Path) -> bytes:
         "header past the end": struct.pack("<Q", 2**20) + header,
         "shape bomb": struct.pack("<Q", len(bomb)) + bomb.encode(),
         "offsets past the end": struct.pack("<Q", len(header)) + header + bytes(15),
+        "rare dtype": struct.pack("<Q", len(rare)) + rare + bytes(16),
         "unknown dtype": struct.pack("<Q", len(unknown)) + unknown + bytes(16),
         "other tensors": struct.pack("<Q", len(header)) + header + bytes(16),
         "empty": b"",
@@ -659,7 +704,14 @@ def test_the_canary_sings(tmp_path: Path) -> None:
     "kind",
     [
         *("pickle", "header 2**63", "header past the end", "shape bomb"),
-        *("offsets past the end", "unknown dtype", "other tensors", "empty", "no utf-8"),
+        *(
+            "offsets past the end",
+            "rare dtype",
+            "unknown dtype",
+            "other tensors",
+            "empty",
+            "no utf-8",
+        ),
         *("deep", "long number", "NaN", "foreign node"),
     ],
 )
@@ -883,6 +935,8 @@ def test_write_atomic_leaves_the_old_bytes_or_the_new(
     path = tmp_path / "summary.json"
     write_atomic(path, b"old")
     moments = points(lambda: write_atomic(path, b"old"))
+    begun = [moment[8:] for moment in moments if moment.startswith("before _")]
+    assert begun == ["write", "fsync", "rename", "fsync"]
     durable = moments.index("after _rename")
     for index, moment in enumerate(moments):
         write_atomic(path, b"old")

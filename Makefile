@@ -1,0 +1,39 @@
+# Every target works on a fresh clone; `make demo` is the place to start.
+PYTHON ?= python3
+# A CPU build of torch is enough; for CUDA: make demo TORCH='torch' TORCH_INDEX=<index>
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+VENV := .venv
+RUN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The suite's models are tiny: more threads only wait for each other.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install demo test check format clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	$(RUN)/pip install --quiet --editable '.[dev]'
+	touch $(STAMP)
+
+demo: install
+	$(RUN)/deepteach train
+
+test: install
+	$(RUN)/python -m pytest
+
+check: install
+	$(RUN)/ruff format --check deepteach tests
+	$(RUN)/ruff check deepteach tests
+	$(RUN)/pyright
+	$(MAKE) test
+
+format: install
+	$(RUN)/ruff format deepteach tests
+	$(RUN)/ruff check --fix deepteach tests
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

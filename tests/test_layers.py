@@ -1,0 +1,38 @@
+"""Files import only downwards, so the package can be read in one order."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import deepteach
+
+ORDER = """
+    errors tree generators checks noise augment pairing sources data packing checkpoint rundir nets
+    gains pictures plots sheet table
+    student features teacher rules objective adjoint lookahead trusted coach
+    evaluate methods train estimator report doctor cli
+""".split()
+FILES = sorted(Path(deepteach.__file__).parent.glob("*.py"))
+MODULES = [file for file in FILES if not file.stem.startswith("__")]
+
+
+def imported(file: Path) -> set[str]:
+    """The modules of this package that a file imports, inside functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = ".".join(filter(None, ["deepteach" if node.level else "", node.module]))
+            found.update([source, *(f"{source}.{alias.name}" for alias in node.names)])
+    return {file.stem for file in MODULES if f"deepteach.{file.stem}" in found}
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: file.stem)
+def test_imports_point_downwards(file: Path) -> None:
+    assert file.stem in ORDER, f"give {file.name} its place in ORDER"
+    below = ORDER[: ORDER.index(file.stem)]
+    assert imported(file) <= set(below), f"{file.name} imports upwards"

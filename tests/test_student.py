@@ -1,0 +1,134 @@
+"""The student: one pass gives logits and the named state, and changes nothing it should not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASE, CASES, Case, Encoder, answer, bench
+from torch import Tensor, nn
+
+import deepteach as dt
+
+
+def student_of(case: Case) -> tuple[dt.Student, object]:
+    run = bench(case)
+    made = dt.Student(run.module, case.internal, side=case.side, pool=case.pool)
+    return made, run.batches[0][0]
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_pass_gives_the_modules_logits_and_a_flat_state(case: Case) -> None:
+    student, x = student_of(case)
+    student.module.eval()
+    outputs = student(x)  # pyright: ignore
+    assert torch.equal(outputs.logits, answer(student.module, x))
+    assert outputs.internal.shape == (len(outputs.logits), case.width)
+    assert not student._layer._forward_hooks and not student._layer._forward_pre_hooks
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_functional_pass_is_the_same_and_moves_no_buffer(case: Case) -> None:
+    student, x = student_of(case)
+    before, state = student.buffers(), torch.get_rng_state()
+    theta = {name: leaf.detach() for name, leaf in student.module.named_parameters()}
+    shadow = student.functional(theta, before, x)  # pyright: ignore
+    for name, leaf in student.module.named_buffers():
+        assert torch.equal(leaf, before[name]), name
+    torch.set_rng_state(state)
+    live = student(x)  # pyright: ignore
+    assert torch.allclose(shadow.logits, live.logits, rtol=1e-12, atol=1e-14)
+    assert torch.allclose(shadow.internal, live.internal, rtol=1e-12, atol=1e-14)
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(
+    "name, side, pool, shape",
+    [("3", "input", None, 8), ("0", "output", None, 8), ("0", "output", "avg", 2)],
+)
+def test_sides_and_pools(name: str, side: str, pool: str | None, shape: int) -> None:
+    module, x = small(), torch.randn(5, 1, 4, 4)
+    state = dt.Student(module, name, side=side, pool=pool)(x).internal
+    conv = module.get_submodule("0")(x)
+    want = {8: conv.relu().flatten(1) if side == "input" else conv.flatten(1), 2: conv.mean((2, 3))}
+    assert torch.allclose(state, want[shape])
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"internal": "fcc"}, ["'fcc'", "fc"]),
+        ({"internal": ""}, ["no submodule", "fc"]),
+        ({"internal": "fc", "side": "left"}, ["'input' or 'output'", "'left'"]),
+        ({"internal": "fc", "pool": "max"}, ["pool", "'max'"]),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict, words: list[str]) -> None:
+    module = nn.Sequential()
+    module.add_module("conv", nn.Linear(2, 2))
+    module.add_module("fc", nn.Linear(2, 2))
+    with pytest.raises(dt.ConfigError) as caught:
+        dt.Student(module, **options)
+    assert all(word in str(caught.value) for word in words)
+    assert "\n" not in str(caught.value)
+
+
+def test_module_without_submodules_says_what_to_do() -> None:
+    with pytest.raises(dt.ConfigError, match="self.fc"):
+        dt.Student(nn.Linear(2, 2), "fc")
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.never = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(x))
+
+
+@pytest.mark.parametrize("name, times", [("layer", "2 times"), ("never", "0 times")])
+def test_layer_must_run_once(name: str, times: str) -> None:
+    with pytest.raises(dt.ConfigError, match=times):
+        dt.Student(Twice(), name)(torch.randn(4, 3))
+
+
+class Wordy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"scores": self.fc(x)}
+
+
+def test_module_without_logits_is_refused() -> None:
+    with pytest.raises(dt.ConfigError, match=r"\.logits, got dict"):
+        dt.Student(Wordy(), "fc")(torch.randn(4, 3))
+
+
+def test_modes_are_recorded_and_put_back() -> None:
+    module = small().train()
+    module.get_submodule("1").eval()
+    student = dt.Student(module, "3")
+    recorded = student.modes()
+    module.eval()
+    with student.in_modes(recorded):
+        assert student.modes() == recorded
+    assert not any(student.modes())
+
+
+def test_encoder_in_eval_mode_has_derivatives() -> None:
+    """The inference fast path has none; it must be off in replays and on again after."""
+    student, x = student_of(CASE["encoder"])
+    encoder = student.module.eval().get_submodule("body")
+    assert isinstance(encoder, Encoder) and torch.backends.mha.get_fastpath_enabled()
+    theta = {name: leaf.detach() for name, leaf in student.module.named_parameters()}
+
+    def total(t: dict[str, Tensor]) -> Tensor:
+        return student.functional(t, {}, x).logits.square().sum()  # pyright: ignore
+
+    _, slope = torch.func.jvp(total, (theta,), (theta,))
+    assert torch.isfinite(slope) and torch.backends.mha.get_fastpath_enabled()
