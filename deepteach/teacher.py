@@ -118,3 +118,6 @@ class MetaWeightNet(Teacher):
 
     def __init__(self, hidden: int = 100) -> None:
         super().__init__([Loss()], hidden_layers=1, hidden_width=hidden)
+        last = self.score[-1]
+        assert isinstance(last, nn.Linear)
+        last.reset_parameters()  # as published; a near-zero start often learns the wrong sign
