@@ -28,8 +28,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from .errors import CheckpointError, ConfigError, StorageError
 from .packing import pack, unpack
@@ -269,7 +269,7 @@ def probe_writable(folder: Path) -> None:
 def _encode(step: int, tree: Any, meta: dict[str, Any]) -> dict[str, bytes]:
     """The files of a checkpoint in the order of writing: the manifest is last."""
     tensors, skeleton = pack(tree)
-    files = {_TENSORS: safetensors.torch.save(tensors), _SKELETON: _json(skeleton)}
+    files = {_TENSORS: save(tensors), _SKELETON: _json(skeleton)}
     listed = {name: {"size": len(data), "sha256": _sha256(data)} for name, data in files.items()}
     manifest = {"format": FORMAT, "deepteach": _version(), "step": step, "meta": meta}
     try:
@@ -292,7 +292,7 @@ def _decode(folder: Path) -> tuple[int, Any, dict[str, Any]]:
     manifest, files = _read(folder)
     try:
         skeleton = json.loads(files[_SKELETON])
-        tree = unpack(safetensors.torch.load(files[_TENSORS]), skeleton)
+        tree = unpack(load(files[_TENSORS]), skeleton)
     # Whatever the parsers raise on bytes that are hashed yet were never packed.
     except (SafetensorError, CheckpointError, KeyError, ValueError, RuntimeError) as error:
         raise _Damaged(f"{_TENSORS} or {_SKELETON} cannot be read: {_line(error)}") from None

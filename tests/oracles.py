@@ -37,6 +37,14 @@ def sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return -logits.log_softmax(1)[torch.arange(len(labels)), labels]
 
 
+def weighted(teacher: dt.AbstractTeacher, said: Tensor, losses: Tensor) -> Tensor:
+    """The training loss as written, from what the teacher says of a batch."""
+    if teacher.shapes_loss:
+        return said.mean()
+    w = said.exp()
+    return (w * losses).sum() / (w.sum() if teacher.normalised else len(w))
+
+
 @dataclass
 class Moment:
     """A step of the window, as the loop saw it."""
@@ -124,10 +132,9 @@ def unrolled(recording: Recording) -> Params:
             logits, internal = look(case, m.module, theta, m.inputs)
             losses = sample_losses(logits, m.labels)
             seen = dt.Snapshot(internal, logits, m.labels, losses, m.snapshot.clock)
-            if not setting.through_weights:
+            if not (setting.through_weights or run.teacher.through or run.teacher.shapes_loss):
                 seen = m.snapshot
-            w = functional_call(run.teacher, omega, (seen,)).exp()
-            value = (w * losses).sum() / w.sum()
+            value = weighted(run.teacher, functional_call(run.teacher, omega, (seen,)), losses)
             grads = torch.autograd.grad(
                 value, list(theta.values()), create_graph=True, allow_unused=True
             )
@@ -156,14 +163,16 @@ class Frozen(dt.AbstractTeacher):
 
     def __init__(self, inner: dt.AbstractTeacher, through_weights: bool) -> None:
         super().__init__()
-        self.inner, self.through_weights = inner, through_weights
+        self.inner, self.normalised, self.through = inner, inner.normalised, inner.through
+        self.shapes_loss = inner.shapes_loss
+        self.moves = through_weights or inner.through or inner.shapes_loss
         self.played: dt.Snapshot | None = None
 
     def forward(self, snapshot: dt.Snapshot) -> Tensor:
         if self.played is None:
             return self.inner(snapshot)
         moving = replace(snapshot, clock=self.played.clock)
-        return self.inner(moving if self.through_weights else self.played)
+        return self.inner(moving if self.moves else self.played)
 
 
 def train_again(
@@ -237,8 +246,7 @@ def lookahead(run: Bench, x: Any, y: Tensor) -> Params:
     logits, internal = look(case, run.module, theta, x)
     losses = sample_losses(logits, y)
     seen = dt.Snapshot(internal.detach(), logits.detach(), y, losses.detach())
-    w = functional_call(run.teacher, omega, (seen,)).exp()
-    value = (w * losses).sum() / w.sum()
+    value = weighted(run.teacher, functional_call(run.teacher, omega, (seen,)), losses)
     grads = torch.autograd.grad(value, list(theta.values()), create_graph=True)
     hat = {name: theta[name] - rates[name] * g for name, g in zip(list(theta), grads, strict=True)}
     logits, _ = look(case, run.module, hat, run.valid[0])

@@ -96,11 +96,10 @@ def test_probe_temperature_is_the_most_likely_on_held_out_folds() -> None:
 
 
 def test_probe_prefers_the_right_label() -> None:
-    probe, seen, fresh = dt.TrustedProbe(), trusted(), trusted()
-    fresh = replace(fresh, internal=seen.internal)
+    probe, seen = dt.TrustedProbe(), trusted()
     probe.fit(seen)
-    wrong = replace(fresh, labels=(fresh.labels + 1) % 3)
-    assert (probe(fresh)[:, 0] > probe(wrong)[:, 0]).double().mean() > 0.9
+    wrong = replace(seen, labels=(seen.labels + 1) % 3)
+    assert (probe(seen)[:, 0] > probe(wrong)[:, 0]).double().mean() > 0.9
 
 
 def test_probe_is_clamped() -> None:
@@ -123,8 +122,8 @@ def test_probe_says_nothing_about_classes_it_has_not_seen(missing: list[int]) ->
     assert out[~unseen].any()
 
 
-@pytest.mark.parametrize("missing", [None, 1])
-def test_gradients_through_the_probe_are_finite(missing: int | None) -> None:
+@pytest.mark.parametrize("missing", [-1, 1])
+def test_gradients_through_the_probe_are_finite(missing: int) -> None:
     seen = trusted()
     keep = seen.labels != missing
     probe = dt.TrustedProbe()

@@ -10,10 +10,13 @@ import pytest
 import deepteach
 
 ORDER = """
-    errors tree generators checks noise augment pairing sources data packing checkpoint rundir nets
-    gains pictures plots sheet table
+    errors tree generators interrupts streams
+    packing checkpoint rundir
+    checks data noise augment pictures sources nets
     student features teacher rules objective adjoint lookahead trusted coach
-    evaluate methods train estimator report doctor cli
+    evaluate methods config progress fit train estimator doctor
+    pairing gains sheet canvas curves scatter plots findings ranking table report
+    cli
 """.split()
 FILES = sorted(Path(deepteach.__file__).parent.glob("*.py"))
 MODULES = [file for file in FILES if not file.stem.startswith("__")]

@@ -138,6 +138,48 @@ def test_deep_teacher_with_every_feature(through: bool) -> None:
         assert abs(error) < TOLERANCE["differences"] * size(want)
 
 
+class Unnormalised(dt.Teacher):
+    """(1/n) sum w l."""
+
+    normalised = False
+
+
+class Through(dt.Teacher):
+    """The student's gradient passes through the weights, whatever the coach says."""
+
+    through = True
+
+
+class Shaping(dt.Teacher):
+    """Answers with the losses themselves."""
+
+    shapes_loss = True
+
+    def forward(self, snapshot: dt.Snapshot) -> Tensor:
+        return snapshot.losses * super().forward(snapshot).exp() + 0.1 * snapshot.losses.square()
+
+
+@pytest.mark.parametrize("through", [False, True])
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("kind", [Unnormalised, Through, Shaping])
+@pytest.mark.parametrize("name", ["batchnorm", "dropout"])
+def test_teachers_of_other_kinds(
+    name: str, kind: type[dt.Teacher], window: int, through: bool
+) -> None:
+    def teacher(case: Case) -> dt.AbstractTeacher:
+        return kind([dt.Internal(case.width), dt.Label(CLASSES, 2), dt.Loss()])
+
+    run = bench(CASE[name], Setting(window, through_weights=through), teacher=teacher)
+    recording = record(run, run.coach(dt.Stored()))
+    want = unrolled(recording)
+    for adjoint in ADJOINTS:
+        got = computed(CASE[name], run.setting, adjoint(), teacher=teacher)
+        assert off(got, want) < TOLERANCE["adjoints"], adjoint
+    for direction in directions(want, 2):
+        error = difference(recording, direction, teacher=teacher) - inner(want, direction)
+        assert abs(error) < TOLERANCE["differences"] * size(want)
+
+
 @pytest.mark.parametrize("name", ["mlp", "batchnorm", "encoder", "lstm"])
 @pytest.mark.parametrize("through", [False, True])
 def test_float32_is_close_to_float64(name: str, through: bool) -> None:

@@ -135,8 +135,8 @@ MUTATIONS = [
     Mutation(
         "sum instead of normalised weights in the replay only",
         *(objective.Objective, "linearised"),
-        "value = (weights * snapshot.losses).sum()",
-        "value = (weights * snapshot.losses).sum() * len(weights)",
+        "value = self.value(omega, snapshot, weights)",
+        "value = self.value(omega, snapshot, weights) * len(weights)",
         reversed_gap,
     ),
     Mutation(
@@ -220,14 +220,14 @@ MUTATIONS = [
     Mutation(
         "weights' dependence on the student dropped",
         *(objective.Objective, "weights"),
-        "seen = snapshot if self.through_weights else snapshot.detach()",
+        "seen = snapshot if self.through else snapshot.detach()",
         "seen = snapshot.detach()",
         through_gap,
     ),
     Mutation(
         "weights depend on the student although the gradient is stopped",
         *(objective.Objective, "weights"),
-        "seen = snapshot if self.through_weights else snapshot.detach()",
+        "seen = snapshot if self.through else snapshot.detach()",
         "seen = snapshot",
         stored_gap,
     ),

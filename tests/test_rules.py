@@ -134,9 +134,9 @@ def test_longest_reversal_grows_with_precision_and_tolerance() -> None:
     assert longest_reversal(1.0, torch.float32, 1e-3) > 10_000
 
 
-@pytest.mark.parametrize("option", ["dampening", "maximize"])
-def test_what_the_rule_does_not_model_is_refused(option: str) -> None:
-    group = torch.optim.SGD([torch.zeros(1)], lr=0.1, **{option: 1}).param_groups[0]
+@pytest.mark.parametrize("option, value", [("dampening", 0.1), ("maximize", True)])
+def test_what_the_rule_does_not_model_is_refused(option: str, value: Any) -> None:
+    group = {**torch.optim.SGD([torch.zeros(1)], lr=0.1).param_groups[0], option: value}
     with pytest.raises(ConfigError, match=option):
         RULE.hyper(group)
 
