@@ -12,26 +12,37 @@ docs/paper.md lists the corrections.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 
+from deepteach.differences import FiniteDifferences
 from deepteach.errors import ConfigError, ReplayError
 from deepteach.objective import Linearised, Objective, Step, Validation, gradients
 from deepteach.rules import Hyper, Rule, State, longest_reversal
 from deepteach.tree import Params, all_finite, clone, distance, norm, tree_map, zeros_like
 
+EXACT, FINITE_DIFFERENCE = "exact", "finite-difference"
+
 
 @dataclass
 class Window:
-    """The recorded steps, oldest first, and the state after the last one."""
+    """Recorded steps, oldest first, and the state after the last one.
+
+    The window proper begins at `start`; the older steps are there for adjoints that find
+    its first state by running forward from a kept one.
+    """
 
     steps: Sequence[Step]
     final: State
     objective: Objective
     rule: Rule
     omega: Params
+    start: int = 0
+    memo: dict[int, State] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,25 +54,51 @@ class MetaGradient:
 
 
 class AbstractAdjoint:
-    """Crosses a window backwards. Subclasses say where the states come from."""
+    """Crosses a window backwards. Subclasses say where the states come from.
 
-    tolerance: float = 1e-3
+    Args:
+        tolerance: relative error of a replayed loss or recovered state that is an error.
+        derivatives: "exact", or "finite-difference" for Hessian-vector and directional
+            derivatives along dv by differences of gradients and losses; cheaper and
+            approximate, so it has to be asked for (`deepteach doctor` shows its error).
+    """
+
     before_step: bool = False
     """Teach inside `coach.loss`, before the batch is used, instead of in `coach.update`."""
+
+    shares: bool = True
+    """The window's last training pass may hand its graph to the sweep."""
+
+    same_kernels: bool = False
+    """Training passes must use the kernels of replays, to repeat their bits."""
+
+    def __init__(self, tolerance: float = 1e-3, *, derivatives: str = EXACT) -> None:
+        if derivatives not in (EXACT, FINITE_DIFFERENCE):
+            raise ConfigError(
+                f"derivatives must be {EXACT!r} or {FINITE_DIFFERENCE!r}, got {derivatives!r}"
+            )
+        self.tolerance, self.derivatives = tolerance, derivatives
 
     def check(self, rule: Rule, hyper: Sequence[Hyper], window: int, dtype: torch.dtype) -> None:
         """Refuse, before anything runs, what this adjoint cannot do exactly."""
 
-    def keep(self, state: State, opens_window: bool) -> State | None:
-        """What to remember of the state before a step (references in, copies out)."""
+    def spare(self, window: int) -> int:
+        """How many steps before the window to remember as well."""
+        return 0
+
+    def keep(self, state: State, position: int, window: int) -> State | None:
+        """What to remember of the state before a step (references in, copies out).
+
+        `position` counts from the step that opens the window; it is negative before that.
+        """
         raise NotImplementedError
 
-    def theta_before(self, later: State, step: Step, rule: Rule) -> Params:
-        """theta_t, given the state after the step."""
+    def theta_before(self, position: int, later: State, window: Window) -> Params:
+        """theta_t of `window.steps[position]`, given the state after that step."""
         raise NotImplementedError
 
     def state_before(
-        self, theta: Params, gradient: Params, later: State, step: Step, rule: Rule
+        self, position: int, theta: Params, gradient: Params, later: State, window: Window
     ) -> State:
         """(theta_t, slots_t) once g_t is known."""
         raise NotImplementedError
@@ -74,25 +111,26 @@ class AbstractAdjoint:
         cotangent = State(d_theta, d_slots)
         d_omega = zeros_like(window.omega)
         later = window.final
-        for position in reversed(range(len(window.steps))):
+        for position in reversed(range(window.start, len(window.steps))):
             step = window.steps[position]
-            theta = self.theta_before(later, step, rule)
+            theta = self.theta_before(position, later, window)
             self._check_state(theta, position)
             # The earliest step needs no d_theta: a first-order directional derivative will do.
-            if position == 0 and rule.linear and objective.linear:
+            if position == window.start and rule.linear and objective.linear:
                 along = rule.pull(later, {}, step.hyper, cotangent).gradient
                 part = self.teacher_part(theta, step, window, along)
                 d_omega = tree_map(torch.add, d_omega, part)
                 break
-            graph = objective.linearised(theta, step, window.omega)
-            self._check_replay(graph, step)
+            graph = self._linearised(theta, step, window)
             gradient = {name: leaf.detach() for name, leaf in graph.gradient.items()}
-            earlier = self.state_before(theta, gradient, later, step, rule)
+            earlier = self.state_before(position, theta, gradient, later, window)
             pull = rule.pull(earlier, gradient, step.hyper, cotangent)
-            if position == 0:
-                part = graph.pull_back_teacher(pull.gradient, objective, step)
+            if position == window.start:
+                with _kept_intact():
+                    part = graph.pull_back_teacher(pull.gradient, objective, step)
             else:
-                curvature, part = graph.pull_back(pull.gradient, objective, step)
+                with _kept_intact():
+                    curvature, part = graph.pull_back(pull.gradient, objective, step)
                 cotangent = State(tree_map(torch.add, pull.theta, curvature), pull.slots)
             d_omega = tree_map(torch.add, d_omega, part)
             later = earlier
@@ -101,6 +139,10 @@ class AbstractAdjoint:
     def teacher_part(self, theta: Params, step: Step, window: Window, along: Params) -> Params:
         """(dg/domega)^T along at one step, by forward mode where every operator has it."""
         objective = window.objective
+        if self.derivatives == FINITE_DIFFERENCE:
+            losses, slopes = FiniteDifferences(objective).directional(theta, step, along)
+            _compare_losses(losses, step, self.tolerance)
+            return objective.teacher_gradient(window.omega, step, slopes)
         if objective.linear and objective.forward_mode:
             try:
                 losses, slopes = objective.directional(theta, step, along)
@@ -113,9 +155,20 @@ class AbstractAdjoint:
             else:
                 _compare_losses(losses, step, self.tolerance)
                 return objective.teacher_gradient(window.omega, step, slopes)
-        graph = objective.linearised(theta, step, window.omega)
-        self._check_replay(graph, step)
-        return graph.pull_back_teacher(along, objective, step)
+        return self._linearised(theta, step, window).pull_back_teacher(along, objective, step)
+
+    def _linearised(self, theta: Params, step: Step, window: Window) -> Linearised:
+        """g at a replayed step; the training pass's own graph where it was shared."""
+        if step.shared is not None:
+            # A graph can be differentiated once; a second sweep replays the step.
+            graph, step.shared = step.shared, None
+            return graph
+        if self.derivatives == FINITE_DIFFERENCE:
+            graph = FiniteDifferences(window.objective).linearised(theta, step, window.omega)
+        else:
+            graph = window.objective.linearised(theta, step, window.omega)
+        _compare_losses(graph.losses, step, self.tolerance)
+        return graph
 
     def _check_state(self, theta: Params, position: int) -> None:
         if not all_finite(theta.values()):
@@ -123,9 +176,6 @@ class AbstractAdjoint:
                 f"the state recovered for step {position} of the window is not finite: "
                 "shorten the window or use adjoint=Stored()"
             )
-
-    def _check_replay(self, graph: Linearised, step: Step) -> None:
-        _compare_losses(graph.losses, step, self.tolerance)
 
     def _drift(self, theta: Params, window: Window) -> float | None:
         """How far the recovered start of the window is from the true one, where known."""
@@ -140,35 +190,47 @@ class Reversed(AbstractAdjoint):
     window is compared with its reconstruction: a relative `tolerance` is enforced.
     """
 
-    def __init__(self, tolerance: float = 1e-3) -> None:
-        self.tolerance = tolerance
-
     def check(self, rule: Rule, hyper: Sequence[Hyper], window: int, dtype: torch.dtype) -> None:
+        if torch.finfo(dtype).eps > 1e-4:
+            raise ConfigError(
+                f"undoing steps in {dtype} loses the states: keep the parameters in float32, or "
+                "use adjoint=Stored()"
+            )
         for h in hyper:
             reason = rule.refuse_reversal(h)
             if reason:
                 raise ConfigError(f"{reason}: use adjoint=Stored()")
-            longest = longest_reversal(h.momentum, dtype, self.tolerance)
+            longest = longest_reversal(rule.memory(h), dtype, self.tolerance)
             if window > longest:
                 raise ConfigError(
-                    f"undoing {window} steps at momentum {h.momentum} in {dtype} would lose "
+                    f"undoing {window} steps at momentum {rule.memory(h)} in {dtype} would lose "
                     f"the states (at most {longest} stay within {self.tolerance}): "
-                    "use a shorter window or adjoint=Stored()"
+                    "use a shorter window, adjoint=Stored() or adjoint=Checkpointed()"
                 )
 
-    def keep(self, state: State, opens_window: bool) -> State | None:
-        return State(clone(state.theta), {}) if opens_window else None
+    def keep(self, state: State, position: int, window: int) -> State | None:
+        """The sentinel, and the start of the last step.
 
-    def theta_before(self, later: State, step: Step, rule: Rule) -> Params:
-        return rule.previous_theta(later, step.hyper)
+        That step may hand its training pass to the sweep; a resumed run, which cannot, must
+        replay it at the same theta_t and not at a recovered one.
+        """
+        kept = position in (0, window - 1)
+        return State(clone(state.theta), {}) if kept else None
+
+    def theta_before(self, position: int, later: State, window: Window) -> Params:
+        step = window.steps[position]
+        if position > window.start and step.state is not None:
+            return step.state.theta
+        return window.rule.previous_theta(later, step.hyper)
 
     def state_before(
-        self, theta: Params, gradient: Params, later: State, step: Step, rule: Rule
+        self, position: int, theta: Params, gradient: Params, later: State, window: Window
     ) -> State:
-        return State(theta, rule.previous_slots(theta, gradient, later, step.hyper))
+        hyper = window.steps[position].hyper
+        return State(theta, window.rule.previous_slots(theta, gradient, later, hyper))
 
     def _drift(self, theta: Params, window: Window) -> float | None:
-        sentinel = window.steps[0].state
+        sentinel = window.steps[window.start].state
         if sentinel is None:
             return None
         drift = distance(theta, sentinel.theta)
@@ -177,41 +239,91 @@ class Reversed(AbstractAdjoint):
                 f"undoing {len(window.steps)} steps drifted by {drift:.1e}, more than "
                 f"{self.tolerance}: use adjoint=Stored() or a shorter window"
             )
-        _check_movement(window.final.theta, sentinel.theta, theta)
+        _check_movement(window.final.theta, sentinel.theta, theta, 10 * self.tolerance)
         return drift
 
 
 class Stored(AbstractAdjoint):
     """Keeps a copy of the state before each step of the window: exact for any rule."""
 
-    def keep(self, state: State, opens_window: bool) -> State | None:
-        return State(clone(state.theta), {k: clone(v) for k, v in state.slots.items()})
+    def keep(self, state: State, position: int, window: int) -> State | None:
+        return _copy(state)
 
-    def theta_before(self, later: State, step: Step, rule: Rule) -> Params:
-        return _kept(step).theta
+    def theta_before(self, position: int, later: State, window: Window) -> Params:
+        return _kept(window.steps[position]).theta
 
     def state_before(
-        self, theta: Params, gradient: Params, later: State, step: Step, rule: Rule
+        self, position: int, theta: Params, gradient: Params, later: State, window: Window
     ) -> State:
         """The stored state; its step must lead to the later state, or something else moved it."""
-        kept = _kept(step)
-        advanced = rule.step(kept, gradient, step.hyper)
-        _check_movement(kept.theta, later.theta, advanced.theta)
+        kept = _kept(window.steps[position])
+        advanced = window.rule.step(kept, gradient, window.steps[position].hyper)
+        _check_movement(kept.theta, later.theta, advanced.theta, self.tolerance)
         return kept
+
+
+class Checkpointed(AbstractAdjoint):
+    """Keeps every s-th state, s = ceil(sqrt(B)), and runs forward from it to the others.
+
+    Any rule, any window: about 2 sqrt(B) states in memory, and one more training pass over
+    the window. With B = K = a whole short training it is the paper's "all student models on
+    the trajectory".
+    """
+
+    def spare(self, window: int) -> int:
+        return self._stride(window) - 1
+
+    def keep(self, state: State, position: int, window: int) -> State | None:
+        return _copy(state) if position % self._stride(window) == 0 else None
+
+    def theta_before(self, position: int, later: State, window: Window) -> Params:
+        return self._state(position, window).theta
+
+    def state_before(
+        self, position: int, theta: Params, gradient: Params, later: State, window: Window
+    ) -> State:
+        kept = self._state(position, window)
+        advanced = window.rule.step(kept, gradient, window.steps[position].hyper)
+        _check_movement(kept.theta, later.theta, advanced.theta, self.tolerance)
+        return kept
+
+    def _stride(self, window: int) -> int:
+        return math.isqrt(window - 1) + 1
+
+    def _state(self, position: int, window: Window) -> State:
+        """The state before a step; the states between two anchors are found all at once."""
+        if position not in window.memo:
+            window.memo.clear()
+            anchor = position
+            while window.steps[anchor].state is None and anchor > 0:
+                anchor -= 1
+            state = _kept(window.steps[anchor])
+            window.memo[anchor] = state
+            for index in range(anchor, position):
+                step = window.steps[index]
+                objective, omega = window.objective, window.omega
+                pass_ = objective.linearised(state.theta, step, omega, first_order=True)
+                _compare_losses(pass_.losses, step, self.tolerance)
+                state = window.rule.step(state, pass_.gradient, step.hyper)
+                window.memo[index + 1] = state
+        return window.memo[position]
 
 
 class Unrolled(Stored):
     """Plain automatic differentiation through the window: slow, and the oracle of the rest."""
 
+    shares = False
+
     def gradient(self, window: Window, validation: Validation) -> MetaGradient:
         objective, rule = window.objective, window.rule
         d_theta = validation.gradient(window.final.theta)
         omega = {name: leaf.detach().requires_grad_() for name, leaf in window.omega.items()}
-        state = _kept(window.steps[0])
+        state = _kept(window.steps[window.start])
         with torch.enable_grad():
-            theta = {name: leaf.detach().requires_grad_() for name, leaf in state.theta.items()}
+            start = state.theta
+            theta = {name: leaf.detach().requires_grad_() for name, leaf in start.items()}
             state = State(theta, state.slots)
-            for step in window.steps:
+            for step in window.steps[window.start :]:
                 snapshot = objective.replay(state.theta, step)
                 recorded = objective.weights(omega, step.snapshot) if objective.linear else None
                 value = objective.value(omega, snapshot, recorded)
@@ -220,8 +332,12 @@ class Unrolled(Stored):
             moved = {name: leaf for name, leaf in state.theta.items() if leaf.requires_grad}
             end = torch.stack([(moved[name] * d_theta[name]).sum() for name in moved]).sum()
             d_omega = gradients(end, omega)
-        _check_movement(_kept(window.steps[0]).theta, window.final.theta, state.theta)
+        _check_movement(start, window.final.theta, state.theta, self.tolerance)
         return MetaGradient(d_omega, distance(state.theta, window.final.theta))
+
+
+def _copy(state: State) -> State:
+    return State(clone(state.theta), {slot: clone(tree) for slot, tree in state.slots.items()})
 
 
 def _kept(step: Step) -> State:
@@ -230,8 +346,8 @@ def _kept(step: Step) -> State:
     return step.state
 
 
-def _check_movement(start: Params, end: Params, reached: Params) -> None:
-    """`reached` must be `end`, to within 5 % of the movement and the rounding of theta.
+def _check_movement(start: Params, end: Params, reached: Params, slack: float) -> None:
+    """`reached` must be `end`, to within `slack` of the movement and the rounding of theta.
 
     The drift tolerance alone is relative to theta and would not see an added loss term at a
     small learning rate.
@@ -239,7 +355,7 @@ def _check_movement(start: Params, end: Params, reached: Params) -> None:
     movement = norm(tree_map(torch.sub, end, start))
     error = norm(tree_map(torch.sub, reached, end))
     eps = max((torch.finfo(leaf.dtype).eps for leaf in end.values()), default=0.0)
-    if not error <= 0.05 * movement + 100 * eps * norm(end):
+    if not error <= slack * movement + 100 * eps * norm(end):
         raise ReplayError(
             f"the recorded steps do not connect the student's states (off by {error:.1e} of a "
             f"movement of {movement:.1e}): something besides coach.loss and the optimizer "
@@ -258,6 +374,20 @@ def _compare_losses(losses: torch.Tensor, step: Step, tolerance: float) -> None:
             "student is not deterministic (randomness outside torch's generators?), or its "
             "inputs were changed in place after coach.loss"
         )
+
+
+@contextmanager
+def _kept_intact() -> Iterator[None]:
+    """Say in the user's terms that a shared pass's batch was changed before the update."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise ReplayError(
+            "a tensor of a recorded step was changed in place after coach.loss: give each batch "
+            "tensors of its own, and leave the student's buffers alone"
+        ) from None
 
 
 def _lacks_forward_rule(error: Exception) -> bool:

@@ -24,13 +24,14 @@ from deepteach.objective import (
     Validation,
     ValidationLoss,
     cross_entropy,
+    deliver,
     effective_fraction,
     normalise,
 )
-from deepteach.rules import Hyper, State, read_state, rule_for
-from deepteach.student import Inputs, Student
+from deepteach.rules import Clipped, Hyper, Rule, State, read_state, rule_for
+from deepteach.student import Inputs, Outputs, Student
 from deepteach.teacher import AbstractTeacher
-from deepteach.tree import Params, all_finite, norm
+from deepteach.tree import Params, all_finite, clone, norm
 from deepteach.trusted import TrustedBatches
 
 COLLAPSED_FRACTION = 0.02
@@ -74,6 +75,12 @@ class Coach:
         loss: `(logits, y) -> (batch,)`; cross-entropy unless given.
         validation_loss: "nll", "expected_accuracy" or `(logits, y) -> scalar`.
         total_steps: length of the training, for features that read its progress.
+        clip_norm: the norm to which you clip the gradients yourself, by
+            `torch.nn.utils.clip_grad_norm_`, between backward() and step().
+        rule: how the optimizer steps, for one that deepteach does not know.
+        mixed_precision: allow `torch.autocast` and a GradScaler around the training step.
+            Replays run without them, so the meta-gradient is that of the full-precision
+            step: needs an adjoint that keeps states.
 
     Raises:
         ConfigError: anything that cannot be done exactly, with the remedy.
@@ -93,6 +100,9 @@ class Coach:
         loss: SampleLoss = cross_entropy,
         validation_loss: str | ValidationLoss = "nll",
         total_steps: int | None = None,
+        clip_norm: float | None = None,
+        rule: Rule | None = None,
+        mixed_precision: bool = False,
     ) -> None:
         if not 1 <= window <= interval:
             raise ConfigError(
@@ -113,16 +123,20 @@ class Coach:
             if isinstance(validation_loss, str)
             else validation_loss
         )
-        self.rule = rule_for(optimizer)
+        self.rule = rule or rule_for(optimizer)
+        if clip_norm is not None:
+            self.rule = Clipped(self.rule, clip_norm)
+        self.mixed_precision = mixed_precision
         self.clock = Clock(total=total_steps)
         self.last_record: UpdateRecord | None = None
         self.last_weights = torch.zeros(0)
-        """`(batch,)` normalised weights of the last step taken, summing to 1."""
-        self._omega_names = [name for name, _ in teacher.named_parameters()]
-        if teacher_optimizer is None and self._omega_names:
-            teacher_optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
+        """`(batch,)` weights of the last step taken, as the loss used them."""
+        taught = [leaf for leaf in teacher.parameters() if leaf.requires_grad]
+        self._learns = bool(taught)
+        if teacher_optimizer is None and taught:
+            teacher_optimizer = torch.optim.Adam(taught, lr=1e-2)
         self.teacher_optimizer = teacher_optimizer
-        self._steps: deque[Step] = deque(maxlen=window)
+        self._steps: deque[Step] = deque(maxlen=window + self.adjoint.spare(window))
         self._pending: Step | None = None
         self._since_update = 0
         self._effective = torch.zeros(())
@@ -133,14 +147,18 @@ class Coach:
 
     def _check(self) -> None:
         named = self._parameters()
-        groups = [self.rule.hyper(group) for group in self.optimizer.param_groups]
+        groups = list(self._hyper(named).values())
         if not named:
             raise ConfigError("the optimizer holds no trainable parameter of the student")
+        if self.mixed_precision and isinstance(self.adjoint, Reversed):
+            raise ConfigError(
+                "undoing steps needs the gradients that were used, which replays in full "
+                "precision are not: use adjoint=Stored() with mixed_precision"
+            )
         if len({leaf.device for leaf in named.values()}) > 1:
             raise ConfigError("the student's parameters must be on one device")
-        for leaf in named.values():
-            self.adjoint.check(self.rule, groups, self.window, leaf.dtype)
-            break
+        for dtype in {leaf.dtype for leaf in named.values()}:
+            self.adjoint.check(self.rule, groups, self.window, dtype)
 
     def _parameters(self) -> Params:
         """The student's parameters that the optimizer trains, by name."""
@@ -160,9 +178,8 @@ class Coach:
     def _hyper(self, active: Params) -> dict[str, Hyper]:
         names = {id(leaf): name for name, leaf in active.items()}
         return {
-            names[id(leaf)]: hyper
+            names[id(leaf)]: self.rule.hyper(group, self.optimizer.state.get(leaf, {}))
             for group in self.optimizer.param_groups
-            for hyper in [self.rule.hyper(group)]
             for leaf in group["params"]
             if id(leaf) in names
         }
@@ -190,7 +207,8 @@ class Coach:
             self._refuse_unfinished(labels)
         buffers = self.student.buffers()
         drawn = generator_states(labels.device)
-        outputs = self.student(inputs)
+        theta = self._shared_theta() if recording else None
+        outputs = self._pass(inputs, theta)
         drew = not same_states(drawn, generator_states(labels.device))
         snapshot = self.objective.snapshot(outputs, labels, self.clock)
         if not all_finite([snapshot.losses]):
@@ -202,29 +220,62 @@ class Coach:
             inputs=inputs,
             labels=labels,
             snapshot=snapshot.detach(),
-            weights=self.objective.weights(self.omega, snapshot).detach(),
+            weights=torch.zeros(0),
+            value=torch.zeros(()),
             buffers=buffers,
             modes=self.student.modes(),
             generators=drawn if drew else None,
         )
-        if self.adjoint.before_step and all_finite([step.weights]):
-            self._teach_before(step)
-        weights = self.objective.weights(self.omega, snapshot)
-        if not all_finite([weights]):
+        try:
+            self._weigh(step)
+            if self.adjoint.before_step:
+                self._teach_before(step)
+                self._weigh(step)
+        except NumericError:
             self.student.restore_buffers(buffers)
-            raise NumericError(
-                "the teacher's weights are not finite; nothing was changed: check the features' "
-                "scale or lower the teacher's learning rate"
-            )
-        step.weights = weights.detach()
+            raise
+        weights = self.objective.weights(self.omega, snapshot)
         state = read_state(self.optimizer, self._parameters(), self.rule)
-        opens = not self._steps or self._since_update == self.interval - self.window
-        step.state = self.adjoint.keep(state, opens)
+        position = self._since_update - (self.interval - self.window) if self._steps else 0
+        step.state = self.adjoint.keep(state, position, self.window)
         self._pending = step
         self._accumulated.clear()
-        value = self.objective.value(self.omega, snapshot, weights)
+        if theta is None:
+            value = self.objective.value(self.omega, snapshot, weights)
+        else:
+            step.shared = self.objective.linearise(theta, snapshot, self.omega, weights)
+            value = deliver(step.shared, self._parameters())
         value.register_hook(_weak(self._before_backward))
         return value
+
+    def _shared_theta(self) -> Params | None:
+        """Copies of theta as leaves, where this pass is the one a sweep starts from.
+
+        The last step of a window longer than one is differentiated twice. Doing so from the
+        training pass's own graph saves the sweep a replay.
+        """
+        last = self._since_update == self.interval - 1 and len(self._steps) >= 1
+        plain = self.mixed_precision or not self.adjoint.shares
+        if not last or plain or self.window < 2:
+            return None
+        return {name: leaf.requires_grad_() for name, leaf in clone(self._parameters()).items()}
+
+    def _pass(self, inputs: Inputs, theta: Params | None) -> Outputs:
+        """The training pass: the module's own, or one whose graph begins at `theta`."""
+        if theta is None and not self.adjoint.same_kernels:
+            return self.student(inputs)
+        # The graph must keep buffers of its own: later passes move the module's in place.
+        buffers = self.student.buffers()
+        outputs = self.student.functional(theta or {}, buffers, inputs, update=True)
+        self.student.restore_buffers(buffers)
+        return outputs
+
+    def trust(self, valid: Iterable | tuple) -> None:
+        """Name the trusted data without teaching: for `Lookahead`, before the first step.
+
+        A lookahead teaches inside `loss` from the data that `update` was last given.
+        """
+        self._trusted.source = valid
 
     def update(self, valid: Iterable | tuple) -> UpdateRecord | None:
         """Teach the teacher if `interval` steps have passed since it was last taught.
@@ -232,10 +283,10 @@ class Coach:
         `valid` is `(x_valid, y_valid)` or an iterable of such batches (a DataLoader), which
         is read one batch per update, again and again.
         """
-        self._trusted.source = valid
+        self.trust(valid)
         if self.adjoint.before_step or self._since_update < self.interval:
             return None
-        if not self._omega_names and not self.teacher.reads_trusted:
+        if not self._learns and not self.teacher.reads_trusted:
             self._since_update = 0
             return None
         return self._teach(list(self._steps))
@@ -277,17 +328,20 @@ class Coach:
     def _differentiate(self, steps: list[Step], validation: Validation) -> MetaGradient:
         omega = self.omega
         for step in steps:
-            if step.hyper and self.objective.linear:
+            if step.hyper:
                 self._check_unchanged(omega, step)
         final = read_state(self.optimizer, self._parameters(), self.rule)
-        window = Window(steps, final, self.objective, self.rule, omega)
+        start = max(0, len(steps) - self.window)
+        window = Window(steps, final, self.objective, self.rule, omega, start)
         return self.adjoint.gradient(window, validation)
 
     def _check_unchanged(self, omega: Params, step: Step) -> None:
         """omega is constant inside a window, so the recorded weights must come out again."""
         again = self.objective.weights(omega, step.snapshot)
+        value = self.objective.value(omega, step.snapshot)
         slack = 1e-4 if again.dtype != torch.float64 else 1e-10
-        if not torch.allclose(again, step.weights, rtol=slack, atol=0.01 * slack):
+        same = torch.allclose(again, step.weights, rtol=slack, atol=0.01 * slack)
+        if not (same and torch.allclose(value, step.value, rtol=slack, atol=slack)):
             raise ConfigError(
                 "the teacher changed after a step of the window was recorded, so that step no "
                 "longer belongs to it: change the teacher right after coach.update only"
@@ -312,6 +366,8 @@ class Coach:
             )
         if self.teacher_optimizer is not None:
             for name, leaf in self.teacher.named_parameters():
+                if not leaf.requires_grad:
+                    continue
                 leaf.grad = result.gradient[name].to(leaf.dtype)
             self.teacher_optimizer.step()
             self.teacher_optimizer.zero_grad()
@@ -329,17 +385,31 @@ class Coach:
             effective_sample_size=effective,
             drift=result.drift,
         )
-        if self._since_update and effective < COLLAPSED_FRACTION:
+        collapsed = self._since_update > 0 and effective < COLLAPSED_FRACTION
+        self._restart_window()
+        if collapsed:
             warnings.warn(
                 f"the weights rest on {effective:.1%} of a batch: the teacher has collapsed; "
                 "lower its learning rate, or give its optimizer a weight decay",
                 CollapseWarning,
                 stacklevel=3,
             )
+        return self.last_record
+
+    def _restart_window(self) -> None:
         self._effective = torch.zeros(())
         self._since_update = 0
         self._steps.clear()
-        return self.last_record
+
+    def _weigh(self, step: Step) -> None:
+        """Record the weights and the loss of a step as the teacher gives them now."""
+        step.weights = self.objective.weights(self.omega, step.snapshot).detach()
+        step.value = self.objective.value(self.omega, step.snapshot).detach()
+        if not all_finite([step.weights, step.value]):
+            raise NumericError(
+                "the teacher's weights are not finite; nothing was changed: check the features' "
+                "scale or lower the teacher's learning rate"
+            )
 
     def _refuse_unfinished(self, labels: Tensor) -> None:
         if self._pending is not None:
@@ -347,20 +417,27 @@ class Coach:
                 "coach.loss was called twice without optimizer.step(): gradient accumulation "
                 "is not supported; step once per batch, or call it under torch.no_grad()"
             )
-        if torch.is_autocast_enabled(labels.device.type):
+        if torch.is_autocast_enabled(labels.device.type) and not self.mixed_precision:
             raise ConfigError(
                 "autocast inside the window makes the meta-gradient inexact: run coach.loss "
-                "outside torch.autocast"
+                "outside torch.autocast, or accept that with Coach(mixed_precision=True)"
             )
 
+    @property
+    def _changes_gradients(self) -> bool:
+        """Gradients may be changed in place; that the rule explains them is checked later."""
+        return self.mixed_precision or isinstance(self.rule, Clipped)
+
     def _before_backward(self, scale: Tensor) -> None:
-        if float(scale) != 1.0:
+        if float(scale) != 1.0 and not self.mixed_precision:
+            self._pending = None
             raise ConfigError(
                 f"the loss was scaled by {float(scale):g} before backward(): call "
                 "coach.loss(x, y).backward() as it is (no GradScaler, no accumulation)"
             )
         stale = [leaf.grad for leaf in self._parameters().values() if leaf.grad is not None]
         if stale and any(bool(grad.any()) for grad in stale):
+            self._pending = None
             raise ConfigError(
                 "gradients are left over from before coach.loss: call optimizer.zero_grad() "
                 "before each backward()"
@@ -376,11 +453,17 @@ class Coach:
         active = {n: p for n, p in self._parameters().items() if p.grad is not None}
         for name, leaf in active.items():
             grad, seen = leaf.grad, self._accumulated.get(name)
+            if self._changes_gradients and seen is not None:
+                continue
+            if seen is None and grad is not None and not grad.any():
+                continue  # zeroed and not reached by this loss: torch steps on the zeros
             if grad is None or seen is None or seen[0] is not grad or seen[1] != grad._version:
+                self._pending = None
                 raise ConfigError(
                     f"the gradient of {name!r} was changed between backward() and "
                     "optimizer.step() (clipping, unscaling, a second loss?), which the "
-                    "meta-gradient would not see: remove it"
+                    "meta-gradient would not see: remove it; clipping is Coach(clip_norm=...), "
+                    "and a parameter unfrozen since needs a new Coach"
                 )
         if not all_finite(leaf.grad for leaf in active.values() if leaf.grad is not None):
             self.student.restore_buffers(self._pending.buffers)
@@ -396,8 +479,14 @@ class Coach:
         self._accumulated.clear()
         if step is None:
             # A step without coach.loss cannot be replayed: the window starts afresh.
-            self._steps.clear()
+            self._restart_window()
             return
+        if not step.hyper:
+            self._restart_window()
+            raise ConfigError(
+                "coach.loss was called inside optimizer.step(closure): call "
+                "coach.loss(x, y).backward() before a plain optimizer.step()"
+            )
         self._steps.append(step)
         self.last_weights = step.weights
         self._since_update += 1
@@ -436,6 +525,8 @@ class Coach:
 
 
 def _pack_step(step: Step) -> dict[str, Any]:
+    # A shared pass is only a short cut: without it the sweep replays the step.
+    step.shared = None
     fields = {name: getattr(step, name) for name in Step.__dataclass_fields__}
     snapshot = {name: getattr(step.snapshot, name) for name in Snapshot.__dataclass_fields__}
     state = None if step.state is None else step.state._asdict()

@@ -112,7 +112,7 @@ class Surface(Feature):
     def forward(self, snapshot: Snapshot) -> Tensor:
         clock, logits = snapshot.clock, snapshot.logits
         predicted = logits.argmax(1).to(logits.dtype) / max(logits.shape[1] - 1, 1)
-        margin = _margin(logits.softmax(1), snapshot.labels)
+        margin = _margin(logits.softmax(1), snapshot.labels).clamp(-1, 1)
         common = [clock.progress, clock.mean_loss, clock.best_accuracy]
         return torch.cat(
             [

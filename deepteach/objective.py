@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,8 @@ def normalise(log_weights: Tensor) -> Tensor:
 
 
 def effective_fraction(weights: Tensor) -> Tensor:
-    """Effective sample size 1 / (n sum u^2): 1 for equal weights, 1/n for a single sample."""
-    return 1 / (len(weights) * weights.square().sum())
+    """Effective sample size (sum u)^2 / (n sum u^2): 1 for equal weights, 1/n for one sample."""
+    return weights.sum().square() / (len(weights) * weights.square().sum())
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ VALIDATION_LOSSES: dict[str, ValidationLoss] = {
 class Step:
     """What one optimizer step saw, so that it can be replayed exactly.
 
-    `weights` are the normalised u of that step; `generators` the state of every random
+    `weights` are the u of that step and `value` its loss; `generators` the state of every random
     generator that the pass consumed (None if it consumed nothing); `hyper` is filled in
     when the optimizer has stepped; `state` is what the adjoint chose to keep.
     """
@@ -71,11 +72,14 @@ class Step:
     labels: Tensor
     snapshot: Snapshot
     weights: Tensor
+    value: Tensor
     buffers: Params
     modes: tuple[bool, ...]
     generators: States | None
     hyper: dict[str, Hyper] = field(default_factory=dict)
     state: State | None = None
+    shared: Linearised | None = None
+    """The training pass itself, with its graph, where the sweep can start from it."""
 
 
 @dataclass
@@ -146,14 +150,44 @@ class Objective:
         theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
         with torch.enable_grad():
             snapshot = self.replay(theta, step)
-            weights = step.weights.detach().requires_grad_()
-            if self.linear:
-                value = self.value(omega, snapshot, weights)
-            else:
-                omega = {name: leaf.detach().requires_grad_() for name, leaf in omega.items()}
-                value = self.value(omega, snapshot)
-            gradient = gradients(value, theta, create_graph=not first_order)
-        return Linearised(theta, omega, weights, gradient, snapshot.losses.detach())
+            weights = step.weights if self.linear else None
+            return self.linearise(theta, snapshot, omega, weights, first_order=first_order)
+
+    def linearise(
+        self,
+        theta: Params,
+        snapshot: Snapshot,
+        omega: Params,
+        weights: Tensor | None = None,
+        *,
+        first_order: bool = False,
+    ) -> Linearised:
+        """As `linearised`, from a pass at hand whose graph begins at `theta`.
+
+        `weights` are the normalised weights of a linear objective; computed if not given.
+        """
+        if self.linear:
+            used = self.weights(omega, snapshot) if weights is None else weights
+            used = used.detach().requires_grad_()
+            value = self.value(omega, snapshot, used)
+        else:
+            used = torch.zeros(0)
+            omega = {name: leaf.detach().requires_grad_() for name, leaf in omega.items()}
+            value = self.value(omega, snapshot)
+        found = torch.autograd.grad(
+            value, list(theta.values()), create_graph=not first_order, allow_unused=True
+        )
+        pairs = list(zip(theta.items(), found, strict=True))
+        gradient = {n: torch.zeros_like(leaf) if g is None else g for (n, leaf), g in pairs}
+        return Linearised(
+            theta=theta,
+            omega=omega,
+            weights=used,
+            gradient=gradient,
+            losses=snapshot.losses.detach(),
+            value=value.detach(),
+            used=frozenset(name for (name, _), g in pairs if g is not None),
+        )
 
     def directional(self, theta: Params, step: Step, along: Params) -> tuple[Tensor, Tensor]:
         """(l, J along): losses `(batch,)` and their derivative in a direction of theta.
@@ -238,6 +272,9 @@ class Linearised:
     weights: Tensor
     gradient: Params
     losses: Tensor
+    value: Tensor
+    used: frozenset[str]
+    """Parameters that the loss depends on; the others have no gradient, as in torch."""
 
     def pull_back(self, along: Params, objective: Objective, step: Step) -> tuple[Params, Params]:
         """(grad_theta <g, along>, grad_omega <g, along>): one double backward for both."""
@@ -256,6 +293,25 @@ class Linearised:
             return gradients(inner, self.omega)
         slopes = gradients(inner, {"u": self.weights})["u"]
         return objective.teacher_gradient(self.omega, step, slopes)
+
+
+def deliver(graph: Linearised, parameters: Params) -> Tensor:
+    """A loss whose backward() gives `parameters` the gradient that `graph` already holds."""
+    used = {name: leaf for name, leaf in parameters.items() if name in graph.used}
+    found = [graph.gradient[name].detach() for name in used]
+    return _Delivery.apply(graph.value, found, *used.values())  # type: ignore[no-any-return]
+
+
+class _Delivery(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, found: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.found = found
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> Any:  # type: ignore[override]
+        # Fresh tensors: the optimizer or a clipping may change what becomes p.grad.
+        return None, None, *(leaf * scale for leaf in ctx.found)
 
 
 def gradients(value: Tensor, leaves: Params, *, create_graph: bool = False) -> Params:

@@ -28,12 +28,17 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Hyper:
-    """What one parameter's step used: eta_t, mu, lambda of its parameter group."""
+    """What one parameter's step used: the settings of its group, and Adam's step count."""
 
     lr: float
     momentum: float = 0.0
     weight_decay: float = 0.0
     nesterov: bool = False
+    beta1: float = 0.0
+    beta2: float = 0.0
+    eps: float = 0.0
+    count: int = 0
+    decoupled: bool = False
 
 
 class Pull(NamedTuple):
@@ -45,14 +50,23 @@ class Pull(NamedTuple):
 
 
 class Rule:
-    """How an optimizer steps. Subclasses hold the mathematics of one optimizer."""
+    """How an optimizer steps. Subclasses hold the mathematics of one optimizer.
 
-    slot_names: ClassVar[tuple[str, ...]]
-    linear: ClassVar[bool]
+    To teach with another optimizer, subclass this: `hyper` and `step` are enough (the
+    adjoint of `step` is found by automatic differentiation), and pass an instance as
+    `Coach(rule=...)`. Undoing a step is optional.
+    """
+
+    slot_names: ClassVar[tuple[str, ...]] = ()
+    linear: bool = False
     """The step is affine in g, so its adjoint needs neither g nor the slots."""
 
-    def hyper(self, group: dict) -> Hyper:
-        """Read a parameter group, refusing what the rule does not model."""
+    def hyper(self, group: dict, held: dict) -> Hyper:
+        """Read a parameter group, and the parameter's buffers before the step.
+
+        Raises:
+            ConfigError: a setting that the rule does not model.
+        """
         raise NotImplementedError
 
     def step(self, state: State, gradient: Params, hyper: dict[str, Hyper]) -> State:
@@ -61,11 +75,33 @@ class Rule:
 
     def pull(self, state: State, gradient: Params, hyper: dict[str, Hyper], later: State) -> Pull:
         """The transpose of `step`'s derivative applied to the cotangents `later`."""
-        raise NotImplementedError
+        theta, slots, grads = _leaves(state, gradient)
+        with torch.enable_grad():
+            stepped = self.step(State(theta, slots), grads, hyper)
+        ends, cotangents = [], []
+        for tree, seed in zip(_trees(stepped), _trees(later), strict=True):
+            for name, leaf in tree.items():
+                if leaf.requires_grad:
+                    ends.append(leaf)
+                    cotangents.append(seed[name])
+        starts = [leaf for tree in (theta, *slots.values(), grads) for leaf in tree.values()]
+        found = torch.autograd.grad(ends, starts, cotangents, allow_unused=True)
+        pulled = iter(
+            torch.zeros_like(leaf) if part is None else part
+            for leaf, part in zip(starts, found, strict=True)
+        )
+        rebuilt = [
+            {name: next(pulled) for name in tree} for tree in (theta, *slots.values(), grads)
+        ]
+        return Pull(rebuilt[0], dict(zip(slots, rebuilt[1:-1], strict=True)), rebuilt[-1])
 
     def refuse_reversal(self, hyper: Hyper) -> str | None:
         """Why a step cannot be undone, or None where it can."""
         return f"{type(self).__name__} steps cannot be undone"
+
+    def memory(self, hyper: Hyper) -> float:
+        """The factor that undoing a step divides a buffer by: 1/memory amplifies rounding."""
+        return 1.0
 
     def previous_theta(self, later: State, hyper: dict[str, Hyper]) -> Params:
         """theta_t from the state after the step."""
@@ -88,7 +124,10 @@ class MomentumSGD(Rule):
     slot_names = ("momentum_buffer",)
     linear = True
 
-    def hyper(self, group: dict) -> Hyper:
+    def memory(self, hyper: Hyper) -> float:
+        return hyper.momentum
+
+    def hyper(self, group: dict, held: dict) -> Hyper:
         if group["dampening"] != 0:
             raise ConfigError("SGD with dampening is not supported: use dampening=0")
         if group["maximize"]:
@@ -146,18 +185,154 @@ class MomentumSGD(Rule):
         return None
 
 
-_RULES: dict[type[torch.optim.Optimizer], Rule] = {torch.optim.SGD: MomentumSGD()}
+class AdamRule(Rule):
+    """torch.optim.Adam and AdamW (decoupled weight decay), without amsgrad.
+
+        m' = m + (1 - b1)(g - m),  v' = b2 v + (1 - b2) g^2,
+        theta' = theta (1 - eta lambda) - eta/(1 - b1^t) m' / (sqrt(v' / (1 - b2^t)) + eps)
+
+    (Adam adds lambda theta to g instead.) Where v' = 0 the root's derivative, infinite, is
+    taken as 0: the parameter never had a gradient. The step is nonlinear in g.
+    """
+
+    slot_names = ("exp_avg", "exp_avg_sq")
+
+    def memory(self, hyper: Hyper) -> float:
+        return min(hyper.beta1, hyper.beta2)
+
+    def hyper(self, group: dict, held: dict) -> Hyper:
+        for setting in ("amsgrad", "maximize"):
+            if group[setting]:
+                raise ConfigError(f"Adam with {setting}=True is not supported: use {setting}=False")
+        return Hyper(
+            lr=float(group["lr"]),
+            weight_decay=float(group["weight_decay"]),
+            beta1=float(group["betas"][0]),
+            beta2=float(group["betas"][1]),
+            eps=float(group["eps"]),
+            count=int(held.get("step", 0)) + 1,
+            decoupled=bool(group.get("decoupled_weight_decay", False)),
+        )
+
+    def _gradient(self, gradient: Tensor, theta: Tensor, h: Hyper) -> Tensor:
+        return gradient if h.decoupled else torch.add(gradient, theta, alpha=h.weight_decay)
+
+    def _scale(self, second: Tensor, h: Hyper) -> tuple[Tensor, float]:
+        """Denominator and step size of theta' = decayed - size m' / denominator."""
+        root = torch.where(second > 0, second, 1.0).sqrt() * (second > 0)
+        size = h.lr / (1 - h.beta1**h.count)
+        return root / (1 - h.beta2**h.count) ** 0.5 + h.eps, size
+
+    def _decay(self, h: Hyper) -> float:
+        return 1 - h.lr * h.weight_decay if h.decoupled else 1.0
+
+    def step(self, state: State, gradient: Params, hyper: dict[str, Hyper]) -> State:
+        theta = dict(state.theta)
+        first, second = dict(state.slots["exp_avg"]), dict(state.slots["exp_avg_sq"])
+        for name, h in hyper.items():
+            g = self._gradient(gradient[name], theta[name], h)
+            first[name] = torch.lerp(first[name], g, 1 - h.beta1)
+            second[name] = torch.addcmul(second[name] * h.beta2, g, g, value=1 - h.beta2)
+            denominator, size = self._scale(second[name], h)
+            decayed = theta[name] * self._decay(h)
+            theta[name] = torch.addcdiv(decayed, first[name], denominator, value=-size)
+        return State(theta, {"exp_avg": first, "exp_avg_sq": second})
+
+    def refuse_reversal(self, hyper: Hyper) -> str | None:
+        if hyper.beta1 == 0 or hyper.beta2 == 0:
+            return "Adam with a beta of 0 forgets its last step, so it cannot be undone"
+        return None
+
+    def previous_theta(self, later: State, hyper: dict[str, Hyper]) -> Params:
+        theta = dict(later.theta)
+        for name, h in hyper.items():
+            denominator, size = self._scale(later.slots["exp_avg_sq"][name], h)
+            moved = torch.addcdiv(
+                theta[name], later.slots["exp_avg"][name], denominator, value=size
+            )
+            theta[name] = moved / self._decay(h)
+        return theta
+
+    def previous_slots(
+        self, theta: Params, gradient: Params, later: State, hyper: dict[str, Hyper]
+    ) -> dict[str, Params]:
+        first, second = dict(later.slots["exp_avg"]), dict(later.slots["exp_avg_sq"])
+        for name, h in hyper.items():
+            g = self._gradient(gradient[name], theta[name], h)
+            first[name] = (first[name] - (1 - h.beta1) * g) / h.beta1
+            # Rounding may leave a second moment just below zero.
+            second[name] = ((second[name] - (1 - h.beta2) * g * g) / h.beta2).clamp(min=0)
+        return {"exp_avg": first, "exp_avg_sq": second}
+
+
+class Clipped(Rule):
+    """Another rule behind `torch.nn.utils.clip_grad_norm_(parameters, max_norm)`.
+
+    g is scaled by min(1, max_norm / (|g| + 1e-6)) with the norm over all parameters that had
+    a gradient, and that scale is differentiated.
+    """
+
+    def __init__(self, inner: Rule, max_norm: float) -> None:
+        self.inner, self.max_norm = inner, max_norm
+        self.slot_names = inner.slot_names  # type: ignore[misc]
+
+    def clip(self, gradient: Params, hyper: dict[str, Hyper]) -> Params:
+        norms = [torch.linalg.vector_norm(gradient[name]) for name in hyper]
+        scale = (self.max_norm / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)).clamp(max=1)
+        return {name: leaf * scale if name in hyper else leaf for name, leaf in gradient.items()}
+
+    def hyper(self, group: dict, held: dict) -> Hyper:
+        return self.inner.hyper(group, held)
+
+    def memory(self, hyper: Hyper) -> float:
+        return self.inner.memory(hyper)
+
+    def step(self, state: State, gradient: Params, hyper: dict[str, Hyper]) -> State:
+        return self.inner.step(state, self.clip(gradient, hyper), hyper)
+
+    def refuse_reversal(self, hyper: Hyper) -> str | None:
+        return self.inner.refuse_reversal(hyper)
+
+    def previous_theta(self, later: State, hyper: dict[str, Hyper]) -> Params:
+        return self.inner.previous_theta(later, hyper)
+
+    def previous_slots(
+        self, theta: Params, gradient: Params, later: State, hyper: dict[str, Hyper]
+    ) -> dict[str, Params]:
+        return self.inner.previous_slots(theta, self.clip(gradient, hyper), later, hyper)
+
+
+_RULES: dict[type[torch.optim.Optimizer], Rule] = {
+    torch.optim.SGD: MomentumSGD(),
+    torch.optim.Adam: AdamRule(),
+    torch.optim.AdamW: AdamRule(),
+}
 
 
 def rule_for(optimizer: torch.optim.Optimizer) -> Rule:
     """The rule of an optimizer; an unknown one is refused by name."""
-    rule = _RULES.get(type(optimizer))
+    own = getattr(optimizer, "rule", None)
+    rule = own if isinstance(own, Rule) else _RULES.get(type(optimizer))
     if rule is None:
         known = ", ".join(f"torch.optim.{kind.__name__}" for kind in _RULES)
         raise ConfigError(
-            f"no exact step rule is known for {type(optimizer).__name__}: use one of {known}"
+            f"no exact step rule is known for {type(optimizer).__name__}: use one of {known}, "
+            "or pass a deepteach.rules.Rule of your own as Coach(rule=...)"
         )
     return rule
+
+
+def _trees(state: State) -> list[Params]:
+    return [state.theta, *state.slots.values()]
+
+
+def _leaves(state: State, gradient: Params) -> tuple[Params, dict[str, Params], Params]:
+    """Detached copies of all inputs of a step, each a leaf to differentiate."""
+
+    def leaf(tree: Params) -> Params:
+        return {name: value.detach().clone().requires_grad_() for name, value in tree.items()}
+
+    return leaf(state.theta), {k: leaf(v) for k, v in state.slots.items()}, leaf(gradient)
 
 
 def longest_reversal(momentum: float, dtype: torch.dtype, tolerance: float) -> int:

@@ -52,9 +52,10 @@ class Student:
             raise ConfigError(f"side must be 'input' or 'output', got {side!r}")
         if pool not in (None, "avg"):
             raise ConfigError(f"pool must be None or 'avg', got {pool!r}")
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        for wrapped in (layer for layer in module.modules() if isinstance(layer, wrappers)):
             raise ConfigError(
-                f"{type(module).__name__} synchronises only .backward() on leaf parameters, so "
+                f"{type(wrapped).__name__} synchronises only .backward() on leaf parameters, so "
                 "meta-gradients through it are wrong: pass the bare module (model.module)"
             )
         layers = dict(module.named_modules())
@@ -72,14 +73,18 @@ class Student:
             raw = _call(self.module, inputs)
         return Outputs(_logits(raw), self._state(seen))
 
-    def functional(self, params: Params, buffers: Params, inputs: Inputs) -> Outputs:
+    def functional(
+        self, params: Params, buffers: Params, inputs: Inputs, *, update: bool = False
+    ) -> Outputs:
         """The same pass at `params`; `buffers` are cloned, so nothing is changed.
 
-        Attention takes its MATH form here: the fused kernels have neither a second
-        derivative nor forward-mode rules.
+        With `update` the buffers given are the ones that the pass writes to. Attention takes
+        its MATH form here: the fused kernels have neither a second derivative nor
+        forward-mode rules.
         """
         args, kwargs = _arguments(inputs)
-        tensors = {**params, **{name: leaf.clone() for name, leaf in buffers.items()}}
+        used = buffers if update else {name: leaf.clone() for name, leaf in buffers.items()}
+        tensors = {**params, **used}
         with self._tapped() as seen, sdpa_kernel(SDPBackend.MATH), _no_fast_attention():
             raw = functional_call(self.module, tensors, args, kwargs)
         return Outputs(_logits(raw), self._state(seen))

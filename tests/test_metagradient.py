@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import deepteach as dt
 
-ADJOINTS = (dt.Reversed, dt.Stored, dt.Unrolled)
+ADJOINTS = (dt.Reversed, dt.Stored, dt.Checkpointed, dt.Unrolled)
 GRID = [
     pytest.param(case, Setting(window=window, through_weights=through), id=f"{case}-{window}-{tag}")
     for case in CASES

@@ -80,7 +80,7 @@ def lookahead_gap() -> float:
 
 def buffers_gap() -> float:
     """How far a meta-gradient moves the module's buffers."""
-    run = bench(CASE["batchnorm"], Setting(window=4))
+    run = bench(CASE["batchnorm"], Setting(window=1))
     teaching = run.coach(dt.Stored())
     run.train(teaching)
     before = {name: leaf.double().clone() for name, leaf in run.module.named_buffers()}
@@ -127,16 +127,16 @@ MUTATIONS = [
     ),
     Mutation(
         "rate of the wrong step in the reversal",
-        *(adjoint.AbstractAdjoint, "gradient"),
-        "self.theta_before(later, step, rule)",
-        "self.theta_before(later, window.steps[max(position - 1, 0)], rule)",
+        *(adjoint.Reversed, "theta_before"),
+        "window.rule.previous_theta(later, step.hyper)",
+        "window.rule.previous_theta(later, window.steps[max(position - 1, 0)].hyper)",
         reversed_gap,
     ),
     Mutation(
         "sum instead of normalised weights in the replay only",
-        *(objective.Objective, "linearised"),
-        "value = self.value(omega, snapshot, weights)",
-        "value = self.value(omega, snapshot, weights) * len(weights)",
+        *(objective.Objective, "linearise"),
+        "value = self.value(omega, snapshot, used)",
+        "value = self.value(omega, snapshot, used) * len(used)",
         reversed_gap,
     ),
     Mutation(
@@ -184,8 +184,8 @@ MUTATIONS = [
     Mutation(
         "weights of the replay from the labels alone",
         *(objective.Objective, "linearised"),
-        "weights = step.weights.detach().requires_grad_()",
-        "weights = torch.full_like(step.weights, 1 / len(step.weights)).requires_grad_()",
+        "weights = step.weights if self.linear else None",
+        "weights = torch.full_like(step.weights, 1 / len(step.weights))",
         stored_gap,
     ),
     Mutation(
@@ -213,8 +213,8 @@ MUTATIONS = [
     Mutation(
         "teacher term of the earliest step lost",
         *(adjoint.AbstractAdjoint, "gradient"),
-        "for position in reversed(range(len(window.steps)))",
-        "for position in reversed(range(1, len(window.steps)))",
+        "range(window.start, len(window.steps))",
+        "range(window.start + 1, len(window.steps))",
         stored_gap,
     ),
     Mutation(
@@ -276,7 +276,7 @@ MUTATIONS = [
     Mutation(
         "replay moves the module's own buffers",
         *(student.Student, "functional"),
-        "tensors = {**params, **{name: leaf.clone() for name, leaf in buffers.items()}}",
+        "tensors = {**params, **used}",
         "tensors = params",
         buffers_gap,
     ),
@@ -288,16 +288,16 @@ MUTATIONS = [
         repeated_gap,
     ),
     Mutation(
-        "lookahead with the wrong sign",
+        "lookahead uphill",
         *(lookahead_module.Lookahead, "gradient"),
-        "leaf * -rate[name]",
-        "leaf * rate[name]",
+        "rule.step(state, graph.gradient, hyper)",
+        "rule.step(state, {n: -g for n, g in graph.gradient.items()}, hyper)",
         lookahead_gap,
     ),
     Mutation(
         "lookahead validated at the present parameters",
         *(lookahead_module.Lookahead, "gradient"),
-        "validation.gradient(virtual)",
+        "validation.gradient(later.theta)",
         "validation.gradient(theta)",
         lookahead_gap,
     ),

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from deepteach.errors import ConfigError
-from deepteach.rules import Hyper, MomentumSGD, State, longest_reversal, read_state, rule_for
+from deepteach.rules import (
+    AdamRule,
+    Clipped,
+    Hyper,
+    MomentumSGD,
+    State,
+    longest_reversal,
+    read_state,
+    rule_for,
+)
 
 RULE = MomentumSGD()
 NAMES = ("a", "b", "c")
@@ -30,7 +39,7 @@ def optimizer(named: dict[str, Tensor], **options: Any) -> torch.optim.SGD:
 
 def hypers(sgd: torch.optim.SGD, named: dict[str, Tensor]) -> dict[str, Hyper]:
     return {
-        name: RULE.hyper(group)
+        name: RULE.hyper(group, {})
         for name, leaf in named.items()
         for group in sgd.param_groups
         if any(leaf is member for member in group["params"]) and leaf.grad is not None
@@ -62,7 +71,7 @@ def test_step_is_torch_bit_for_bit(options: dict[str, Any], dtype: torch.dtype) 
         gradient = {n: p.grad for n, p in named.items() if p.grad is not None}
         hyper = hypers(sgd, named)
         sgd.param_groups[0]["lr"] *= 0.7
-        hyper["a"] = RULE.hyper(sgd.param_groups[0])
+        hyper["a"] = RULE.hyper(sgd.param_groups[0], {})
         state = RULE.step(state, gradient, hyper)
         sgd.step()
         for name, leaf in named.items():
@@ -138,14 +147,14 @@ def test_longest_reversal_grows_with_precision_and_tolerance() -> None:
 def test_what_the_rule_does_not_model_is_refused(option: str, value: Any) -> None:
     group = {**torch.optim.SGD([torch.zeros(1)], lr=0.1).param_groups[0], option: value}
     with pytest.raises(ConfigError, match=option):
-        RULE.hyper(group)
+        RULE.hyper(group, {})
 
 
 def test_unknown_optimizers_are_refused_by_name() -> None:
     class MySGD(torch.optim.SGD):
         """A subclass may step otherwise."""
 
-    for kind in (torch.optim.Adam, torch.optim.RMSprop, MySGD):
+    for kind in (torch.optim.Adagrad, torch.optim.RMSprop, MySGD):
         with pytest.raises(ConfigError, match=rf"{kind.__name__}.*torch\.optim\.SGD"):
             rule_for(kind([torch.zeros(1)], lr=0.1))  # pyright: ignore
 
@@ -154,3 +163,71 @@ def test_unknown_optimizers_are_refused_by_name() -> None:
 def test_irreversible_steps_say_why(hyper: Hyper, remedy: str) -> None:
     assert remedy in (RULE.refuse_reversal(hyper) or "")
     assert RULE.refuse_reversal(HYPER["a"]) is None
+
+
+ADAM_VARIANTS = [
+    (torch.optim.Adam, {}),
+    (torch.optim.Adam, {"weight_decay": 0.1}),
+    (torch.optim.Adam, {"betas": (0.5, 0.9), "eps": 1e-3}),
+    (torch.optim.AdamW, {"weight_decay": 0.1}),
+    (torch.optim.AdamW, {"weight_decay": 0.0, "foreach": True}),
+]
+
+
+@pytest.mark.parametrize("kind, options", ADAM_VARIANTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adam_is_torch_to_an_ulp(
+    kind: type[torch.optim.Optimizer], options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Over steps with missing gradients, whose parameters count their own steps."""
+    named, rule = parameters(dtype), AdamRule()
+    adam = kind(list(named.values()), lr=0.01, **options)
+    state = read_state(adam, named, rule)
+    for t in range(6):
+        for name, leaf in named.items():
+            leaf.grad = None if name == "c" and t % 2 == 0 else torch.randn_like(leaf)
+        active = {n: p for n, p in named.items() if p.grad is not None}
+        group = adam.param_groups[0]
+        hyper = {n: rule.hyper(group, adam.state.get(p, {})) for n, p in active.items()}
+        gradient = {n: p.grad for n, p in active.items() if p.grad is not None}
+        state = rule.step(
+            State({n: leaf.clone() for n, leaf in state.theta.items()}, state.slots),
+            gradient,
+            hyper,
+        )
+        adam.step()
+        for name, leaf in named.items():
+            ulp = torch.finfo(dtype).eps * leaf.detach().abs()
+            assert ((state.theta[name] - leaf.detach()).abs() <= 2 * ulp).all(), (t, name)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_adam_undone(decoupled: bool) -> None:
+    state, gradient = random_state()
+    first = state.slots["momentum_buffer"]
+    second = {name: leaf.square() for name, leaf in gradient.items()}
+    state = State(state.theta, {"exp_avg": first, "exp_avg_sq": second})
+    settings = {"lr": 0.01, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+    hyper = {name: Hyper(**settings, count=3, decoupled=decoupled) for name in ("a", "b")}
+    rule = AdamRule()
+    later = rule.step(state, gradient, hyper)
+    theta = rule.previous_theta(later, hyper)
+    slots = rule.previous_slots(theta, gradient, later, hyper)
+    for name in NAMES:
+        assert torch.allclose(theta[name], state.theta[name], rtol=1e-10)
+        for slot, tree in slots.items():
+            assert torch.allclose(tree[name], state.slots[slot][name], rtol=1e-9, atol=1e-12)
+
+
+def test_clipping_is_torch_clipping() -> None:
+    state, gradient = random_state()
+    leaves = [torch.zeros_like(g).requires_grad_() for g in gradient.values()]
+    for leaf, g in zip(leaves, gradient.values(), strict=True):
+        leaf.grad = g.clone()
+    torch.nn.utils.clip_grad_norm_(leaves, 0.3)
+    hyper = {name: Hyper(0.1, 0.9, 0.01) for name in NAMES}
+    for ours, leaf in zip(Clipped(RULE, 0.3).clip(gradient, hyper).values(), leaves, strict=True):
+        assert leaf.grad is not None
+        assert torch.allclose(ours, leaf.grad, rtol=1e-12)
+    assert torch.equal(Clipped(RULE, 1e9).clip(gradient, hyper)["a"], gradient["a"])
+    assert state.theta.keys() == gradient.keys()
