@@ -50,7 +50,7 @@ def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Trust:
-    """Every training sample at the end: weight (summing to n), loss, prediction, state."""
+    """Every training sample: weight (mean 1), loss, prediction, state."""
 
     weight: Tensor
     loss: Tensor

@@ -35,6 +35,7 @@ from deepteach.evaluate import Trust, logits, noise_auroc, trust
 from deepteach.fit import EpochEnd, Schedule, Training, steps_per_epoch
 from deepteach.generators import generator_states, set_generator_states
 from deepteach.interrupts import Interrupted, Interrupts, interrupts
+from deepteach.lookahead import FirstOrder, Lookahead
 from deepteach.methods import Method, Problem, method
 from deepteach.nets import build
 from deepteach.progress import Silent, Watcher
@@ -45,6 +46,8 @@ ADJOINTS: dict[str, Callable[[], AbstractAdjoint]] = {
     "reversed": Reversed,
     "stored": Stored,
     "unrolled": Unrolled,
+    "lookahead": Lookahead,
+    "first-order": FirstOrder,
 }
 WANTED_UPDATES = 200
 """Teacher updates that a run should have; the paper's K = 20 where it is long enough."""
@@ -232,7 +235,7 @@ class _Run:
             for end in training.epoch_steps():
                 self.seconds = time.monotonic() - started
                 watcher.step(training.step)
-                if end is not None:
+                if end is not None and not end.rehearsal:
                     line = self._line(end)
                     self.metrics.append(line)
                     self.history.append(end.weights.half())
@@ -243,7 +246,11 @@ class _Run:
                 if self.signals.received:
                     raise Interrupted(self.signals.received)
             data = self.data
-            self.trust = trust(self.coach, data.x_train, data.y_train, data.x_valid, data.y_valid)
+            last = trust(self.coach, data.x_train, data.y_train, data.x_valid, data.y_valid)
+            # A student that has memorised a wrong label makes it look right in the end, so
+            # samples are ranked by their mean weight over the epochs.
+            mean = torch.stack(self.history).float().mean(0)
+            self.trust = replace(last, weight=mean)
 
     def finish(self, beside: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """The summary; written, with the samples' weights, where there is a folder."""
@@ -401,9 +408,9 @@ def _method(
 ) -> Method:
     width = state_width(student, data)
     if teacher is not None:
-        chosen = Method(teacher, Reversed())
+        chosen = Method(teacher)
     else:
-        chosen = method(config.method, Problem(data.classes, width, steps))
+        chosen = method(config.method, Problem(data.classes, width, steps, config.seed))
     if config.adjoint != "method":
         chosen = replace(chosen, adjoint=ADJOINTS[config.adjoint]())
     if config.teacher_lr is not None:

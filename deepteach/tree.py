@@ -49,5 +49,9 @@ def cosine(left: Params, right: Params) -> float:
 
 def all_finite(leaves: Iterable[Tensor]) -> bool:
     """Whether no entry is NaN or infinite; one synchronisation for all tensors."""
+    leaves = list(leaves)
+    # A finite norm rules both out, and is one fused pass; it may overflow, though.
+    if leaves and bool(torch.isfinite(torch.nn.utils.get_total_norm(leaves))):
+        return True
     flags = [torch.isfinite(leaf).all() for leaf in leaves]
     return bool(torch.stack(flags).all()) if flags else True
