@@ -53,20 +53,24 @@ class Config(BaseModel):
         default="auto", description="cnn, mlp, resnet8, ..., or package.module:function"
     )
     internal: str | None = Field(default=None, description="layer whose input the teacher reads")
-    method: str = Field(default="deep", description="the teacher: deep, paper, uniform, mwn, ...")
+    method: str = Field(
+        default="deep", description="deep, paper, uniform, mwn, ...; settings: focal+gamma=0.5"
+    )
     interval: int | None = Field(
         default=None,
         gt=0,
         description="steps between teacher updates (default: at least 200 updates)",
     )
     window: int = Field(default=2, gt=0, description="steps the meta-gradient looks back through")
-    adjoint: Literal["method", "reversed", "stored", "unrolled"] = Field(
-        default="method", description="how the meta-gradient is computed"
+    adjoint: Literal["method", "reversed", "stored", "unrolled", "lookahead", "first-order"] = (
+        Field(default="method", description="how the meta-gradient is computed")
     )
     through_weights: bool = Field(
         default=False, description="differentiate through the weights too"
     )
-    validation_loss: Literal["nll", "expected_accuracy"] = "nll"
+    validation_loss: Literal["method", "nll", "expected_accuracy", "smooth_error"] = Field(
+        default="method", description="what the teacher lowers (default: nll for most methods)"
+    )
     teacher_lr: float | None = Field(default=None, gt=0, le=10, description="default: the method's")
     epochs: int = Field(default=60, gt=0, le=1_000_000)
     batch_size: int = Field(default=64, gt=0, le=10_000_000)

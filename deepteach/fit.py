@@ -7,7 +7,7 @@ follows a schedule is a function of the step, so a run continues from any step e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,10 +16,16 @@ from torch import Tensor, nn
 from deepteach.coach import Coach
 from deepteach.data import Data
 from deepteach.errors import ConfigError
+from deepteach.features import Clock
+from deepteach.l2t_loss import smooth_error
 from deepteach.methods import Method
-from deepteach.objective import VALIDATION_LOSSES
+from deepteach.objective import VALIDATION_LOSSES as OBJECTIVE_LOSSES
+from deepteach.objective import ValidationLoss
 from deepteach.streams import stream
 from deepteach.student import Student
+from deepteach.tree import clone
+
+VALIDATION_LOSSES: dict[str, ValidationLoss] = {**OBJECTIVE_LOSSES, "smooth_error": smooth_error}
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -49,6 +55,8 @@ class EpochEnd:
     """What happened in one epoch. Means are over its steps."""
 
     epoch: int
+    rehearsal: bool
+    """It belongs to an episode before the one that is reported."""
     step: int
     train_loss: float
     effective_sample_size: float
@@ -60,13 +68,18 @@ class EpochEnd:
     """`(n,)` weight of each training sample when it was last seen; 1 where it never was."""
 
 
-def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
+def batches(
+    count: int, size: int, generator: torch.Generator, length: int | None = None
+) -> list[Tensor]:
     """A shuffled epoch, the short last batch kept; one left-over sample joins the last but one.
 
-    A batch of one has no batch statistics.
+    A batch of one has no batch statistics. The epoch has `length` samples (default: all):
+    it stops early, or shuffles again, where that is not `count`.
     """
-    order = torch.randperm(count, generator=generator)
-    parts = list(order.split(size))
+    length = count if length is None else length
+    rounds = -(-length // count)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(rounds)])
+    parts = list(order[:length].split(size))
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
@@ -91,7 +104,7 @@ class Training:
         augment: Augmentation,
         device: torch.device,
         through_weights: bool = False,
-        validation_loss: str = "nll",
+        validation_loss: str = "method",
     ) -> None:
         if schedule.batch_size > len(data.y_train):
             raise ConfigError(
@@ -103,6 +116,7 @@ class Training:
         self.x, self.y = data.x_train.to(device), data.y_train.to(device)
         self.x_valid, self.y_valid = data.x_valid.to(device), data.y_valid.to(device)
         self.module: nn.Module = student.module
+        self.course = method.course
         self.optimizer = torch.optim.SGD(
             [leaf for leaf in student.module.parameters() if leaf.requires_grad],
             lr=schedule.lr,
@@ -119,11 +133,18 @@ class Training:
             adjoint=method.adjoint,
             teacher_optimizer=method.optimizer(),
             through_weights=through_weights,
-            validation_loss=VALIDATION_LOSSES[validation_loss],
+            validation_loss=VALIDATION_LOSSES[
+                (method.validation_loss or "nll")
+                if validation_loss == "method"
+                else validation_loss
+            ],
             total_steps=self.per_epoch * schedule.epochs,
         )
         self.teacher_rates = _rates(self.coach.teacher_optimizer)
-        self.step = 0
+        self.follows_schedule = method.follows_schedule
+        # Only a course that starts over needs the student as it was at first.
+        self.initial = clone(self.module.state_dict()) if self.course.episodes > 1 else {}
+        self.step, self.episode = 0, 0
         self.weights = torch.ones(len(self.y), device=device)
         self._clear_epoch()
 
@@ -133,21 +154,48 @@ class Training:
         self._drift: float | None = None
 
     @property
-    def total(self) -> int:
+    def per_episode(self) -> int:
         return self.per_epoch * self.schedule.epochs
 
+    @property
+    def total(self) -> int:
+        return self.per_episode * self.course.episodes
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the present episode done."""
+        return (self.step - self.episode * self.per_episode) / self.per_episode
+
     def epoch_steps(self) -> Iterator[EpochEnd | None]:
-        """Train from the present step on: None after each step, `EpochEnd` after each epoch."""
+        """Train from the present step on: `EpochEnd` after an epoch's last step, else None."""
         while self.step < self.total:
             epoch, start = divmod(self.step, self.per_epoch)
+            self.episode, epoch_within = divmod(epoch, self.schedule.epochs)
+            if self.episode and epoch_within == 0 and start == 0:
+                self.start_over()
+            rows = self.course.rows(self)
             order = batches(
-                len(self.y), self.schedule.batch_size, stream(self.seed, "order", epoch)
+                len(rows),
+                self.schedule.batch_size,
+                stream(self.seed, "order", epoch),
+                len(self.y),
             )
-            self.set_rates(self.schedule.rate(epoch))
-            for indices in order[start:]:
-                self.take_step(indices.to(self.device))
+            self.set_rates(self.schedule.rate(epoch_within))
+            for positions in order[start:-1]:
+                self.take_step(rows[positions])
                 yield None
-            yield self._epoch_end(epoch + 1)
+            self.take_step(rows[order[-1]])
+            self.course.epoch_end(self)
+            if epoch_within + 1 == self.schedule.epochs:
+                self.course.episode_end(self)
+            yield self._epoch_end(epoch_within + 1)
+
+    def start_over(self) -> None:
+        """A new student, as at first, for the same teacher."""
+        self.module.load_state_dict(self.initial)
+        self.optimizer.state.clear()
+        fresh = {"clock": asdict(Clock(total=self.coach.clock.total)), "since_update": 0}
+        self.coach.load_state_dict({**self.coach.state_dict(), **fresh, "steps": []})
 
     def set_rates(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
@@ -156,18 +204,21 @@ class Training:
         groups = teacher.param_groups if teacher else []
         for group, rate in zip(groups, self.teacher_rates, strict=True):
             # Adam removes the meta-gradient's scale, which shrinks with the student's rate.
-            group["lr"] = rate * factor
+            group["lr"] = rate * factor if self.follows_schedule else rate
 
-    def take_step(self, indices: Tensor) -> None:
+    def take_step(self, rows: Tensor) -> None:
         """One student step, and one teacher update where it is due."""
         self.module.train()
-        x = self.augment(self.x[indices], stream(self.seed, "augment", self.step))
+        rows = self.course.choose(self, rows)
+        x, y = self.samples(rows)
+        trusted = self.trusted(self.step)
+        self.coach.trust(trusted)  # a teacher may be taught before its step
         self.optimizer.zero_grad()
-        loss = self.coach.loss(x, self.y[indices])
+        loss = self.coach.loss(self.augment(x, stream(self.seed, "augment", self.step)), y)
         loss.backward()
         self.optimizer.step()
-        self._note(indices, float(loss.detach()))
-        record = self.coach.update(self.trusted())
+        self._note(rows, float(loss.detach()))
+        record = self.coach.update(trusted)
         if record is None:
             record = self.coach.last_record if self.coach.adjoint.before_step else None
         if record is not None:
@@ -178,25 +229,43 @@ class Training:
                 self._drift = max(self._drift or 0.0, record.drift)
         self.step += 1
 
-    def trusted(self) -> tuple[Tensor, Tensor]:
-        """This step's trusted batch: a fresh sample of the validation set."""
+    def samples(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and labels; rows from n on are trusted samples."""
+        count, trusted = len(self.y), bool((rows >= len(self.y)).any())
+        rows = rows.to(self.device)
+        if not trusted:
+            return self.x[rows], self.y[rows]
+        extra = rows >= count
+        own, others = rows.clamp(max=count - 1), (rows - count).clamp(min=0)
+        labels = torch.where(extra, self.course.trusted_labels(self)[others], self.y[own])
+        inputs = self.x[own]
+        inputs[extra] = self.x_valid[others[extra]]
+        return inputs, labels
+
+    def trusted(self, step: int) -> tuple[Tensor, Tensor]:
+        """A step's trusted batch: a fresh sample of the validation set."""
         count, size = len(self.y_valid), self.schedule.valid_batch
         if size >= count:
             return self.x_valid, self.y_valid
-        drawn = torch.randperm(count, generator=stream(self.seed, "trusted", self.step))[:size]
+        drawn = torch.randperm(count, generator=stream(self.seed, "trusted", step))[:size]
         chosen = drawn.to(self.device)
         return self.x_valid[chosen], self.y_valid[chosen]
 
-    def _note(self, indices: Tensor, loss: float) -> None:
+    def _note(self, rows: Tensor, loss: float) -> None:
         weights = self.coach.last_weights
-        self.weights[indices] = (weights * len(weights)).to(self.weights.dtype)
+        own = (rows < len(self.y)).to(self.device)
+        scaled = (weights * len(weights)).to(self.weights.dtype)
+        self.weights[rows.to(self.device)[own]] = scaled[own]
         self._losses += loss
-        self._effective += float(1 / (len(weights) * weights.square().sum()))
+        # Not every teacher's weights sum to 1, and all of a batch's may be 0.
+        squares = float(len(weights) * weights.square().sum())
+        self._effective += float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
 
     def _epoch_end(self, epoch: int) -> EpochEnd:
         steps, updates = self.per_epoch, self._updates
         end = EpochEnd(
             epoch=epoch,
+            rehearsal=self.episode + 1 < self.course.episodes,
             step=self.step,
             train_loss=self._losses / steps,
             effective_sample_size=self._effective / steps,
@@ -216,6 +285,8 @@ class Training:
             "student": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "coach": self.coach.state_dict(),
+            "course": self.course.state_dict(),
+            "initial": self.initial,
             "weights": self.weights,
             "epoch": [self._losses, self._effective, self._updates, *self._records, self._drift],
         }
@@ -225,6 +296,8 @@ class Training:
         self.module.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.coach.load_state_dict(state["coach"])
+        self.course.load_state_dict(state["course"])
+        self.initial = state["initial"]
         self.weights.copy_(state["weights"])
         self._losses, self._effective, self._updates, *rest = state["epoch"]
         self._records, self._drift = list(rest[:2]), rest[2]

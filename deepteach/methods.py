@@ -1,21 +1,35 @@
-"""What `--method` names: a teacher, how it is taught, and with which optimizer.
+"""What `--method` names: a teacher, how it is taught, and what the student is trained on.
 
-Each recipe is a function of the problem; the training loop knows none of their names.
+A recipe is a function of the problem; the training loop knows none of their names. Its
+keyword arguments are settings of the method, written behind its name:
+`--method focal+gamma=0.5`. Sources and reasons are in docs/methods.md.
 """
 
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+from pydantic import ConfigDict, ValidationError, validate_call
 
-from deepteach.adjoint import AbstractAdjoint, Reversed
+from deepteach import controls
+from deepteach.adjoint import AbstractAdjoint
+from deepteach.baselines import Focal, LearningToReweight, MetaWeightNet, SelfPaced, Softness
+from deepteach.course import Course
 from deepteach.errors import ConfigError
 from deepteach.features import Internal, Label, TrustedProbe
-from deepteach.lookahead import Lookahead
-from deepteach.teacher import AbstractTeacher, MetaWeightNet, Teacher, Uniform
+from deepteach.l2t_data import L2TData
+from deepteach.l2t_loss import L2TLoss
+from deepteach.lookahead import FirstOrder, Lookahead
+from deepteach.mentornet import Curriculum, MentorNet
+from deepteach.rehearsals import Flagged, Selection
+from deepteach.teacher import AbstractTeacher, Teacher, Uniform
+
+Parameters = list[torch.nn.Parameter]
 
 
 @dataclass(frozen=True)
@@ -25,59 +39,242 @@ class Problem:
     classes: int
     width: int
     steps: int
+    """Steps of one training of the student."""
+    seed: int = 0
+
+
+def adam(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+
+
+def nesterov(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay, nesterov=True)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A teacher and how it learns. `interval` and `window` are None where the run decides."""
+    """A teacher, how it learns, and what on.
+
+    `interval` and `window` are None where the run decides, `adjoint` and `validation_loss`
+    where the teacher or the Coach does.
+    """
 
     teacher: AbstractTeacher
-    adjoint: AbstractAdjoint
+    adjoint: AbstractAdjoint | None = None
     interval: int | None = None
     window: int | None = None
     teacher_rate: float = 1e-2
     teacher_decay: float = 0.0
+    make_optimizer: Callable[[Parameters, float, float], torch.optim.Optimizer] = adam
+    follows_schedule: bool = True
+    """The teacher's rate drops with the student's."""
+    validation_loss: str | None = None
+    course: Course = field(default_factory=Course)
 
     def optimizer(self) -> torch.optim.Optimizer | None:
         parameters = list(self.teacher.parameters())
         if not parameters:
             return None
-        return torch.optim.Adam(parameters, lr=self.teacher_rate, weight_decay=self.teacher_decay)
+        return self.make_optimizer(parameters, self.teacher_rate, self.teacher_decay)
 
 
 def uniform(problem: Problem) -> Method:
     """Plain training."""
-    return Method(Uniform(), Reversed())
+    return Method(Uniform())
 
 
 def deep(problem: Problem) -> Method:
     """The default: a trusted probe of the internal states, read by a small MLP."""
-    return Method(Teacher([TrustedProbe()], hidden_layers=1, hidden_width=64), Reversed())
+    return Method(Teacher([TrustedProbe()], hidden_layers=1, hidden_width=64))
 
 
 def paper(problem: Problem) -> Method:
     """The paper's default, I0 + M0 and a linear teacher (Fan et al., section 3.3)."""
-    features = [Internal(problem.width), Label(problem.classes)]
-    return Method(Teacher(features), Reversed())
+    return Method(Teacher([Internal(problem.width), Label(problem.classes)]))
 
 
-def mwn(problem: Problem) -> Method:
-    """Meta-Weight-Net: the loss alone, one lookahead step before every step."""
-    return Method(MetaWeightNet(), Lookahead(), interval=1, window=1)
+def focal(problem: Problem, gamma: float = 2.0, through: bool = True) -> Method:
+    """Lin et al. 2017; the paper searches gamma in 0.5, 1, 2."""
+    return Method(Focal(gamma, through=through))
 
 
-METHODS: dict[str, Callable[[Problem], Method]] = {
+def spl(
+    problem: Problem,
+    kind: Softness = "hard",
+    start: float = 0.5,
+    end: float = 1.0,
+    full: float = 0.8,
+    pace: Literal["linear", "geometric"] = "linear",
+) -> Method:
+    """Self-paced learning by fractions of each batch."""
+    return Method(SelfPaced(kind, start=start, end=end, full=full, pace=pace))
+
+
+def mwn(problem: Problem, normalised: bool = True, momentum: bool = False) -> Method:
+    """Meta-Weight-Net on the common schedule: Adam 1e-2, one lookahead before every step."""
+    teacher = MetaWeightNet(normalised=normalised)
+    return Method(teacher, Lookahead(momentum=momentum), interval=1, window=1)
+
+
+def mwn_sgd(problem: Problem) -> Method:
+    """Meta-Weight-Net as first published: normalised, SGD 1e-3 with Nesterov momentum 0.9."""
+    return Method(
+        MetaWeightNet(),
+        Lookahead(),
+        interval=1,
+        window=1,
+        teacher_rate=1e-3,
+        teacher_decay=5e-4,
+        make_optimizer=nesterov,
+        follows_schedule=False,
+    )
+
+
+def mwn_adam(problem: Problem) -> Method:
+    """Meta-Weight-Net's second script: not normalised, Adam 1e-3 with weight decay 1e-4."""
+    return Method(
+        MetaWeightNet(normalised=False),
+        Lookahead(),
+        interval=1,
+        window=1,
+        teacher_rate=1e-3,
+        teacher_decay=1e-4,
+        follows_schedule=False,
+    )
+
+
+def sama(problem: Problem, radius: float = 0.01) -> Method:
+    """Meta-Weight-Net's teacher, taught by SAMA's first-order estimator after every step."""
+    return Method(MetaWeightNet(), FirstOrder(radius), interval=1, window=1)
+
+
+def l2rw(problem: Problem) -> Method:
+    """Learning to reweight: free weights of every batch."""
+    return Method(LearningToReweight(), interval=1, window=1)
+
+
+def mentornet(
+    problem: Problem,
+    kind: Curriculum = "published",
+    percentile: float = 0.7,
+    decay: float = 0.9,
+) -> Method:
+    """MentorNet's predefined curricula."""
+    return Method(MentorNet(kind, percentile=percentile, decay=decay, seed=problem.seed))
+
+
+def mentornet_dd(
+    problem: Problem, percentile: float = 0.7, decay: float = 0.9, corrupted: float = 0.4
+) -> Method:
+    """MentorNet's data-driven network, learned in a first training from the trusted set."""
+    teacher = MentorNet("data-driven", percentile=percentile, decay=decay, seed=problem.seed)
+    return Method(teacher, course=Flagged(teacher, corrupted))
+
+
+def l2t_data(problem: Problem, episodes: int = 10, hidden: int = 0) -> Method:
+    """REINFORCE over `episodes` trainings. The published rates are for hundreds of them."""
+    teacher = L2TData(problem.classes, hidden=hidden, pooled=True, seed=problem.seed)
+    return Method(
+        teacher,
+        interval=problem.steps,
+        window=1,
+        follows_schedule=False,
+        course=Selection(teacher, episodes),
+    )
+
+
+def l2t_loss(problem: Problem, slots: int = 4, mix: float = 0.0) -> Method:
+    """A learned loss, taught through whole blocks of stored steps by the smooth 0/1 error.
+
+    Blocks have 200 steps as published where the run has 50 of them, else a 50th of the run.
+    """
+    block = max(1, min(200, problem.steps // 50))
+    return Method(
+        L2TLoss(problem.classes, slots=slots, mix=mix),
+        interval=block,
+        window=block,
+        validation_loss="smooth_error",
+    )
+
+
+def trusted_only(problem: Problem) -> Method:
+    """Plain training on the trusted set alone."""
+    return Method(Uniform(), course=controls.TrustedOnly())
+
+
+def merged(problem: Problem) -> Method:
+    """Plain training on the training and the trusted set as one."""
+    return Method(Uniform(), course=controls.Merged())
+
+
+def fine_tune(problem: Problem, share: float = 1 / 3) -> Method:
+    """Plain training, then the trusted set for the last share of the epochs."""
+    return Method(Uniform(), course=controls.FineTuned(share))
+
+
+def probe(problem: Problem) -> Method:
+    """The default teacher's probe as fixed weights."""
+    return Method(controls.FixedProbe(), window=1)
+
+
+def gce(problem: Problem, q: float = 0.7) -> Method:
+    """Generalised cross-entropy."""
+    return Method(controls.GeneralisedCrossEntropy(q))
+
+
+def cleanlab(problem: Problem, folds: int = 5) -> Method:
+    """Find label issues by cross-validation, prune, retrain."""
+    return Method(Uniform(), course=controls.Pruned(folds))
+
+
+METHODS: dict[str, Callable[..., Method]] = {
     "deep": deep,
     "paper": paper,
     "uniform": uniform,
+    "focal": focal,
+    "spl": spl,
     "mwn": mwn,
+    "mwn-sgd": mwn_sgd,
+    "mwn-adam": mwn_adam,
+    "l2rw": l2rw,
+    "mentornet": mentornet,
+    "mentornet-dd": mentornet_dd,
+    "l2t-data": l2t_data,
+    "l2t-loss": l2t_loss,
+    "sama": sama,
+    "trusted-only": trusted_only,
+    "merged": merged,
+    "fine-tune": fine_tune,
+    "probe": probe,
+    "gce": gce,
+    "cleanlab": cleanlab,
 }
 
 
-def method(name: str, problem: Problem) -> Method:
-    """The recipe of that name; an unknown one is refused with the nearest."""
+def method(text: str, problem: Problem) -> Method:
+    """The recipe `name`, or `name+key=value+...`; what is unknown is refused by name.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest), an unknown setting, a bad value.
+    """
+    name, *changes = text.split("+")
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f", did you mean {near[0]!r}?" if near else f": use one of {', '.join(METHODS)}"
         raise ConfigError(f"unknown method {name!r}{hint}")
-    return METHODS[name](problem)
+    recipe = METHODS[name]
+    known = list(inspect.signature(recipe).parameters)[1:]
+    settings = {change.partition("=")[0]: change.partition("=")[2] for change in changes}
+    for key in settings:
+        if key not in known:
+            has = f"its settings are {', '.join(known)}" if known else "it has none"
+            raise ConfigError(f"method {name} has no setting {key!r}: {has}")
+    try:
+        checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(recipe)
+        return checked(problem, **settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"method {name}: {where}: {first['msg'].lower()}, got {first['input']!r}"
+        ) from None

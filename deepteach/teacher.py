@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.errors import ConfigError
-from deepteach.features import Feature, Loss, Snapshot
+from deepteach.features import Feature, Snapshot
 
 
 class AbstractTeacher(nn.Module):
@@ -106,18 +106,3 @@ class Uniform(AbstractTeacher):
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         return torch.zeros_like(snapshot.losses)
-
-
-class MetaWeightNet(Teacher):
-    """w = sigmoid(W2 relu(W1 l + b1) + b2) of the loss alone, 100 hidden units.
-
-    Shu et al., Meta-Weight-Net, NeurIPS 2019. The published training is
-    `Coach(..., MetaWeightNet(), interval=1, window=1, adjoint=Lookahead())`; any other
-    adjoint teaches the same network by the longer window.
-    """
-
-    def __init__(self, hidden: int = 100) -> None:
-        super().__init__([Loss()], hidden_layers=1, hidden_width=hidden)
-        last = self.score[-1]
-        assert isinstance(last, nn.Linear)
-        last.reset_parameters()  # as published; a near-zero start often learns the wrong sign

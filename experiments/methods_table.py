@@ -1,0 +1,146 @@
+"""Every method on digits, five seeds, three kinds of labels: results/methods.csv.
+
+    python experiments/methods_table.py                     # what is missing, then the table
+    python experiments/methods_table.py --noise flip-0.4 --seeds 1 --methods mwn,l2rw
+    python experiments/methods_table.py --grid              # trials of every method, by validation
+
+Finished cells are skipped, so it can be stopped and started again at any time. Each row holds
+the command that repeats it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from deepteach.config import make
+from deepteach.methods import METHODS
+from deepteach.noise import corrupt
+from deepteach.sources import load
+from deepteach.train import run
+
+NOISES = {"flip-0.4": ("flip", 0.4), "uniform-0.6": ("uniform", 0.6), "clean": ("none", 0.0)}
+
+GRID: dict[str, tuple[str, ...]] = {
+    "deep": ("deep --teacher_lr 0.003", "deep", "deep --teacher_lr 0.03"),
+    "paper": ("paper --teacher_lr 0.003", "paper", "paper --teacher_lr 0.03"),
+    "uniform": ("uniform --lr 0.02", "uniform", "uniform --lr 0.1"),
+    "focal": ("focal+gamma=0.5", "focal+gamma=1", "focal"),
+    "spl": ("spl", "spl+end=0.6", "spl+kind=linear"),
+    "mwn": ("mwn --teacher_lr 0.003", "mwn", "mwn --teacher_lr 0.03"),
+    "mwn-sgd": ("mwn-sgd", "mwn-sgd --teacher_lr 0.01", "mwn-sgd --teacher_lr 0.1"),
+    "mwn-adam": ("mwn-adam", "mwn-adam --teacher_lr 0.003", "mwn-adam --teacher_lr 0.01"),
+    "l2rw": ("l2rw --valid_batch 64", "l2rw --valid_batch 128", "l2rw"),
+    "mentornet": ("mentornet+percentile=0.5", "mentornet", "mentornet+percentile=0.8"),
+    "mentornet-dd": ("mentornet-dd+percentile=0.5", "mentornet-dd", "mentornet-dd+percentile=0.8"),
+    "l2t-data": ("l2t-data --teacher_lr 0.001", "l2t-data", "l2t-data --teacher_lr 0.1"),
+    "l2t-loss": ("l2t-loss", "l2t-loss+mix=0.5", "l2t-loss --teacher_lr 0.001"),
+    "sama": ("sama --teacher_lr 0.003", "sama", "sama --teacher_lr 0.03"),
+    "trusted-only": ("trusted-only --lr 0.02", "trusted-only", "trusted-only --lr 0.1"),
+    "merged": ("merged --lr 0.02", "merged", "merged --lr 0.1"),
+    "fine-tune": ("fine-tune+share=0.2", "fine-tune", "fine-tune+share=0.5"),
+    "probe": ("probe --lr 0.02", "probe", "probe --lr 0.1"),
+    "gce": ("gce+q=0.5", "gce", "gce+q=0.9"),
+    "cleanlab": ("cleanlab+folds=3", "cleanlab", "cleanlab+folds=10"),
+}
+"""Three trials of every method; the default is one of them. Choose by `valid_selected`."""
+
+COLUMNS = (
+    "noise method seed epochs error_last error_selected error_best valid_selected auroc auroc_seen "
+    "steps seconds relative_cost command"
+).split()
+
+
+def command(trial: str, noise: str, seed: int, epochs: int | None) -> list[str]:
+    kind, rate = NOISES[noise]
+    text = f"--method {trial} --data digits --noise.kind {kind} --noise.rate {rate} --seed {seed}"
+    length = "" if epochs is None else f" --epochs {epochs}"
+    return shlex.split(f"{text} --baseline false --threads 1{length}")
+
+
+def cell(trial: str, noise: str, seed: int, epochs: int | None, root: Path) -> dict[str, Any]:
+    """One run, from its folder where it is finished there."""
+    flags = command(trial, noise, seed, epochs)
+    name = trial.replace(" --", "-").replace(" ", "=")
+    length = "" if epochs is None else f"-e{epochs}"
+    out = root / f"{noise}-{name}-s{seed}{length}"
+    if not (out / "summary.json").exists():
+        values: dict[str, Any] = {}
+        for key, value in zip(flags[::2], flags[1::2], strict=True):
+            owner, _, field = key.removeprefix("--").rpartition(".")
+            (values.setdefault(owner, {}) if owner else values)[field] = value
+        config = make({**values, "out": str(out)})
+        data = load(config.data, config.seed, config.valid_size)
+        data = corrupt(data, config.noise.kind, config.noise.rate, config.seed)
+        run(config, data, resume=out.exists())
+    summary = json.loads((out / "summary.json").read_text())
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    return {
+        "noise": noise,
+        "method": summary["method"],
+        "seed": seed,
+        "epochs": summary["epochs"],
+        "error_last": 100 * (1 - summary["test_accuracy_last"]),
+        "error_selected": 100 * (1 - summary["test_accuracy_selected"]),
+        "error_best": 100 * (1 - summary["test_accuracy_best"]),
+        "valid_selected": summary["valid_accuracy_best"],
+        "auroc": summary["noise_auroc"],
+        "auroc_seen": last["noise_auroc"],
+        "steps": summary["steps"],
+        "seconds": summary["seconds"],
+        "relative_cost": None,
+        "command": "deepteach train " + shlex.join(flags),
+    }
+
+
+def costs(rows: list[dict[str, Any]]) -> None:
+    """Seconds of a whole run over those of uniform with the same labels, seed and epochs."""
+    keys = ("noise", "seed", "epochs")
+    plain = {tuple(r[k] for k in keys): r["seconds"] for r in rows if r["method"] == "uniform"}
+    for row in rows:
+        base = plain.get(tuple(row[k] for k in keys))
+        row["relative_cost"] = None if base is None else row["seconds"] / base
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """Replace the table at once."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
+            writer.writerow(values)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--noise", default=",".join(NOISES))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, help="default: that of deepteach train")
+    parser.add_argument("--grid", action="store_true", help="all trials, not the defaults alone")
+    parser.add_argument("--runs", default="runs/methods", type=Path)
+    parser.add_argument("--out", default="results/methods.csv", type=Path)
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for noise in options.noise.split(","):
+        for seed in range(options.seeds):
+            for name in options.methods.split(","):
+                for trial in GRID[name] if options.grid else (name,):
+                    rows.append(cell(trial, noise, seed, options.epochs, options.runs))
+                    costs(rows)
+                    write(rows, options.out)
+                    row = rows[-1]
+                    print(f"{noise} s{seed} {trial}: {row['error_selected']:.2f} %", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The doctor: what it says of healthy students, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from toy import command
+
+from deepteach import doctor
+from deepteach.config import make
+from deepteach.data import Data
+from deepteach.doctor import examine
+from deepteach.errors import ConfigError
+from deepteach.sources import load
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return load("digits", 0)
+
+
+def findings(data: Data, student: str, **changes: object) -> list[str]:
+    values = {"data": "digits", "student": student, "batch_size": 8, **changes}
+    return list(examine(make(values), data))
+
+
+@pytest.mark.parametrize(
+    ("student", "width", "forward"),
+    [("cnn", 64, True), ("mlp", 64, True), ("toy:transformer", 8, True), ("toy:lstm", 6, False)],
+)
+def test_healthy_students(student: str, width: int, forward: bool, digits: Data) -> None:
+    lines = findings(digits, student)
+    count = int(lines[0].split()[1].replace(",", ""))
+    assert count > 100 and f"input of 'fc', {width} wide" in lines[0]
+    assert lines[1].startswith("replay: deterministic")
+    assert lines[2].startswith(
+        "teacher term: forward mode" if forward else "teacher term: double backward"
+    )
+    error = re.match(r"meta-gradient: (\S+) from plain autograd", lines[3])
+    assert error is not None and float(error[1]) < 1e-9
+    cosine = re.match(r"precision: cosine (\S+) ", lines[4])
+    assert cosine is not None and float(cosine[1]) > 0.999
+    assert re.match(r"cost: a plain step takes \d+\.\d ms; a taught one \d", lines[5])
+    assert re.fullmatch(r"in all [+-]\d+% at interval 20, window 2", lines[6])
+    assert len(lines) == 7
+
+
+def test_the_parameters_are_counted(digits: Data) -> None:
+    assert findings(digits, "mlp")[0].startswith(f"student: {64 * 128 + 128 + 8256 + 650:,} ")
+
+
+def test_the_settings_asked_for_are_used(digits: Data) -> None:
+    lines = findings(digits, "mlp", internal="hidden2", window=3, interval=7)
+    assert "input of 'hidden2', 128 wide" in lines[0]
+    assert lines[-1].endswith("at interval 7, window 3")
+
+
+REFUSED = {
+    "toy:once": "cannot be differentiated twice .*: replace that operation",
+    "toy:moody": "cannot be replayed: .*randomness outside torch's generators",
+    "toy:no_linear": "internal",
+}
+
+
+@pytest.mark.parametrize("student", REFUSED)
+def test_what_cannot_be_taught_is_refused(student: str, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = command(capsys)("doctor", "--student", student, "--batch_size", "8")
+    assert answer.code == 2 and len(answer.err.splitlines()) == 1
+    assert re.search(REFUSED[student], answer.err), answer.err
+
+
+def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = command(capsys)("doctor", "--student", "mlp", "--batch_size", "4", "--interval", "9")
+    assert (answer.code, answer.err) == (0, "") and len(answer.out.splitlines()) == 7
+    assert "at interval 9" in answer.out
+
+
+def test_a_wrong_meta_gradient_is_caught(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: an adjoint that forgets a step must not pass."""
+    original = doctor._meta_gradient
+    calls = iter(range(10))
+
+    def wrong(*arguments: object) -> dict[str, torch.Tensor]:
+        found = original(*arguments)  # type: ignore[arg-type]
+        factor = 1.001 if next(calls) == 1 else 1.0
+        return {name: leaf * factor for name, leaf in found.items()}
+
+    monkeypatch.setattr(doctor, "_meta_gradient", wrong)
+    with pytest.raises(ConfigError, match="zero or wrong"):
+        findings(digits, "mlp")
+
+
+def test_a_window_above_the_interval_is_refused(digits: Data) -> None:
+    with pytest.raises(ConfigError, match="window"):
+        findings(digits, "mlp", window=5, interval=3)

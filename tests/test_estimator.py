@@ -1,0 +1,191 @@
+"""`TeachClassifier` keeps scikit-learn's contract and finds wrong labels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+from torch import nn
+from toy import arrays, dropout
+
+import deepteach as dt
+from deepteach.errors import ConfigError, DataError
+
+A = arrays(train=150, valid=45)
+X, Y, XV, YV, XT, YT = (A[k] for k in "x_train y_train x_valid y_valid x_test y_test".split())
+FLIPPED = np.random.default_rng(0).permutation(150)[:50]
+NOISY = Y.copy()
+NOISY[FLIPPED] = (NOISY[FLIPPED] + 1) % 3
+NAMES = np.array(["ant", "bee", "cat"])
+
+
+def quick(**changes: Any) -> dt.TeachClassifier:
+    return dt.TeachClassifier(**{"epochs": 6, "batch_size": 16, "interval": 2, **changes})
+
+
+def name_of(check: Any) -> str:
+    return getattr(check, "func", check).__name__
+
+
+EVERY: Any = estimator_checks_generator(dt.TeachClassifier(epochs=8, batch_size=16, interval=10))
+# This one runs only where SciPy was started for other array libraries.
+CHECKS = [pair for pair in EVERY if name_of(pair[1]) != "check_array_api_input"]
+
+
+# Without X_valid a part of X is split off, with a warning; small ones get a second warning.
+@pytest.mark.filterwarnings("ignore:no X_valid", "ignore:only .* validation samples")
+@pytest.mark.filterwarnings("ignore:.*validation rows are also training rows")
+@pytest.mark.parametrize(("estimator", "check"), CHECKS, ids=[name_of(c) for _, c in CHECKS])
+def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> dt.TeachClassifier:
+    return quick(epochs=8).fit(X, NOISY, X_valid=XV, y_valid=YV)
+
+
+def test_flipped_labels_are_the_suspects(fitted: dt.TeachClassifier) -> None:
+    weight = fitted.sample_weights_
+    assert weight.shape == (150,) and weight.mean() == pytest.approx(1, rel=1e-4)
+    assert (weight >= 0).all()
+    found = set(fitted.suspect_indices_.tolist())
+    assert len(found & set(FLIPPED.tolist())) >= 45 and len(found - set(FLIPPED.tolist())) <= 5
+    ranked = weight[fitted.suspect_indices_]
+    assert (np.diff(ranked) >= 0).all() and (ranked < 0.5).all()
+    assert found == set(np.flatnonzero(weight < 0.5).tolist())
+
+
+def test_predictions(fitted: dt.TeachClassifier) -> None:
+    probability = fitted.predict_proba(XT)
+    assert probability.shape == (100, 3) and probability.dtype == np.float64
+    np.testing.assert_allclose(probability.sum(1), 1)
+    assert np.array_equal(fitted.predict(XT), probability.argmax(1))
+    assert fitted.score(XT, YT) > 0.95
+    assert np.array_equal(fitted.classes_, [0, 1, 2])
+    assert vars(fitted)["n_features_in_"] == 8
+
+
+def test_fitted_attributes(fitted: dt.TeachClassifier) -> None:
+    assert isinstance(fitted.module_, nn.Module) and isinstance(fitted.teacher_, nn.Module)
+    assert [line["epoch"] for line in fitted.history_] == list(range(1, 9))
+
+
+def test_refitting_gives_the_same(fitted: dt.TeachClassifier) -> None:
+    blank: Any = clone(fitted)
+    again = blank.fit(X, NOISY, X_valid=XV, y_valid=YV)
+    weights, probability = again.sample_weights_, again.predict_proba(XT)
+    assert np.array_equal(probability, fitted.predict_proba(XT))
+    assert np.array_equal(weights, fitted.sample_weights_)
+    other = blank.set_params(random_state=1).fit(X, NOISY, X_valid=XV, y_valid=YV)
+    assert not np.array_equal(other.predict_proba(XT), fitted.predict_proba(XT))
+
+
+def test_text_labels(fitted: dt.TeachClassifier) -> None:
+    named = quick(epochs=8).fit(X, NAMES[NOISY], X_valid=XV, y_valid=NAMES[YV])
+    assert np.array_equal(named.classes_, NAMES)
+    assert np.array_equal(named.predict(XT), NAMES[fitted.predict(XT)])
+
+
+def test_other_numbers_as_labels(fitted: dt.TeachClassifier) -> None:
+    codes = np.array([-5, 7, 100])
+    coded = quick(epochs=8).fit(X, codes[NOISY], X_valid=XV, y_valid=codes[YV])
+    assert np.array_equal(coded.predict(XT), codes[fitted.predict(XT)])
+
+
+def test_scale_and_offset_of_columns_do_not_matter(fitted: dt.TeachClassifier) -> None:
+    scale, offset = np.array([1e3, 1, 1e-3, 5, 1, 1, 1, 1]), 100.0
+    moved = quick(epochs=8).fit(X * scale + offset, NOISY, X_valid=XV * scale + offset, y_valid=YV)
+    assert (moved.predict(XT * scale + offset) == fitted.predict(XT)).mean() > 0.97
+
+
+def test_a_split_off_part_has_no_weight() -> None:
+    with pytest.warns(UserWarning, match="no X_valid: a part of X is taken as trusted"):
+        fitted = quick(valid_fraction=0.2).fit(X, Y)
+    held = np.flatnonzero(np.isnan(fitted.sample_weights_))
+    assert np.bincount(Y[held]).tolist() == [10, 10, 10]
+    assert not set(held.tolist()) & set(fitted.suspect_indices_.tolist())
+    assert np.nanmean(fitted.sample_weights_) == pytest.approx(1, rel=1e-4)
+
+
+def test_the_models_are_not_changed() -> None:
+    torch.manual_seed(0)
+    model, teacher = dropout(3), dt.Teacher([dt.Internal(12)])
+    before = copy.deepcopy([model.state_dict(), teacher.state_dict()])
+    made = quick(model=model, teacher=teacher, internal="fc").fit(X, NOISY, X_valid=XV, y_valid=YV)
+    assert made.module_ is not model and made.teacher_ is not teacher
+    for part, old in zip((model, teacher), before, strict=True):
+        assert all(torch.equal(leaf, old[name]) for name, leaf in part.state_dict().items())
+    assert made.score(XT, YT) > 0.9
+
+
+def test_images() -> None:
+    pictures = X.reshape(150, 1, 4, 2).repeat(2, axis=3)
+    trusted = XV.reshape(45, 1, 4, 2).repeat(2, axis=3)
+    made = quick(epochs=2).fit(pictures, Y, X_valid=trusted, y_valid=YV)
+    assert made.predict(trusted).shape == (45,)
+
+
+def test_grid_search_passes_the_trusted_set_on() -> None:
+    search = GridSearchCV(quick(epochs=2), {"lr": [1e-4, 0.1]}, cv=2)
+    search.fit(X, NOISY, X_valid=XV, y_valid=YV)
+    assert search.best_params_ == {"lr": 0.1}
+    assert search.best_estimator_.score(XT, YT) > 0.9
+
+
+def test_in_a_pipeline() -> None:
+    made = make_pipeline(StandardScaler(), quick())
+    trusted = StandardScaler().fit(X).transform(XV)
+    made.fit(X, NOISY, teachclassifier__X_valid=trusted, teachclassifier__y_valid=YV)
+    assert made.score(XT, YT) > 0.9
+
+
+def test_other_settings_pass_through() -> None:
+    made = quick(settings={"milestones": [1], "valid_batch": 7})
+    made.fit(X, NOISY, X_valid=XV, y_valid=YV)
+    assert made.history_[-1]["lr"] == pytest.approx(made.lr / 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"X_valid": XV}, ConfigError, "give both or neither"),
+        ({"y_valid": YV}, ConfigError, "give both or neither"),
+        ({"X_valid": XV[:, 1:], "y_valid": YV}, ValueError, "expecting 8 features"),
+        ({"X_valid": XV, "y_valid": YV + 1}, ValueError, r"labels that y does not: \[3\]"),
+        ({"X_valid": XV, "y_valid": YV[1:]}, DataError, "44"),
+        ({"X_valid": XV, "y_valid": 0 * YV}, DataError, "class 0 only"),
+        ({"X_valid": X, "y_valid": Y}, DataError, "also training rows"),
+    ],
+)
+def test_refusals(options: dict[str, Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        quick().fit(X, NOISY, **options)
+
+
+def test_unfitted() -> None:
+    with pytest.raises(NotFittedError):
+        quick().predict(XT)
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'interwal', did you mean 'interval'"):
+        quick(settings={"interwal": 3}).fit(X, Y, X_valid=XV, y_valid=YV)
+    with pytest.raises(ConfigError, match="did you mean 'deep'"):
+        quick(teacher="depp").fit(X, Y, X_valid=XV, y_valid=YV)
+
+
+def test_a_random_state_object() -> None:
+    """scikit-learn allows None, an int, or a RandomState."""
+    for state in (None, np.random.RandomState(0)):
+        made = quick(epochs=1, random_state=state).fit(X, Y, X_valid=XV, y_valid=YV)
+        assert made.predict(XT).shape == (100,)
