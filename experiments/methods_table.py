@@ -115,7 +115,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> None:
         writer.writeheader()
         for row in rows:
             values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(values)
+            writer.writerow(values)  # pyright: ignore[reportArgumentType]
     os.replace(temporary, path)
 
 

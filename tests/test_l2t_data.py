@@ -117,7 +117,7 @@ def test_score_function_is_unbiased() -> None:
     total = [torch.zeros_like(leaf) for leaf in leaves]
     for bits in itertools.product([False, True], repeat=3):
         a = torch.tensor(bits)
-        chance = float(torch.where(a, q, 1 - q).prod())
+        chance = float(torch.where(a, q, 1 - q).prod().detach())
         taught.score, taught._last = torch.zeros_like(taught.score), (features, a)
         taught.commit()
         parts = taught.score.split([leaf.numel() for leaf in leaves])
