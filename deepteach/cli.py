@@ -24,15 +24,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    warnings.showwarning = lambda message, *_: errors.print(f"deepteach: warning: {message}")
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: errors.print(f"deepteach: warning: {message}")
+        return _run(arguments, debug, errors)
+
+
+def _run(arguments: list[str], debug: bool, errors: Console) -> int:
     try:
         options, rest = _parser().parse_known_args([a for a in arguments if a != "--debug"])
         if rest:
-            raise ConfigError(_unexpected(rest))
+            raise ConfigError(_unexpected(rest, arguments[0]))
         return options.command(options) or 0
     except Interrupted as stop:
         errors.print(f"deepteach: {stop}; the state is committed, go on with --resume")
         return stop.code
+    except KeyboardInterrupt:
+        errors.print("deepteach: interrupted by SIGINT")
+        return 130
     except DeepTeachError as error:
         if debug:
             errors.print_exception()
@@ -100,7 +108,11 @@ def _add_settings(group: Any) -> None:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The configuration file and the flags as one nested mapping."""
-    values = configuration.read(options.config) if options.config else {}
+    source = options.config
+    if source is None and options.resume:
+        saved = Path(getattr(options, "set:out") or "") / "config.yaml"
+        source = saved if saved.is_file() else None  # a run goes on as it was begun
+    values = configuration.read(source) if source else {}
     for key in configuration.known_keys():
         text = getattr(options, f"set:{key}")
         if text is None:
@@ -150,8 +162,10 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _unexpected(rest: list[str]) -> str:
+def _unexpected(rest: list[str], command: str) -> str:
     flags = [part for part in rest if part.startswith("--")]
+    if flags and command != "train":
+        return f"unexpected option {flags[0]!r}; see deepteach {command} --help"
     if not flags:
         return f"unexpected argument {rest[0]!r}; see deepteach --help"
     return configuration.unknown_key(flags[0].removeprefix("--").partition("=")[0])

@@ -157,6 +157,8 @@ class Coach:
             )
         if len({leaf.device for leaf in named.values()}) > 1:
             raise ConfigError("the student's parameters must be on one device")
+        if not self._learns:
+            return  # no window is ever crossed
         for dtype in {leaf.dtype for leaf in named.values()}:
             self.adjoint.check(self.rule, groups, self.window, dtype)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from deepteach.errors import ConfigError
 
@@ -61,7 +61,9 @@ class Config(BaseModel):
         gt=0,
         description="steps between teacher updates (default: at least 200 updates)",
     )
-    window: int = Field(default=2, gt=0, description="steps the meta-gradient looks back through")
+    window: int | None = Field(
+        default=None, gt=0, description="steps the meta-gradient looks back through (default: 2)"
+    )
     adjoint: Literal["method", "reversed", "stored", "unrolled", "lookahead", "first-order"] = (
         Field(default="method", description="how the meta-gradient is computed")
     )
@@ -78,7 +80,7 @@ class Config(BaseModel):
     lr: float = Field(default=0.05, gt=0, le=1e3)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0, le=1e3)
-    milestones: tuple[int, ...] | None = Field(
+    milestones: tuple[NonNegativeInt, ...] | None = Field(
         default=None, description="epochs that divide the rate by 10 (default: 2/3 and 5/6 of them)"
     )
     augment: bool = Field(default=False, description="reflect-pad 4, random crop, mirror (images)")
@@ -132,8 +134,10 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from None
     try:
         values = _StrictLoader(text).get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
+    # Scalars are parsed by int(), float() and date(), which raise errors of their own.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{path} is not plain YAML: {reason}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

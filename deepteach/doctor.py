@@ -61,9 +61,14 @@ def examine(config: Config, data: Data) -> Iterator[str]:
     Raises:
         ConfigError: the student cannot be taught exactly; with the remedy.
     """
-    window, interval = config.window, config.interval or 20
+    window, interval = config.window or 2, config.interval or 20
+    if window > interval:
+        raise ConfigError(
+            f"window {window} is more than interval {interval}: lower the window or raise the "
+            "interval"
+        )
     module, internal = resolve_student(config, data)
-    width = state_width(Student(module, internal), data)
+    width = state_width(Student(module, internal), data, config.student)
     count = sum(leaf.numel() for leaf in module.parameters())
     yield f"student: {count:,} parameters; internal state: input of {internal!r}, {width} wide"
     patient = Patient(module, internal, width, data, min(config.batch_size, len(data.y_train)))
@@ -75,10 +80,6 @@ def _derivatives(patient: Patient, window: int) -> Iterator[str]:
     coach = patient.coach(Stored(), window, torch.float64)
     exact = _meta_gradient(patient, coach, window, torch.float64)
     yield "replay: deterministic (each recorded step gave its losses again)"
-    if coach.objective.forward_mode:
-        yield "teacher term: forward mode"
-    else:
-        yield "teacher term: double backward (an operation has no forward-mode rule; dearer)"
     unrolled = patient.coach(Unrolled(), window, torch.float64)
     error = distance(exact, _meta_gradient(patient, unrolled, window, torch.float64))
     yield f"meta-gradient: {error:.0e} from plain autograd through the window, in float64"
@@ -89,6 +90,11 @@ def _derivatives(patient: Patient, window: int) -> Iterator[str]:
         )
     single = patient.coach(Stored(), window, torch.float32)
     rough = _meta_gradient(patient, single, window, torch.float32)
+    # Kernels differ by precision: the run's own says which rules it has.
+    if single.objective.forward_mode:
+        yield "teacher term: forward mode"
+    else:
+        yield "teacher term: double backward (an operation has no forward-mode rule; dearer)"
     agreement = cosine({name: leaf.double() for name, leaf in rough.items()}, exact)
     yield f"precision: cosine {agreement:.6f} between the float32 and float64 meta-gradients"
 

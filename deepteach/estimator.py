@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
@@ -54,7 +55,7 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         interval: int | None = None,
-        window: int = 2,
+        window: int | None = None,
         valid_fraction: float = 0.1,
         suspect_threshold: float = 0.5,
         device: str = "auto",
@@ -98,7 +99,8 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
             rows, held = self._split(encoded)
             trusted, truth = x[held], encoded[held]
         else:
-            trusted = validate_data(self, X_valid, allow_nd=True, dtype="numeric", reset=False)
+            checked = validate_data(self, X_valid, allow_nd=True, dtype="numeric", reset=False)
+            trusted = np.asarray(checked)
             truth = self._encode(np.asarray(y_valid))
         result = self._train(x[rows], encoded[rows], trusted, truth)
         self.module_, self.teacher_ = result.model, result.coach.teacher
@@ -137,8 +139,7 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
             stacklevel=3,
         )
         stride = max(2, round(1 / self.valid_fraction))
-        random = np.random.default_rng(self.random_state)
-        order = random.permutation(len(encoded))
+        order = check_random_state(self.random_state).permutation(len(encoded))
         held = np.concatenate(
             [order[encoded[order] == c][::stride] for c in range(len(self.classes_))]
         )
@@ -152,8 +153,8 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
         self._scale = x.std(axes, keepdims=True)
         self._scale[self._scale == 0] = 1.0
         seed = self.random_state
-        if seed is None:
-            seed = int(np.random.default_rng().integers(2**31))
+        if not isinstance(seed, int | np.integer):
+            seed = int(check_random_state(seed).randint(2**31 - 1))
         model = self.model
         if model is None:
             model = "mlp" if x.ndim == 2 else "cnn"
@@ -172,7 +173,7 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
             interval=self.interval,
             window=self.window,
             device=self.device,
-            seed=seed,
+            seed=int(seed),
             baseline=False,
             **(self.settings or {}),
         )

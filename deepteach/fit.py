@@ -80,7 +80,7 @@ def batches(
     rounds = -(-length // count)
     order = torch.cat([torch.randperm(count, generator=generator) for _ in range(rounds)])
     parts = list(order[:length].split(size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
+    if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 

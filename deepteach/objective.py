@@ -8,7 +8,7 @@ regulariser lambda R is the optimizer's own weight decay and belongs to `rules`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +97,7 @@ class Objective:
     loss: SampleLoss
     through_weights: bool
     forward_mode: bool = True
+    examined: bool = False
 
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """`(batch,)` losses; refuses a loss that already averages."""
@@ -177,6 +178,9 @@ class Objective:
         found = torch.autograd.grad(
             value, list(theta.values()), create_graph=not first_order, allow_unused=True
         )
+        if not first_order and not self.examined:
+            _refuse_cut(found)
+            self.examined = True
         pairs = list(zip(theta.items(), found, strict=True))
         gradient = {n: torch.zeros_like(leaf) if g is None else g for (n, leaf), g in pairs}
         return Linearised(
@@ -336,3 +340,24 @@ def _prefixed(mark: str, tree: Params) -> Params:
 def _unprefixed(mark: str, tree: Params) -> Params:
     start = f"{mark}/"
     return {name.removeprefix(start): leaf for name, leaf in tree.items() if name.startswith(start)}
+
+
+def _refuse_cut(gradient: Sequence[Tensor | None]) -> None:
+    """Refuse an operation whose backward pass has no derivative.
+
+    torch marks it by an error node, but `torch.autograd.grad` runs only the nodes on the way
+    to its inputs, passes that one by, and is silently wrong.
+    """
+    todo = [leaf.grad_fn for leaf in gradient if leaf is not None]
+    seen = set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise ConfigError(
+                "the student cannot be differentiated twice (an autograd.Function marked "
+                "once_differentiable): replace that operation by one with a second derivative"
+            )
+        todo.extend(later for later, _ in node.next_functions)

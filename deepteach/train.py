@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from deepteach.checks import as_array
 from deepteach.coach import Coach
 from deepteach.config import RUNTIME_KEYS, Config, dump, make, read
 from deepteach.data import Data, from_arrays
-from deepteach.errors import ConfigError
+from deepteach.errors import ConfigError, DeepTeachError
 from deepteach.evaluate import Trust, logits, noise_auroc, trust
 from deepteach.fit import EpochEnd, Schedule, Training, steps_per_epoch
 from deepteach.generators import generator_states, set_generator_states
@@ -103,10 +104,16 @@ def train(
     """
     splits = [_arrays(item) for item in (train_data, valid_data, test_data)]
     pairs = [item if item is not None else (None, None) for item in splits]
+    if "noise" in settings:
+        raise ConfigError(
+            "train takes labels as they are, so it has no setting noise: change the labels with "
+            "deepteach.noise and pass y_clean"
+        )
     name = settings.setdefault("data", "arrays")
-    settings.setdefault("noise", {"kind": "none", "rate": 0.0})
-    if isinstance(teacher, str):
-        settings["method"] = teacher
+    settings["noise"] = {"kind": "none", "rate": 0.0}
+    settings["method"] = teacher if isinstance(teacher, str) else type(teacher).__name__
+    if settings.get("out") is not None:
+        settings["out"] = os.fspath(settings["out"])
     config = make({**settings, "student": model if isinstance(model, str) else "custom"})
     data = from_arrays(
         *pairs[0],
@@ -119,6 +126,9 @@ def train(
         valid_size=config.valid_size,
         normalise=as_array(pairs[0][0]).dtype.kind != "f",
     )
+    for note in data.notes:
+        if note.startswith("no x_valid"):
+            warnings.warn(note, UserWarning, stacklevel=2)
     return run(
         config,
         data,
@@ -150,15 +160,13 @@ def run(
     lock = nullcontext() if folder is None else RunLock(folder)
     with lock, interrupts() as signals:
         fresh = copy.deepcopy(module)
-        main = _Run(config, data, module.to(device), internal, teacher, folder, signals)
-        main.go(watch, resume)
-        beside: dict[str, dict[str, Any]] = {}
+        others: dict[str, _Run] = {}
         names = ["uniform"] if config.baseline and config.method != "uniform" else []
         for name in [*names, *(name for name in config.beside if name != config.method)]:
             place = "baseline" if name == "uniform" else name
             settings = {"method": name, "baseline": False, "beside": (), "adjoint": "method"}
             out = None if folder is None else str(folder / place)
-            other = _Run(
+            others[name] = _Run(
                 config.model_copy(update={**settings, "teacher_lr": None, "out": out}),
                 data,
                 copy.deepcopy(fresh).to(device),
@@ -166,7 +174,13 @@ def run(
                 None,
                 None if out is None else Path(out),
                 signals,
+                leads=False,
             )
+        # All are made before any is trained: a setting that one cannot do is told at once.
+        main = _Run(config, data, module.to(device), internal, teacher, folder, signals, leads=True)
+        main.go(watch, resume)
+        beside: dict[str, dict[str, Any]] = {}
+        for name, other in others.items():
             other.go(watch, resume)
             beside[name] = other.finish({})
         summary = main.finish(beside)
@@ -185,7 +199,11 @@ class _Run:
         teacher: AbstractTeacher | None,
         folder: Path | None,
         signals: Interrupts,
+        *,
+        leads: bool,
     ) -> None:
+        """A run that `leads` takes its interval and window from the settings first; one beside
+        it, where its method has no own."""
         self.config, self.data, self.folder, self.signals = config, data, folder, signals
         self.device = next(module.parameters()).device
         self.wrong = None if data.y_clean is None else data.y_clean != data.y_train
@@ -194,7 +212,12 @@ class _Run:
         per_epoch = steps_per_epoch(len(data.y_train), config.batch_size)
         steps = per_epoch * config.epochs
         chosen = _method(config, data, student, teacher, steps)
-        interval = chosen.interval or config.interval or max(1, min(20, steps // WANTED_UPDATES))
+        interval, window = config.interval, config.window
+        if not leads or interval is None:
+            interval = chosen.interval or interval or max(1, min(20, steps // WANTED_UPDATES))
+        if not leads or window is None:
+            window = chosen.window or window or 2
+            window = min(window, interval)
         schedule = Schedule(
             epochs=config.epochs,
             batch_size=config.batch_size,
@@ -203,7 +226,7 @@ class _Run:
             weight_decay=config.weight_decay,
             milestones=config.decay_epochs,
             interval=interval,
-            window=chosen.window or min(config.window, interval),
+            window=window,
             valid_batch=config.valid_batch,
         )
         self.training = Training(
@@ -226,6 +249,7 @@ class _Run:
         """Train to the end, from the newest verified checkpoint where there is one."""
         store = None if self.folder is None else Store(self.folder / "checkpoints")
         training, config = self.training, self.config
+        torch.manual_seed(config.seed)
         with watch(config.method, config.epochs, training.total) as watcher:
             if self.folder is not None:
                 self._open_folder()
@@ -250,7 +274,7 @@ class _Run:
             # A student that has memorised a wrong label makes it look right in the end, so
             # samples are ranked by their mean weight over the epochs.
             mean = torch.stack(self.history).float().mean(0)
-            self.trust = replace(last, weight=mean)
+            self.trust = replace(last, weight=mean / mean.mean().clamp(min=1e-30))
 
     def finish(self, beside: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """The summary; written, with the samples' weights, where there is a folder."""
@@ -406,7 +430,7 @@ def _accuracy(module: nn.Module, x: Tensor | None, y: Tensor | None) -> float:
 def _method(
     config: Config, data: Data, student: Student, teacher: AbstractTeacher | None, steps: int
 ) -> Method:
-    width = state_width(student, data)
+    width = state_width(student, data, config.student)
     if teacher is not None:
         chosen = Method(teacher)
     else:
@@ -418,11 +442,20 @@ def _method(
     return chosen
 
 
-def state_width(student: Student, data: Data) -> int:
+def state_width(student: Student, data: Data, name: str = "custom") -> int:
     """Width of the internal state, by a pass of two samples that changes nothing."""
     device = next(student.module.parameters()).device
-    with torch.no_grad():
-        outputs = student.functional({}, student.buffers(), data.x_train[:2].to(device))
+    try:
+        with torch.no_grad():
+            outputs = student.functional({}, student.buffers(), data.x_train[:2].to(device))
+    except DeepTeachError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(
+            f"student {name!r} failed on samples of shape {data.input_shape} "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): make its forward "
+            "pass take a batch of them"
+        ) from error
     if outputs.logits.dim() != 2 or outputs.logits.shape[1] < data.classes:
         raise ConfigError(
             f"the student returns logits of shape {tuple(outputs.logits.shape)} for 2 samples of "
@@ -462,8 +495,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
+        torch.empty(0, device=device).tolist()  # the meta device holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError):
         raise ConfigError(f"device {name!r} is not available here: use auto or cpu") from None
     return device
 

@@ -177,7 +177,7 @@ ADAM_VARIANTS = [
 @pytest.mark.parametrize("kind, options", ADAM_VARIANTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_adam_is_torch_to_an_ulp(
-    kind: type[torch.optim.Optimizer], options: dict[str, Any], dtype: torch.dtype
+    kind: type[torch.optim.Adam], options: dict[str, Any], dtype: torch.dtype
 ) -> None:
     """Over steps with missing gradients, whose parameters count their own steps."""
     named, rule = parameters(dtype), AdamRule()
@@ -207,8 +207,10 @@ def test_adam_undone(decoupled: bool) -> None:
     first = state.slots["momentum_buffer"]
     second = {name: leaf.square() for name, leaf in gradient.items()}
     state = State(state.theta, {"exp_avg": first, "exp_avg_sq": second})
-    settings = {"lr": 0.01, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
-    hyper = {name: Hyper(**settings, count=3, decoupled=decoupled) for name in ("a", "b")}
+    settings = Hyper(
+        0.01, weight_decay=0.1, beta1=0.9, beta2=0.99, eps=1e-8, count=3, decoupled=decoupled
+    )
+    hyper = {"a": settings, "b": settings}
     rule = AdamRule()
     later = rule.step(state, gradient, hyper)
     theta = rule.previous_theta(later, hyper)
