@@ -89,7 +89,10 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
         """Train on (X, y), teaching from the trusted (X_valid, y_valid)."""
         if (X_valid is None) != (y_valid is None):
             raise ConfigError("X_valid and y_valid go together: give both or neither")
-        x, labels = validate_data(self, X, y, allow_nd=True, dtype="numeric", ensure_min_samples=2)
+        checked, labels = validate_data(
+            self, X, y, allow_nd=True, dtype="numeric", ensure_min_samples=2
+        )
+        x = np.asarray(checked)
         check_classification_targets(labels)
         self.classes_, encoded = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
@@ -99,8 +102,8 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
             rows, held = self._split(encoded)
             trusted, truth = x[held], encoded[held]
         else:
-            checked = validate_data(self, X_valid, allow_nd=True, dtype="numeric", reset=False)
-            trusted = np.asarray(checked)
+            valid = validate_data(self, X_valid, allow_nd=True, dtype="numeric", reset=False)
+            trusted = np.asarray(valid)
             truth = self._encode(np.asarray(y_valid))
         result = self._train(x[rows], encoded[rows], trusted, truth)
         self.module_, self.teacher_ = result.model, result.coach.teacher

@@ -75,7 +75,7 @@ def trust(coach: Coach, inputs: Tensor, labels: Tensor, x_valid: Tensor, y_valid
         log_weights, seen = [], []
         for x, y in zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True):
             seen.append(coach.look(x.to(device), y.to(device)))
-            log_weights.append(teacher(seen[-1]).double())
+            log_weights.append(coach.log_weights_of(teacher, seen[-1]).double())
     snapshot = _joined(seen)
     weights = normalise(torch.cat(log_weights)) * len(labels)
     return Trust(

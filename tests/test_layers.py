@@ -14,8 +14,8 @@ ORDER = """
     packing checkpoint rundir
     checks data noise augment pictures sources nets
     student features teacher rules objective differences adjoint lookahead trusted coach
-    baselines mentornet course l2t_loss l2t_data rehearsals controls
-    evaluate methods config progress fit train estimator doctor
+    baselines mentornet course l2t_loss l2t_data evaluate rehearsals controls
+    methods config progress fit train estimator doctor
     pairing gains sheet canvas curves scatter plots findings ranking table report
     cli
 """.split()
