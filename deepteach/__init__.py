@@ -14,6 +14,7 @@ from deepteach.errors import (
     StorageError,
 )
 from deepteach.estimator import TeachClassifier
+from deepteach.exact import Exact, ExactSGD
 from deepteach.features import (
     Clock,
     Feature,

@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -42,7 +43,11 @@ class Window:
     rule: Rule
     omega: Params
     start: int = 0
-    memo: dict[int, State] = field(default_factory=dict)
+    held: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the optimizer holds after the last step, by parameter."""
+
+    memo: dict[Any, Any] = field(default_factory=dict)
+    """The adjoint's own scratch of one sweep."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ class AbstractAdjoint:
 
     same_kernels: bool = False
     """Training passes must use the kernels of replays, to repeat their bits."""
+
+    undoes: bool = False
+    """States are found by undoing steps, which needs the very gradients that were used."""
 
     def __init__(self, tolerance: float = 1e-3, *, derivatives: str = EXACT) -> None:
         if derivatives not in (EXACT, FINITE_DIFFERENCE):
@@ -189,6 +197,8 @@ class Reversed(AbstractAdjoint):
     long for momentum and precision is refused, and a copy of the state that opens the
     window is compared with its reconstruction: a relative `tolerance` is enforced.
     """
+
+    undoes = True
 
     def check(self, rule: Rule, hyper: Sequence[Hyper], window: int, dtype: torch.dtype) -> None:
         if torch.finfo(dtype).eps > 1e-4:

@@ -6,16 +6,24 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepteach.adjoint import AbstractAdjoint, MetaGradient, Reversed, Window
+from deepteach.adjoint import (
+    FINITE_DIFFERENCE,
+    AbstractAdjoint,
+    MetaGradient,
+    Reversed,
+    Window,
+)
+from deepteach.differences import FiniteDifferences
 from deepteach.errors import CollapseWarning, ConfigError, NumericError
 from deepteach.features import Clock, Snapshot
-from deepteach.generators import generator_states, replayed, same_states
+from deepteach.generators import States, generator_states, replayed, same_states
 from deepteach.objective import (
     VALIDATION_LOSSES,
     Objective,
@@ -36,6 +44,9 @@ from deepteach.trusted import TrustedBatches
 
 COLLAPSED_FRACTION = 0.02
 """Below this effective sample fraction a batch teaches (almost) nothing."""
+
+LEAST_MIXED_TOLERANCE = 0.01
+"""Half precision is off by more than the replays' usual tolerance."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,8 @@ class Coach:
         rule: how the optimizer steps, for one that deepteach does not know.
         mixed_precision: allow `torch.autocast` and a GradScaler around the training step.
             Replays run without them, so the meta-gradient is that of the full-precision
-            step: needs an adjoint that keeps states.
+            step: needs an adjoint that keeps states, with a tolerance for the difference:
+            `Stored(tolerance=0.1)`.
 
     Raises:
         ConfigError: anything that cannot be done exactly, with the remedy.
@@ -150,15 +162,22 @@ class Coach:
         groups = list(self._hyper(named).values())
         if not named:
             raise ConfigError("the optimizer holds no trainable parameter of the student")
-        if self.mixed_precision and isinstance(self.adjoint, Reversed):
+        if self.mixed_precision and self.adjoint.undoes:
             raise ConfigError(
                 "undoing steps needs the gradients that were used, which replays in full "
                 "precision are not: use adjoint=Stored() with mixed_precision"
+            )
+        if self.mixed_precision and self.adjoint.tolerance < LEAST_MIXED_TOLERANCE:
+            raise ConfigError(
+                "replays in full precision repeat a mixed_precision step only roughly: allow that "
+                "with adjoint=Stored(tolerance=0.1)"
             )
         if len({leaf.device for leaf in named.values()}) > 1:
             raise ConfigError("the student's parameters must be on one device")
         if not self._learns:
             return  # no window is ever crossed
+        if self.adjoint.derivatives == FINITE_DIFFERENCE:
+            FiniteDifferences(self.objective)  # refuses what it cannot do
         for dtype in {leaf.dtype for leaf in named.values()}:
             self.adjoint.check(self.rule, groups, self.window, dtype)
 
@@ -212,11 +231,24 @@ class Coach:
         theta = self._shared_theta() if recording else None
         outputs = self._pass(inputs, theta)
         drew = not same_states(drawn, generator_states(labels.device))
+        with self._full_precision(labels.device):
+            return self._weighted(inputs, labels, outputs, buffers, drawn if drew else None, theta)
+
+    def _weighted(
+        self,
+        inputs: Inputs,
+        labels: Tensor,
+        outputs: Outputs,
+        buffers: Params,
+        drawn: States | None,
+        theta: Params | None,
+    ) -> Tensor:
+        """The loss of a pass, remembered where gradients are recorded."""
         snapshot = self.objective.snapshot(outputs, labels, self.clock)
         if not all_finite([snapshot.losses]):
             self.student.restore_buffers(buffers)
             raise NumericError(_bad_losses(snapshot))
-        if not recording:
+        if not torch.is_grad_enabled():
             return self.objective.value(self.omega, snapshot)
         step = Step(
             inputs=inputs,
@@ -226,7 +258,7 @@ class Coach:
             value=torch.zeros(()),
             buffers=buffers,
             modes=self.student.modes(),
-            generators=drawn if drew else None,
+            generators=drawn,
         )
         try:
             self._weigh(step)
@@ -265,12 +297,20 @@ class Coach:
     def _pass(self, inputs: Inputs, theta: Params | None) -> Outputs:
         """The training pass: the module's own, or one whose graph begins at `theta`."""
         if theta is None and not self.adjoint.same_kernels:
-            return self.student(inputs)
+            outputs = self.student(inputs)
+            if not self.mixed_precision:
+                return outputs
+            dtype = next(iter(self._parameters().values())).dtype
+            return Outputs(outputs.logits.to(dtype), outputs.internal.to(dtype))
         # The graph must keep buffers of its own: later passes move the module's in place.
         buffers = self.student.buffers()
         outputs = self.student.functional(theta or {}, buffers, inputs, update=True)
         self.student.restore_buffers(buffers)
         return outputs
+
+    def _full_precision(self, device: torch.device) -> AbstractContextManager[object]:
+        """Losses and weights are those of the replays, whatever the student's pass ran in."""
+        return torch.autocast(device.type, enabled=False) if self.mixed_precision else nullcontext()
 
     def trust(self, valid: Iterable | tuple) -> None:
         """Name the trusted data without teaching: for `Lookahead`, before the first step.
@@ -334,7 +374,8 @@ class Coach:
                 self._check_unchanged(omega, step)
         final = read_state(self.optimizer, self._parameters(), self.rule)
         start = max(0, len(steps) - self.window)
-        window = Window(steps, final, self.objective, self.rule, omega, start)
+        held = {n: self.optimizer.state.get(p, {}) for n, p in self._parameters().items()}
+        window = Window(steps, final, self.objective, self.rule, omega, start, held)
         return self.adjoint.gradient(window, validation)
 
     def _check_unchanged(self, omega: Params, step: Step) -> None:
@@ -522,7 +563,8 @@ class Coach:
         self._since_update = state["since_update"]
         self._effective = state["effective"]
         self._trusted.load_state_dict(state["trusted"])
-        self._steps = deque((_unpack_step(item) for item in state["steps"]), self.window)
+        steps = (_unpack_step(item) for item in state["steps"])
+        self._steps = deque(steps, self._steps.maxlen)
         self._pending = None
 
 

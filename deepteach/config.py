@@ -19,6 +19,11 @@ Rate = float
 NoiseKind = Literal["none", "uniform", "flip", "mwn-uniform", "mwn-flip"]
 
 
+Adjoint = Literal[
+    "method", "reversed", "stored", "checkpointed", "unrolled", "lookahead", "first-order"
+]
+
+
 class NoiseConfig(BaseModel):
     """Label noise added to the training labels."""
 
@@ -64,9 +69,7 @@ class Config(BaseModel):
     window: int | None = Field(
         default=None, gt=0, description="steps the meta-gradient looks back through (default: 2)"
     )
-    adjoint: Literal["method", "reversed", "stored", "unrolled", "lookahead", "first-order"] = (
-        Field(default="method", description="how the meta-gradient is computed")
-    )
+    adjoint: Adjoint = Field(default="method", description="how the meta-gradient is computed")
     through_weights: bool = Field(
         default=False, description="differentiate through the weights too"
     )

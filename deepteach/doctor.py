@@ -18,9 +18,9 @@ from deepteach.data import Data
 from deepteach.errors import ConfigError, NumericError
 from deepteach.features import Internal, Label
 from deepteach.objective import cross_entropy
+from deepteach.resolve import resolve_student, state_width
 from deepteach.student import Student
 from deepteach.teacher import Teacher
-from deepteach.train import resolve_student, state_width
 from deepteach.tree import Params, cosine, distance, norm
 
 REPEATS = 5

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -80,12 +81,12 @@ class Student:
 
         With `update` the buffers given are the ones that the pass writes to. Attention takes
         its MATH form here: the fused kernels have neither a second derivative nor
-        forward-mode rules.
+        forward-mode rules. Activation checkpoints keep their activations here.
         """
         args, kwargs = _arguments(inputs)
         used = buffers if update else {name: leaf.clone() for name, leaf in buffers.items()}
         tensors = {**params, **used}
-        with self._tapped() as seen, sdpa_kernel(SDPBackend.MATH), _no_fast_attention():
+        with self._tapped() as seen, _plain_kernels():
             raw = functional_call(self.module, tensors, args, kwargs)
         return Outputs(_logits(raw), self._state(seen))
 
@@ -182,14 +183,32 @@ def _is_empty(item: Any) -> bool:
 
 
 @contextmanager
-def _no_fast_attention() -> Iterator[None]:
-    """The encoder's inference fast path has no derivative rules; keep it out of replays."""
+def _plain_kernels() -> Iterator[None]:
+    """Attention that can be differentiated twice, and no activation checkpoints.
+
+    The encoder's inference fast path has no derivative rules. A checkpoint would recompute
+    its activations in the backward pass, when the module holds its own parameters again and
+    not those of the replay. torch has no switch for that; where its internal name is gone,
+    the checks of replayed losses and states refuse such a student.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
+    recompute = getattr(torch.utils.checkpoint, _RECOMPUTE, None)
     torch.backends.mha.set_fastpath_enabled(False)
+    setattr(torch.utils.checkpoint, _RECOMPUTE, _kept_activations)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        setattr(torch.utils.checkpoint, _RECOMPUTE, recompute)
+
+
+_RECOMPUTE = "_checkpoint_without_reentrant_generator"
+
+
+def _kept_activations(*_args: Any, **_kwargs: Any) -> Iterator[None]:
+    """In the place of the generator that sets recomputation up around a checkpoint."""
+    yield
 
 
 def _no_such_layer(name: str, layers: dict[str, nn.Module]) -> str:

@@ -252,3 +252,131 @@ def lookahead(run: Bench, x: Any, y: Tensor) -> Params:
     logits, _ = look(case, run.module, hat, run.valid[0])
     end = metric(run.setting.validation_loss)(logits, run.valid[1])
     return dict(zip(omega, torch.autograd.grad(end, list(omega.values())), strict=True))
+
+
+Held = dict[str, Any]
+Formula = Callable[[Tensor, Tensor, Held, dict], tuple[Tensor, Held]]
+"""(theta, g, what the optimizer holds, its group) -> (theta', what it then holds), as written."""
+
+
+def sgd(theta: Tensor, g: Tensor, held: Held, group: dict) -> tuple[Tensor, Held]:
+    g = g + group["weight_decay"] * theta
+    v = group["momentum"] * held.get("momentum_buffer", 0) + g
+    step = g + group["momentum"] * v if group["nesterov"] else v
+    return theta - group["lr"] * step, {"momentum_buffer": v}
+
+
+def adam(
+    theta: Tensor, g: Tensor, held: Held, group: dict, decoupled: bool = False
+) -> tuple[Tensor, Held]:
+    """Kingma and Ba, algorithm 1; with `decoupled` the decay is that of AdamW."""
+    (one, two), t = group["betas"], float(held.get("step", 0)) + 1
+    decay = group["weight_decay"] * theta
+    g = g if decoupled else g + decay
+    m = one * held.get("exp_avg", 0) + (1 - one) * g
+    v = two * held.get("exp_avg_sq", 0) + (1 - two) * g**2
+    step = (m / (1 - one**t)) / ((v / (1 - two**t)).sqrt() + group["eps"])
+    theta = theta - group["lr"] * (decay if decoupled else 0) - group["lr"] * step
+    return theta, {"step": t, "exp_avg": m, "exp_avg_sq": v}
+
+
+def adamw(theta: Tensor, g: Tensor, held: Held, group: dict) -> tuple[Tensor, Held]:
+    return adam(theta, g, held, group, decoupled=True)
+
+
+def rmsprop(theta: Tensor, g: Tensor, held: Held, group: dict) -> tuple[Tensor, Held]:
+    v = group["alpha"] * held.get("square_avg", 0) + (1 - group["alpha"]) * g**2
+    return theta - group["lr"] * g / (v.sqrt() + group["eps"]), {"square_avg": v}
+
+
+@dataclass
+class Followed:
+    """A run with any optimizer: the window's recording, and what the optimizer held."""
+
+    recording: Recording
+    held: dict[str, Held] = field(default_factory=dict)
+    groups: list[dict[str, dict]] = field(default_factory=list)
+
+
+def follow(run: Bench, coach: dt.Coach) -> Followed:
+    """As `record`, for any optimizer."""
+    found = Followed(Recording(run))
+    names = {leaf: name for name, leaf in run.module.named_parameters() if leaf.requires_grad}
+
+    def before(t: int) -> None:
+        if t < run.setting.start:
+            return
+        if t == run.setting.start:
+            for leaf, name in names.items():
+                found.recording.theta[name] = leaf.detach().clone()
+                found.held[name] = copy.deepcopy(dict(run.optimizer.state.get(leaf, {})))
+        x, y = run.batches[t]
+        generator = torch.get_rng_state()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits, internal = look(run.case, run.module, {}, x)
+        seen = dt.Snapshot(internal, logits, y, sample_losses(logits, y), coach.clock)
+        moment = Moment(x, y, generator, copy.deepcopy(run.module), seen, {})
+        found.recording.moments.append(moment)
+        groups = run.optimizer.param_groups
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        pairs = list(zip(groups, settings, strict=True))
+        found.groups.append(
+            {names[leaf]: own for group, own in pairs for leaf in group["params"] if leaf in names}
+        )
+
+    run.train(coach, before)
+    return found
+
+
+def unrolled_by(followed: Followed, formula: Formula, clip: float | None = None) -> Params:
+    """As `unrolled`, with any optimizer's step as written, behind a clipping by norm."""
+    run = followed.recording.run
+    omega = {n: p.detach().clone().requires_grad_() for n, p in run.teacher.named_parameters()}
+    theta = {n: leaf.clone().requires_grad_() for n, leaf in followed.recording.theta.items()}
+    held = {name: dict(own) for name, own in followed.held.items()}
+    for m, groups in zip(followed.recording.moments, followed.groups, strict=True):
+        logits, internal = look(run.case, m.module, theta, m.inputs)
+        losses = sample_losses(logits, m.labels)
+        seen = dt.Snapshot(internal, logits, m.labels, losses, m.snapshot.clock)
+        seen = seen if run.setting.through_weights else m.snapshot
+        value = weighted(run.teacher, functional_call(run.teacher, omega, (seen,)), losses)
+        grads = torch.autograd.grad(value, list(theta.values()), create_graph=True)
+        if clip is not None:
+            total = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
+            grads = [g * torch.clamp(clip / (total + 1e-6), max=1) for g in grads]
+        for name, g in zip(list(theta), grads, strict=True):
+            theta[name], held[name] = formula(theta[name], g, held[name], groups[name])
+    logits, _ = look(run.case, run.module, theta, run.valid[0])
+    end = metric(run.setting.validation_loss)(logits, run.valid[1])
+    return dict(zip(omega, torch.autograd.grad(end, list(omega.values())), strict=True))
+
+
+def difference_by(
+    followed: Followed,
+    fresh: Callable[[], Bench],
+    direction: Params,
+    h: float = 1e-4,
+    **options: Any,
+) -> float:
+    """As `difference`, for fresh benches with any optimizer and options of the coach."""
+    start = followed.recording.run.setting.start
+
+    def train_again(amount: float) -> float:
+        run = fresh()
+        frozen = Frozen(run.teacher, run.setting.through_weights)
+        coach = run.coach(dt.Stored(), teacher=frozen, **options)
+
+        def before(t: int) -> None:
+            if t == start:
+                with torch.no_grad():
+                    for name, leaf in run.teacher.named_parameters():
+                        leaf.add_(direction[name], alpha=amount)
+            if t >= start:
+                frozen.played = followed.recording.moments[t - start].snapshot
+
+        run.train(coach, before)
+        with torch.no_grad():
+            logits = answer(copy.deepcopy(run.module), run.valid[0])
+            return float(metric(run.setting.validation_loss)(logits, run.valid[1]))
+
+    return (train_again(h) - train_again(-h)) / (2 * h)

@@ -1,0 +1,104 @@
+"""From a configuration to objects: the student, its layer, the method, the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from deepteach.adjoint import AbstractAdjoint, Checkpointed, Reversed, Stored, Unrolled
+from deepteach.config import Config
+from deepteach.data import Data
+from deepteach.errors import ConfigError, DeepTeachError
+from deepteach.lookahead import FirstOrder, Lookahead
+from deepteach.methods import Method, Problem, method
+from deepteach.nets import build
+from deepteach.student import Student
+from deepteach.teacher import AbstractTeacher
+
+ADJOINTS: dict[str, Callable[[], AbstractAdjoint]] = {
+    "reversed": Reversed,
+    "stored": Stored,
+    "checkpointed": Checkpointed,
+    "unrolled": Unrolled,
+    "lookahead": Lookahead,
+    "first-order": FirstOrder,
+}
+
+
+def resolve_method(
+    config: Config, data: Data, student: Student, teacher: AbstractTeacher | None, steps: int
+) -> Method:
+    """The teacher and how it is taught: by name, or around a teacher at hand."""
+    width = state_width(student, data, config.student)
+    if teacher is not None:
+        chosen = Method(teacher)
+    else:
+        chosen = method(config.method, Problem(data.classes, width, steps, config.seed))
+    if config.adjoint != "method":
+        chosen = replace(chosen, adjoint=ADJOINTS[config.adjoint]())
+    if config.teacher_lr is not None:
+        chosen = replace(chosen, teacher_rate=config.teacher_lr)
+    return chosen
+
+
+def state_width(student: Student, data: Data, name: str = "custom") -> int:
+    """Width of the internal state, by a pass of two samples that changes nothing."""
+    device = next(student.module.parameters()).device
+    try:
+        with torch.no_grad():
+            outputs = student.functional({}, student.buffers(), data.x_train[:2].to(device))
+    except DeepTeachError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(
+            f"student {name!r} failed on samples of shape {data.input_shape} "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): make its forward "
+            "pass take a batch of them"
+        ) from error
+    if outputs.logits.dim() != 2 or outputs.logits.shape[1] < data.classes:
+        raise ConfigError(
+            f"the student returns logits of shape {tuple(outputs.logits.shape)} for 2 samples of "
+            f"{data.classes} classes: expected (2, {data.classes})"
+        )
+    return outputs.internal.shape[1]
+
+
+def resolve_student(
+    config: Config, data: Data, module: nn.Module | None = None
+) -> tuple[nn.Module, str]:
+    """The module (built by name unless given) and the layer whose input the teacher reads."""
+    if module is None:
+        name = config.student
+        if name == "auto":
+            name = "cnn" if data.is_image else "mlp"
+        module, internal = build(name, data.input_shape, data.classes, config.seed)
+    else:
+        internal = None
+    chosen = config.internal or internal or _last_linear(module)
+    return module, chosen
+
+
+def _last_linear(module: nn.Module) -> str:
+    """The last linear layer, whose input is the paper's I0."""
+    found = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    if not found or not found[-1]:
+        raise ConfigError(
+            "the student has no named linear layer to read the internal state from: name a "
+            "submodule with internal=..."
+        )
+    return found[-1]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name, tried out; "auto" prefers CUDA."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device).tolist()  # the meta device holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ConfigError(f"device {name!r} is not available here: use auto or cpu") from None
+    return device
