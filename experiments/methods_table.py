@@ -27,7 +27,7 @@ from deepteach.train import run
 NOISES = {"flip-0.4": ("flip", 0.4), "uniform-0.6": ("uniform", 0.6), "clean": ("none", 0.0)}
 
 GRID: dict[str, tuple[str, ...]] = {
-    "deep": ("deep --teacher_lr 0.003", "deep", "deep --teacher_lr 0.03"),
+    "deep": ("deep --teacher_lr 0.01", "deep", "deep --teacher_lr 0.1"),
     "paper": ("paper --teacher_lr 0.003", "paper", "paper --teacher_lr 0.03"),
     "uniform": ("uniform --lr 0.02", "uniform", "uniform --lr 0.1"),
     "focal": ("focal+gamma=0.5", "focal+gamma=1", "focal"),
