@@ -94,6 +94,15 @@ def _parser() -> _Parser:
     doctor.add_argument("--window", type=int, default=2, metavar="B")
     doctor.add_argument("--interval", type=int, default=20, metavar="K")
     doctor.set_defaults(command=_doctor)
+
+    bench = commands.add_parser("bench", help="what teaching costs, as ratios to plain training")
+    bench.add_argument("--student", default="resnet32", metavar="NAME")
+    bench.add_argument("--batch_size", type=int, default=32, metavar="N")
+    bench.add_argument("--repeats", type=int, default=5, metavar="N")
+    bench.add_argument("--threads", type=int, default=1, metavar="N")
+    bench.add_argument("--quick", action="store_true", help="only see that it runs")
+    bench.add_argument("--out", default="results/bench.csv", metavar="FILE.csv")
+    bench.set_defaults(command=_bench)
     return parser
 
 
@@ -213,6 +222,31 @@ def _report(options: argparse.Namespace) -> int:
     from deepteach.rundir import open_run
 
     print(write_report(open_run(options.run)))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from rich.table import Column, Table
+
+    from deepteach import bench
+
+    path = Path(options.out)
+    bench.refuse_overwrite(path)
+    plan = bench.Plan(options.student, options.batch_size, options.repeats, threads=options.threads)
+    console = Console()
+    with console.status("") as status:
+        rows = bench.measure(plan.shortened() if options.quick else plan, status.update)
+    bench.write(rows, path)
+    header, *lines = bench.cells_of(rows)
+    title = f"{options.student}, batch {options.batch_size}: ratios to plain training"
+    table = Table(*(Column(name, no_wrap=True) for name in header), title=title)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+    missing = [name for name in bench.PEERS if name not in {row.row for row in rows}]
+    for name in missing:
+        console.print(f"{name} is not installed: pip install 'deepteach[bench]'", markup=False)
+    console.print(f"written: {path}", soft_wrap=True, markup=False)
     return 0
 
 

@@ -24,6 +24,7 @@ from deepteach.differences import FiniteDifferences
 from deepteach.errors import CollapseWarning, ConfigError, NumericError
 from deepteach.features import Clock, Snapshot
 from deepteach.generators import States, generator_states, replayed, same_states
+from deepteach.microbatch import MicroBatched, MicroValidation
 from deepteach.objective import (
     VALIDATION_LOSSES,
     Objective,
@@ -93,6 +94,9 @@ class Coach:
             Replays run without them, so the meta-gradient is that of the full-precision
             step: needs an adjoint that keeps states, with a tolerance for the difference:
             `Stored(tolerance=0.1)`.
+        micro_batch: compute meta-gradients (replays, their derivatives, the validation
+            gradient) this many samples at a time. Exact; for models whose batch does not
+            fit in memory with its second-order graph.
 
     Raises:
         ConfigError: anything that cannot be done exactly, with the remedy.
@@ -115,6 +119,7 @@ class Coach:
         clip_norm: float | None = None,
         rule: Rule | None = None,
         mixed_precision: bool = False,
+        micro_batch: int | None = None,
     ) -> None:
         if not 1 <= window <= interval:
             raise ConfigError(
@@ -129,7 +134,12 @@ class Coach:
         self.student, self.optimizer, self.teacher = student, optimizer, teacher
         self.interval, self.window = interval, window
         self.adjoint: AbstractAdjoint = adjoint or teacher.default_adjoint() or Reversed()
-        self.objective = Objective(student, teacher, loss, through_weights)
+        self.micro_batch = micro_batch
+        self.objective = (
+            Objective(student, teacher, loss, through_weights)
+            if micro_batch is None
+            else MicroBatched(student, teacher, loss, through_weights, size=micro_batch)
+        )
         self.validation_loss: ValidationLoss = (
             VALIDATION_LOSSES[validation_loss]
             if isinstance(validation_loss, str)
@@ -166,6 +176,11 @@ class Coach:
             raise ConfigError(
                 "undoing steps needs the gradients that were used, which replays in full "
                 "precision are not: use adjoint=Stored() with mixed_precision"
+            )
+        if self.micro_batch is not None and self.adjoint.same_kernels:
+            raise ConfigError(
+                "a gradient summed over micro_batch chunks has other bits than the training "
+                "step's: use adjoint=Checkpointed() or Stored()"
             )
         if self.mixed_precision and self.adjoint.tolerance < LEAST_MIXED_TOLERANCE:
             raise ConfigError(
@@ -231,6 +246,12 @@ class Coach:
         theta = self._shared_theta() if recording else None
         outputs = self._pass(inputs, theta)
         drew = not same_states(drawn, generator_states(labels.device))
+        if isinstance(self.objective, MicroBatched) and self._learns and recording:
+            try:
+                self.objective.refuse_ties(drew)
+            except ConfigError:
+                self.student.restore_buffers(buffers)
+                raise
         with self._full_precision(labels.device):
             return self._weighted(inputs, labels, outputs, buffers, drawn if drew else None, theta)
 
@@ -289,7 +310,8 @@ class Coach:
         training pass's own graph saves the sweep a replay.
         """
         last = self._since_update == self.interval - 1 and len(self._steps) >= 1
-        plain = self.mixed_precision or not self.adjoint.shares
+        chunked = self.micro_batch is not None
+        plain = self.mixed_precision or chunked or not self.adjoint.shares
         if not last or plain or self.window < 2:
             return None
         return {name: leaf.requires_grad_() for name, leaf in clone(self._parameters()).items()}
@@ -344,8 +366,11 @@ class Coach:
                 "no step was recorded since the teacher last changed: call coach.loss(x, y)"
                 ".backward() and optimizer.step() first"
             )
-        validation = Validation(self.objective, self.validation_loss, x_valid, y_valid)
-        return self._differentiate(list(self._steps), validation).gradient
+        return self._differentiate(list(self._steps), self._validation(x_valid, y_valid)).gradient
+
+    def _validation(self, inputs: Inputs, labels: Tensor) -> Validation:
+        kind = Validation if self.micro_batch is None else MicroValidation
+        return kind(self.objective, self.validation_loss, inputs, labels)
 
     def weights(self, inputs: Inputs, labels: Tensor) -> Tensor:
         """`(batch,)` non-negative weights that sum to the batch size; changes nothing."""
@@ -400,7 +425,7 @@ class Coach:
 
     def _teach(self, steps: list[Step]) -> UpdateRecord:
         x_valid, y_valid = self._trusted.next()
-        validation = Validation(self.objective, self.validation_loss, x_valid, y_valid)
+        validation = self._validation(x_valid, y_valid)
         result = self._differentiate(steps, validation)
         if not all_finite(result.gradient.values()):
             raise NumericError(

@@ -239,20 +239,27 @@ class Validation:
         theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
         with torch.enable_grad(), replayed(None):
             outputs = student.functional(theta, student.buffers(), self._inputs)
-            value = self._loss(outputs.logits, self._labels)
-            if value.dim() != 0:
-                raise ConfigError(
-                    f"validation_loss must return a scalar, got shape {tuple(value.shape)}"
-                )
+            value = self._scalar(outputs.logits, self._labels)
             gradient = gradients(value, theta)
         self.loss = float(value.detach())
         self.outputs = Outputs(outputs.logits.detach(), outputs.internal.detach())
+        self._check_finite(gradient)
+        return gradient
+
+    def _scalar(self, logits: Tensor, labels: Tensor) -> Tensor:
+        value = self._loss(logits, labels)
+        if value.dim() != 0:
+            raise ConfigError(
+                f"validation_loss must return a scalar, got shape {tuple(value.shape)}"
+            )
+        return value
+
+    def _check_finite(self, gradient: Params) -> None:
         if not math.isfinite(self.loss) or not all_finite(gradient.values()):
             raise NumericError(
                 "the validation loss or its gradient is not finite; nothing was changed: "
                 "check the trusted samples, or lower the student's learning rate"
             )
-        return gradient
 
     def snapshot(self, clock: Clock) -> Snapshot:
         """The trusted batch as the teacher's features may fit on it."""
@@ -282,21 +289,31 @@ class Linearised:
 
     def pull_back(self, along: Params, objective: Objective, step: Step) -> tuple[Params, Params]:
         """(grad_theta <g, along>, grad_omega <g, along>): one double backward for both."""
-        inner = dot(self.gradient, {name: leaf.detach() for name, leaf in along.items()})
         if not objective.linear:
+            inner = self._inner(along)
             joint = gradients(inner, {**_prefixed("t", self.theta), **_prefixed("o", self.omega)})
             return _unprefixed("t", joint), _unprefixed("o", joint)
-        joint = gradients(inner, {**_prefixed("t", self.theta), "u": self.weights})
-        slopes = joint.pop("u")
-        return _unprefixed("t", joint), objective.teacher_gradient(self.omega, step, slopes)
+        curvature, slopes = self.products(along)
+        return curvature, objective.teacher_gradient(self.omega, step, slopes)
 
     def pull_back_teacher(self, along: Params, objective: Objective, step: Step) -> Params:
         """grad_omega <g, along> alone."""
-        inner = dot(self.gradient, {name: leaf.detach() for name, leaf in along.items()})
         if not objective.linear:
-            return gradients(inner, self.omega)
-        slopes = gradients(inner, {"u": self.weights})["u"]
-        return objective.teacher_gradient(self.omega, step, slopes)
+            return gradients(self._inner(along), self.omega)
+        return objective.teacher_gradient(self.omega, step, self.slopes(along))
+
+    def products(self, along: Params) -> tuple[Params, Tensor]:
+        """(H along, J along) of a linear objective: by parameter, and by sample."""
+        joint = gradients(self._inner(along), {**_prefixed("t", self.theta), "u": self.weights})
+        slopes = joint.pop("u")
+        return _unprefixed("t", joint), slopes
+
+    def slopes(self, along: Params) -> Tensor:
+        """J along alone, `(batch,)`."""
+        return gradients(self._inner(along), {"u": self.weights})["u"]
+
+    def _inner(self, along: Params) -> Tensor:
+        return dot(self.gradient, {name: leaf.detach() for name, leaf in along.items()})
 
 
 def deliver(graph: Linearised, parameters: Params) -> Tensor:

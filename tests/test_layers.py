@@ -13,9 +13,10 @@ ORDER = """
     errors tree generators interrupts streams
     packing checkpoint rundir
     checks data noise augment pictures sources nets
-    student features teacher rules objective differences adjoint exact lookahead trusted coach
+    student features teacher rules objective microbatch differences adjoint exact lookahead
+    trusted coach
     baselines mentornet course l2t_loss l2t_data evaluate rehearsals controls
-    methods config progress fit resolve recording train estimator doctor
+    methods config progress fit resolve recording train estimator doctor bench
     pairing gains sheet canvas curves scatter plots findings ranking table report
     cli
 """.split()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,27 +34,17 @@ from torch.utils.checkpoint import checkpoint
 import deepteach as dt
 from deepteach.adjoint import Window
 from deepteach.errors import ConfigError
-from deepteach.rules import Hyper, Rule, State
+from deepteach.rules import Rule, State
 from deepteach.tree import cosine
 
 
-class RMSprop(Rule):
-    """torch.optim.RMSprop: s' = a s + (1 - a) g^2, theta' = theta - eta g / (sqrt(s') + eps)."""
-
-    slot_names = ("square_avg",)
-
-    def hyper(self, group: dict, held: dict) -> Hyper:
-        if group["momentum"] or group["centered"] or group["weight_decay"]:
-            raise ConfigError("this rule knows plain RMSprop only")
-        return Hyper(group["lr"], beta2=group["alpha"], eps=group["eps"])
-
-    def step(self, state: State, gradient: Params, hyper: dict[str, Hyper]) -> State:
-        theta, squares = dict(state.theta), dict(state.slots["square_avg"])
-        for name, h in hyper.items():
-            g = gradient[name]
-            squares[name] = h.beta2 * squares[name] + (1 - h.beta2) * g * g
-            theta[name] = theta[name] - h.lr * g / (squares[name].sqrt() + h.eps)
-        return State(theta, {"square_avg": squares})
+def documented() -> Rule:
+    """The rule that docs/performance.md gives as an example, as it stands there."""
+    page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text()
+    code = page.split("```python\n")[1].split("\ncoach = ")[0]
+    names: dict[str, Any] = {"dt": dt}
+    exec(compile(code, "performance.md", "exec"), names)
+    return names["RMSprop"]()
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +103,13 @@ WAYS = [
     Way("adamw", torch.optim.AdamW, adamw, BETAS, reversible=True),
     Way("clipped", SGD, sgd, HEAVY, reversible=True, clip=0.3, fast=True),
     Way("clipped-adam", torch.optim.Adam, adam, BETAS, reversible=True, clip=0.3),
-    Way("rmsprop", torch.optim.RMSprop, rmsprop, ({"alpha": 0.9}, {"alpha": 0.95}), rule=RMSprop()),
+    Way(
+        "rmsprop",
+        torch.optim.RMSprop,
+        rmsprop,
+        ({"alpha": 0.9}, {"alpha": 0.95}),
+        rule=documented(),
+    ),
 ]
 GRID = [
     pytest.param(way, window, through, id=f"{way}-{window}-{'through' if through else 'stopped'}")
@@ -201,6 +198,18 @@ def test_whole_training_as_one_window(way: Way) -> None:
         found.append(coach.meta_gradient(*run.valid))
     assert off(found[1], found[0]) < TOLERANCE["adjoints"]
     assert counting.most <= 2 * math.ceil(math.sqrt(length)) + 1
+
+
+def test_checkpointed_resumes_inside_a_window() -> None:
+    """The steps before the window, where its first anchor may be, are saved with it."""
+    run = bench(NORM, Setting(5, interval=7))
+    coach = run.coach(dt.Checkpointed(), interval=20)
+    run.train(coach)
+    want = coach.meta_gradient(*run.valid)
+    saved = coach.state_dict()
+    again = run.coach(dt.Checkpointed(), interval=20)
+    again.load_state_dict(saved)
+    assert off(again.meta_gradient(*run.valid), want) < TOLERANCE["metamorphic"]
 
 
 @pytest.mark.parametrize("window", [1, 2, 5])

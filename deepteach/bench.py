@@ -1,0 +1,367 @@
+"""What a teacher update costs: against plain training, and against peers that are installed.
+
+Everything is a ratio to plain training of the same student on the same batches, measured
+right before it in the same process; medians and the range over repeats. Peak memory is that
+of a process of its own for each row, since torch's allocations are seen by no Python tool.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepteach.adjoint import AbstractAdjoint, Checkpointed, Reversed, Stored, Unrolled
+from deepteach.baselines import MetaWeightNet
+from deepteach.coach import Coach
+from deepteach.errors import ConfigError
+from deepteach.exact import Exact, ExactSGD
+from deepteach.features import Internal, Label
+from deepteach.lookahead import Lookahead
+from deepteach.nets import build
+from deepteach.student import Student
+from deepteach.teacher import AbstractTeacher, Teacher
+
+SHAPE, CLASSES, LR = (3, 32, 32), 10, 0.01
+PLAIN, TAUGHT, PUBLISHED = "plain", "taught steps", "Meta-Weight-Net step"
+STRATEGIES: dict[str, Callable[[], AbstractAdjoint]] = {
+    "Reversed": Reversed,
+    "Stored": Stored,
+    "Checkpointed": Checkpointed,
+    "finite differences": lambda: Stored(derivatives="finite-difference"),
+    "Exact": Exact,
+    "Unrolled": Unrolled,
+}
+PEERS = ("higher", "torchopt")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure: `interval` K steps a cycle, `windows` B that a teacher looks back."""
+
+    student: str = "resnet32"
+    batch: int = 32
+    repeats: int = 5
+    interval: int = 20
+    windows: tuple[int, ...] = (1, 2, 5, 20)
+    threads: int = 1
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch < 2 or self.repeats < 1:
+            raise ConfigError(
+                f"bench needs a batch of 2 or more and at least 1 repeat, got {self.batch} and "
+                f"{self.repeats}"
+            )
+
+    def shortened(self) -> Plan:
+        """The same in seconds: to see that it runs, not to quote."""
+        return replace(self, repeats=1, interval=4, windows=(2,), quick=True)
+
+    def entries(self) -> list[tuple[str, int]]:
+        """(row, window) in the order in which they take turns."""
+        peers = [name for name in PEERS if importlib.util.find_spec(name) is not None]
+        rows = [*STRATEGIES, *peers]
+        found = [(TAUGHT, 0), *((name, b) for b in self.windows for name in rows)]
+        if not self.quick:
+            # The graph of 20 steps of a large student may not fit: measured up to 5.
+            found = [(n, b) for n, b in found if n not in ("Unrolled", "torchopt") or b <= 5]
+        return [*found, (PUBLISHED, 1)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of bench.csv.
+
+    `ratio` is the time of a cycle (K taught steps and an update) over that of K plain steps;
+    `low` and `high` its range; `units` the update alone, in plain steps. `peak_mib` is the
+    peak memory of a process that does only this, `extra_mib` what it adds to its start.
+    """
+
+    row: str
+    window: int
+    student: str
+    batch: int
+    interval: int
+    repeats: int
+    threads: int
+    torch: str
+    ratio: float
+    low: float
+    high: float
+    units: float
+    plain_seconds: float
+    peak_mib: float | None
+    extra_mib: float | None
+
+
+class Work:
+    """A student, its optimizer and a few batches; a cycle is one call."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.module, internal = build(plan.student, SHAPE, CLASSES, seed=0)
+        linear = [name for name, part in self.module.named_modules() if isinstance(part, nn.Linear)]
+        if internal is None and not linear:
+            raise ConfigError(f"bench needs a student with a linear layer: {plan.student} has none")
+        self.internal = internal or linear[-1]
+        g = torch.Generator().manual_seed(0)
+        self.batches = [
+            (
+                torch.randn(plan.batch, *SHAPE, generator=g),
+                torch.randint(CLASSES, (plan.batch,), generator=g),
+            )
+            for _ in range(4)
+        ]
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            self.module.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4
+        )
+
+    def cycle(self, row: str, window: int) -> Callable[[], None]:
+        """The work of one cycle of a row."""
+        if row == PLAIN:
+            return self.plain
+        if row in PEERS:
+            return lambda: self.unroll(row, window)
+        if row == PUBLISHED:
+            return self.taught(MetaWeightNet(), Lookahead(), 1, 1)
+        if row == "Exact":
+            self.optimizer = ExactSGD(
+                self.module.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4
+            )
+        teacher = Teacher([Internal(self.width()), Label(CLASSES)])
+        if row == TAUGHT:
+            return self.taught(teacher, Stored(), 1, sys.maxsize)
+        return self.taught(teacher, STRATEGIES[row](), window, self.plan.interval)
+
+    def width(self) -> int:
+        with torch.no_grad():
+            return Student(copy.deepcopy(self.module), self.internal)(
+                self.batches[0][0]
+            ).internal.shape[1]
+
+    def rows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for number in range(self.plan.interval):
+            yield self.batches[number % 3]
+
+    def plain(self) -> None:
+        for x, y in self.rows():
+            self.optimizer.zero_grad()
+            F.cross_entropy(self.module(x), y).backward()
+            self.optimizer.step()
+
+    def taught(
+        self, teacher: AbstractTeacher, adjoint: AbstractAdjoint, window: int, interval: int
+    ) -> Callable[[], None]:
+        student = Student(self.module, self.internal)
+        coach = Coach(
+            *(student, self.optimizer, teacher), interval=interval, window=window, adjoint=adjoint
+        )
+        coach.trust(self.batches[3])
+
+        def cycle() -> None:
+            for x, y in self.rows():
+                self.optimizer.zero_grad()
+                coach.loss(x, y).backward()
+                self.optimizer.step()
+                coach.update(self.batches[3])
+
+        return cycle
+
+    def unroll(self, peer: str, window: int) -> None:
+        """The same cycle with a peer: its last steps as one graph, then carried back.
+
+        The teacher is the cheapest there is, a function of the loss (whose gradient stops).
+        """
+        teacher = nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1), nn.Sigmoid())
+        batches = list(self.rows())
+
+        def loss(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            losses = F.cross_entropy(module(x), y, reduction="none")
+            weights = teacher(losses.detach().unsqueeze(1)).squeeze(1)
+            return (weights * losses).sum() / weights.sum()
+
+        def descend(module: nn.Module) -> None:
+            x, y = self.batches[3]
+            taught = list(teacher.parameters())
+            torch.autograd.grad(F.cross_entropy(module(x), y), taught)
+            with torch.no_grad():
+                for ours, theirs in zip(self.module.parameters(), module.parameters(), strict=True):
+                    ours.copy_(theirs)
+
+        for x, y in batches[: len(batches) - window]:
+            self.optimizer.zero_grad()
+            loss(self.module, x, y).backward()
+            self.optimizer.step()
+        if peer == "higher":
+            import higher  # pyright: ignore[reportMissingImports]
+
+            with higher.innerloop_ctx(self.module, self.optimizer) as (copied, stepper):
+                for x, y in batches[len(batches) - window :]:
+                    stepper.step(loss(copied, x, y))
+                descend(copied)
+        else:
+            import torchopt  # pyright: ignore[reportMissingImports]
+
+            copied = copy.deepcopy(self.module)
+            stepper = torchopt.MetaSGD(
+                copied, lr=LR, momentum=0.9, weight_decay=5e-4, moment_requires_grad=True
+            )
+            for x, y in batches[len(batches) - window :]:
+                stepper.step(loss(copied, x, y))
+            descend(copied)
+
+
+def measure(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[Row]:
+    """All rows of a plan; `say` is told what is being measured.
+
+    Raises:
+        ConfigError: an unknown student, or one without a linear layer.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(plan.threads)
+    try:
+        ratios, seconds = _times(plan, say)
+    finally:
+        torch.set_num_threads(before)
+    rows = []
+    taught = statistics.median(ratios[TAUGHT, 0])
+    for row, window in [(PLAIN, 0), *plan.entries()]:
+        say(f"memory: {row} {window or ''}")
+        wanted = not plan.quick or row in (PLAIN, "Reversed")
+        peak, extra = _memory(plan, row, window) if wanted else (None, None)
+        own = ratios.get((row, window), [1.0])
+        middle = statistics.median(own)
+        updates = row in STRATEGIES or row in PEERS
+        rows.append(
+            Row(
+                row=row,
+                window=window,
+                student=plan.student,
+                batch=plan.batch,
+                interval=plan.interval,
+                repeats=plan.repeats,
+                threads=plan.threads,
+                torch=torch.__version__,
+                ratio=middle,
+                low=min(own),
+                high=max(own),
+                units=(middle - taught) * plan.interval if updates else 0.0,
+                plain_seconds=statistics.median(seconds) / plan.interval,
+                peak_mib=peak,
+                extra_mib=extra,
+            )
+        )
+    return rows
+
+
+def _times(
+    plan: Plan, say: Callable[[str], None]
+) -> tuple[dict[tuple[str, int], list[float]], list[float]]:
+    """Ratios by row, and the seconds of plain cycles: plain, row, plain, next row, ..."""
+    work = Work(plan)
+    reference = work.cycle(PLAIN, 0)
+    reference()
+    cycles = {}
+    for row, window in plan.entries():
+        say(f"warming up: {row} {window or ''}")
+        cycles[row, window] = Work(plan).cycle(row, window)
+        cycles[row, window]()
+    ratios: dict[tuple[str, int], list[float]] = {entry: [] for entry in cycles}
+    seconds = []
+    for repeat in range(plan.repeats):
+        for entry, cycle in cycles.items():
+            say(f"round {repeat + 1} of {plan.repeats}: {entry[0]} {entry[1] or ''}")
+            seconds.append(_seconds(reference))
+            ratios[entry].append(_seconds(cycle) / seconds[-1])
+    return ratios, seconds
+
+
+def _seconds(action: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def _memory(plan: Plan, row: str, window: int) -> tuple[float, float]:
+    """(peak, peak above the start) in MiB of a process that runs one cycle of a row."""
+    short = {**asdict(plan), "interval": max(window, 2)}
+    call = "import sys; from deepteach.bench import _report_memory; _report_memory(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", call, json.dumps(short), row, str(window)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    start, peak = json.loads(done.stdout.splitlines()[-1])
+    return peak, peak - start
+
+
+def _report_memory(plan: str, row: str, window: str) -> None:
+    """In a process of its own: run a cycle, print [peak before, peak after]."""
+    made = Plan(**json.loads(plan))
+    torch.set_num_threads(made.threads)
+    cycle = Work(made).cycle(row, int(window))
+    start = _peak()
+    cycle()
+    print(json.dumps([start, _peak()]))
+
+
+def _peak() -> float:
+    """Peak resident memory in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux's ru_maxrss counts the parent's memory at the fork, too
+        high = next(line for line in status.read_text().splitlines() if "VmHWM" in line)
+        return int(high.split()[1]) / 2**10
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def refuse_overwrite(path: Path) -> None:
+    """Before anything is measured: results are not written over."""
+    if path.exists():
+        raise ConfigError(f"{path} exists: move it away, or name another file by --out")
+
+
+def write(rows: list[Row], path: Path) -> None:
+    """The rows as CSV; the file must not exist."""
+    refuse_overwrite(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("x", newline="") as file:
+        writer = csv.writer(file)
+        names = [field.name for field in fields(Row)]
+        writer.writerow(names)
+        for row in rows:
+            values = [getattr(row, name) for name in names]
+            writer.writerow([f"{v:.4g}" if isinstance(v, float) else v for v in values])
+
+
+def cells_of(rows: list[Row]) -> list[list[str]]:
+    """Cells of the printed table, the header first."""
+    cells = [["row", "B", "ratio", "range", "update", "peak MiB", "added"]]
+    for row in rows:
+        cells.append(
+            [
+                row.row,
+                str(row.window or ""),
+                f"{row.ratio:.3f}",
+                f"{row.low:.3f}-{row.high:.3f}",
+                f"{row.units:.2f}" if row.units else "",
+                "" if row.peak_mib is None else f"{row.peak_mib:.0f}",
+                "" if row.extra_mib is None else f"{row.extra_mib:.0f}",
+            ]
+        )
+    return cells

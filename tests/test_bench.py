@@ -1,0 +1,65 @@
+"""`deepteach bench` runs and writes its columns; what it measures is no test's business."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from toy import command
+
+from deepteach.bench import PEERS, STRATEGIES, Plan, Row, Work
+
+
+def test_quick_bench_writes_every_column(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    call, out = command(capsys), tmp_path / "deep" / "bench.csv"
+    options = ("bench", "--student", "mlp", "--batch_size", 4, "--quick", "--out", out)
+    answer = call(*options)
+    assert answer.code == 0, answer.err
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [field.name for field in fields(Row)]
+    here = [name for name in PEERS if importlib.util.find_spec(name) is not None]
+    want = ["plain", "taught steps", *STRATEGIES, *here, "Meta-Weight-Net step"]
+    assert [row["row"] for row in rows] == want
+    for row in rows:
+        assert 0 < float(row["low"]) <= float(row["ratio"]) <= float(row["high"])
+        assert row["torch"] == torch.__version__ and row["student"] == "mlp"
+    plain = rows[0]
+    assert float(plain["ratio"]) == 1 and 50 < float(plain["peak_mib"]) < 2000
+    for name in set(PEERS) - set(here):
+        assert f"{name} is not installed" in answer.out
+    again = call(*options)
+    assert again.code == 2 and "exists" in again.err
+
+
+@pytest.mark.parametrize("flag, value", [("--repeats", 0), ("--batch_size", 1)])
+def test_bad_plans_are_refused(
+    flag: str, value: int, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    answer = command(capsys)("bench", flag, value, "--out", tmp_path / "b.csv")
+    assert answer.code == 2 and "bench needs" in answer.err
+
+
+@pytest.mark.parametrize("row", [*STRATEGIES, *PEERS])
+def test_every_row_trains_the_student_by_the_same_steps(row: str) -> None:
+    """K optimizer steps, whichever way the update is found; weights start nearly equal."""
+    if row in PEERS and importlib.util.find_spec(row) is None:
+        row = "Unrolled"  # an optional package: its row is not measured either
+    plan = Plan(student="mlp", batch=4, interval=6, windows=(3,))
+    work, plain = Work(plan), Work(plan)
+    cycle = work.cycle(row, 3)
+    before = [leaf.detach().clone() for leaf in work.module.parameters()]
+    cycle()
+    plain.plain()
+    for leaf, other, start in zip(
+        work.module.parameters(), plain.module.parameters(), before, strict=True
+    ):
+        assert isinstance(leaf, nn.Parameter) and leaf.is_leaf
+        moved = float((other.detach() - start).norm())
+        # torchopt's own momentum starts at zero: three of six steps are shorter.
+        assert float((leaf.detach() - other.detach()).norm()) < 0.7 * moved
