@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # The suite's models are tiny: more threads only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test check format clean
+.PHONY: install demo test check soak audit format clean
 
 install: $(STAMP)
 
@@ -30,6 +30,19 @@ check: install
 	$(RUN)/ruff check deepteach tests
 	$(RUN)/pyright
 	$(MAKE) test
+
+# Real processes killed, interrupted, damaged and poisoned; writes results/soak.log.
+soak: install
+	$(RUN)/python experiments/soak.py $(SOAK)
+
+# The locked versions against the public advisories; those know no local version (+cpu).
+# --strict: what could not be looked up is a failure.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet 'pip-audit>=2.7,<3'
+	sed -n 's/^\([a-z0-9.-]*==[^ +]*\).*/\1/p' requirements-dev.lock > build/audit/requirements.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
+		--requirement build/audit/requirements.txt
 
 format: install
 	$(RUN)/ruff format deepteach tests

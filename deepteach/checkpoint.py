@@ -253,6 +253,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 def probe_writable(folder: Path) -> None:
     """Make `folder` if need be and write, fsync, rename and remove a file in it.
 
+    What dead processes left half-written there is removed as well.
     Permission bits say too little (root, read-only mounts, quotas); only trying tells.
 
     Raises:
@@ -264,6 +265,7 @@ def probe_writable(folder: Path) -> None:
     write_atomic(probe, b"probe")
     with _storage(probe):
         probe.unlink()
+    _clean(folder)
 
 
 def _encode(step: int, tree: Any, meta: dict[str, Any]) -> dict[str, bytes]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from deepteach.adjoint import (
     Reversed,
     Window,
 )
+from deepteach.audit import GradientAudit, attach, weakly
 from deepteach.differences import FiniteDifferences
 from deepteach.errors import CollapseWarning, ConfigError, NumericError
 from deepteach.features import Clock, Snapshot
@@ -36,8 +36,10 @@ from deepteach.objective import (
     deliver,
     effective_fraction,
     normalise,
+    pack_step,
+    unpack_step,
 )
-from deepteach.rules import Clipped, Hyper, Rule, State, read_state, rule_for
+from deepteach.rules import Clipped, Hyper, Rule, read_state, rule_for
 from deepteach.student import Inputs, Outputs, Student
 from deepteach.teacher import AbstractTeacher
 from deepteach.tree import Params, all_finite, clone, norm
@@ -163,9 +165,17 @@ class Coach:
         self._since_update = 0
         self._effective = torch.zeros(())
         self._trusted = TrustedBatches()
-        self._accumulated: dict[str, tuple[Tensor, int]] = {}
+        changed = mixed_precision or clip_norm is not None
+        self._audit = GradientAudit(scaled=mixed_precision, changed=changed)
         self._check()
-        self._hooks = _attach(self)
+        attach(
+            self,
+            optimizer,
+            self._parameters(),
+            before=weakly(self._before_step),
+            after=weakly(self._after_step),
+            accumulate=weakly(self._after_accumulate),
+        )
 
     def _check(self) -> None:
         named = self._parameters()
@@ -294,13 +304,13 @@ class Coach:
         position = self._since_update - (self.interval - self.window) if self._steps else 0
         step.state = self.adjoint.keep(state, position, self.window)
         self._pending = step
-        self._accumulated.clear()
+        self._audit.clear()
         if theta is None:
             value = self.objective.value(self.omega, snapshot, weights)
         else:
             step.shared = self.objective.linearise(theta, snapshot, self.omega, weights)
             value = deliver(step.shared, self._parameters())
-        value.register_hook(_weak(self._before_backward))
+        value.register_hook(weakly(self._before_backward))
         return value
 
     def _shared_theta(self) -> Params | None:
@@ -491,60 +501,38 @@ class Coach:
                 "outside torch.autocast, or accept that with Coach(mixed_precision=True)"
             )
 
-    @property
-    def _changes_gradients(self) -> bool:
-        """Gradients may be changed in place; that the rule explains them is checked later."""
-        return self.mixed_precision or isinstance(self.rule, Clipped)
-
     def _before_backward(self, scale: Tensor) -> None:
-        if float(scale) != 1.0 and not self.mixed_precision:
-            self._pending = None
-            raise ConfigError(
-                f"the loss was scaled by {float(scale):g} before backward(): call "
-                "coach.loss(x, y).backward() as it is (no GradScaler, no accumulation)"
-            )
-        stale = [leaf.grad for leaf in self._parameters().values() if leaf.grad is not None]
-        if stale and any(bool(grad.any()) for grad in stale):
-            self._pending = None
-            raise ConfigError(
-                "gradients are left over from before coach.loss: call optimizer.zero_grad() "
-                "before each backward()"
-            )
+        with self._abandoning():
+            self._audit.at_backward(scale, self._parameters())
 
     def _after_accumulate(self, name: str, leaf: Tensor) -> None:
-        assert leaf.grad is not None
-        self._accumulated[name] = (leaf.grad, leaf.grad._version)
+        self._audit.at_accumulation(name, leaf)
 
     def _before_step(self) -> None:
         if self._pending is None:
             return
         active = {n: p for n, p in self._parameters().items() if p.grad is not None}
-        for name, leaf in active.items():
-            grad, seen = leaf.grad, self._accumulated.get(name)
-            if self._changes_gradients and seen is not None:
-                continue
-            if seen is None and grad is not None and not grad.any():
-                continue  # zeroed and not reached by this loss: torch steps on the zeros
-            if grad is None or seen is None or seen[0] is not grad or seen[1] != grad._version:
-                self._pending = None
-                raise ConfigError(
-                    f"the gradient of {name!r} was changed between backward() and "
-                    "optimizer.step() (clipping, unscaling, a second loss?), which the "
-                    "meta-gradient would not see: remove it; clipping is Coach(clip_norm=...), "
-                    "and a parameter unfrozen since needs a new Coach"
-                )
-        if not all_finite(leaf.grad for leaf in active.values() if leaf.grad is not None):
-            self.student.restore_buffers(self._pending.buffers)
+        with self._abandoning():
+            self._audit.at_step(active)
+            self._pending.hyper = self._hyper(active)
+
+    @contextmanager
+    def _abandoning(self) -> Iterator[None]:
+        """An error forgets the pending batch, so that the loop can go on with another."""
+        try:
+            yield
+        except NumericError:
+            if self._pending is not None:
+                self.student.restore_buffers(self._pending.buffers)
             self._pending = None
-            raise NumericError(
-                "a gradient of the student is not finite; the step was not taken: lower the "
-                "learning rate or check the batch"
-            )
-        self._pending.hyper = self._hyper(active)
+            raise
+        except ConfigError:
+            self._pending = None
+            raise
 
     def _after_step(self) -> None:
         step, self._pending = self._pending, None
-        self._accumulated.clear()
+        self._audit.clear()
         if step is None:
             # A step without coach.loss cannot be replayed: the window starts afresh.
             self._restart_window()
@@ -576,7 +564,7 @@ class Coach:
             "since_update": self._since_update,
             "effective": self._effective,
             "trusted": self._trusted.state_dict(),
-            "steps": [_pack_step(step) for step in self._steps],
+            "steps": [pack_step(step) for step in self._steps],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -588,27 +576,9 @@ class Coach:
         self._since_update = state["since_update"]
         self._effective = state["effective"]
         self._trusted.load_state_dict(state["trusted"])
-        steps = (_unpack_step(item) for item in state["steps"])
+        steps = (unpack_step(item) for item in state["steps"])
         self._steps = deque(steps, self._steps.maxlen)
         self._pending = None
-
-
-def _pack_step(step: Step) -> dict[str, Any]:
-    # A shared pass is only a short cut: without it the sweep replays the step.
-    step.shared = None
-    fields = {name: getattr(step, name) for name in Step.__dataclass_fields__}
-    snapshot = {name: getattr(step.snapshot, name) for name in Snapshot.__dataclass_fields__}
-    state = None if step.state is None else step.state._asdict()
-    hyper = {name: asdict(h) for name, h in step.hyper.items()}
-    snapshot["clock"] = asdict(step.snapshot.clock)
-    return {**fields, "snapshot": snapshot, "hyper": hyper, "state": state}
-
-
-def _unpack_step(item: dict[str, Any]) -> Step:
-    snapshot = Snapshot(**{**item["snapshot"], "clock": Clock(**item["snapshot"]["clock"])})
-    hyper = {name: Hyper(**h) for name, h in item["hyper"].items()}
-    state = None if item["state"] is None else State(**item["state"])
-    return Step(**{**item, "snapshot": snapshot, "hyper": hyper, "state": state})
 
 
 def _bad_losses(snapshot: Snapshot) -> str:
@@ -618,36 +588,3 @@ def _bad_losses(snapshot: Snapshot) -> str:
         f"batch positions {bad[:5]}); nothing was changed: lower the learning rate or check "
         "these samples"
     )
-
-
-def _weak(method: Callable) -> Callable:
-    """A bound method that does not keep its coach alive."""
-    reference = weakref.WeakMethod(method)
-
-    def call(*args: Any) -> None:
-        target = reference()
-        if target is not None:
-            target(*args)
-
-    return call
-
-
-def _attach(coach: Coach) -> list[Any]:
-    """Hooks on the optimizer and the parameters; they vanish with the coach."""
-    before, after = _weak(coach._before_step), _weak(coach._after_step)
-    accumulate = _weak(coach._after_accumulate)
-    handles: list[Any] = [
-        coach.optimizer.register_step_pre_hook(lambda *_: before()),
-        coach.optimizer.register_step_post_hook(lambda *_: after()),
-    ]
-    for name, leaf in coach._parameters().items():
-        handles.append(
-            leaf.register_post_accumulate_grad_hook(lambda leaf, name=name: accumulate(name, leaf))
-        )
-    weakref.finalize(coach, _detach, handles)
-    return handles
-
-
-def _detach(handles: list[Any]) -> None:
-    for handle in handles:
-        handle.remove()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deepteach.coach import Coach
 from deepteach.data import Data
-from deepteach.errors import ConfigError
+from deepteach.errors import ConfigError, NumericError
 from deepteach.features import Clock
 from deepteach.l2t_loss import smooth_error
 from deepteach.methods import Method
@@ -23,7 +23,7 @@ from deepteach.objective import VALIDATION_LOSSES as OBJECTIVE_LOSSES
 from deepteach.objective import ValidationLoss
 from deepteach.streams import stream
 from deepteach.student import Student
-from deepteach.tree import clone
+from deepteach.tree import all_finite, clone
 
 VALIDATION_LOSSES: dict[str, ValidationLoss] = {**OBJECTIVE_LOSSES, "smooth_error": smooth_error}
 
@@ -277,6 +277,21 @@ class Training:
         )
         self._clear_epoch()
         return end
+
+    def refuse_non_finite(self) -> None:
+        """Raise NumericError where a step overflowed, so that no such state is kept.
+
+        A gradient may be finite and its step not; the next loss would tell, but there may be
+        no next one.
+        """
+        modules = {"student": self.module, "teacher": self.coach.teacher}
+        for owner, module in modules.items():
+            for name, leaf in module.state_dict().items():
+                if leaf.is_floating_point() and not all_finite([leaf]):
+                    raise NumericError(
+                        f"{name!r} of the {owner} is not finite after step {self.step}; it was "
+                        "not committed: lower the learning rate, or rescale the inputs"
+                    )
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues this run bit for bit, besides its settings."""

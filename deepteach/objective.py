@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -378,3 +378,23 @@ def _refuse_cut(gradient: Sequence[Tensor | None]) -> None:
                 "once_differentiable): replace that operation by one with a second derivative"
             )
         todo.extend(later for later, _ in node.next_functions)
+
+
+def pack_step(step: Step) -> dict[str, Any]:
+    """A recorded step as nested plain containers of tensors."""
+    # A shared pass is only a short cut: without it the sweep replays the step.
+    step.shared = None
+    fields = {name: getattr(step, name) for name in Step.__dataclass_fields__}
+    snapshot = {name: getattr(step.snapshot, name) for name in Snapshot.__dataclass_fields__}
+    state = None if step.state is None else step.state._asdict()
+    hyper = {name: asdict(h) for name, h in step.hyper.items()}
+    snapshot["clock"] = asdict(step.snapshot.clock)
+    return {**fields, "snapshot": snapshot, "hyper": hyper, "state": state}
+
+
+def unpack_step(item: dict[str, Any]) -> Step:
+    """The inverse of `pack_step`."""
+    snapshot = Snapshot(**{**item["snapshot"], "clock": Clock(**item["snapshot"]["clock"])})
+    hyper = {name: Hyper(**h) for name, h in item["hyper"].items()}
+    state = None if item["state"] is None else State(**item["state"])
+    return Step(**{**item, "snapshot": snapshot, "hyper": hyper, "state": state})

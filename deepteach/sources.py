@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import os
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -72,7 +73,11 @@ def _npz(path: Path) -> Read:
     try:
         with open(path, "rb") as file:
             archive = np.load(file, allow_pickle=False)
-            keys = archive.files if isinstance(archive, np.lib.npyio.NpzFile) else None
+            keys = None
+            if isinstance(archive, np.lib.npyio.NpzFile):
+                keys = archive.files
+                assert archive.zip is not None  # it is open
+                _refuse_bomb(archive.zip, path)
             arrays = {k: archive[k] for k in keys or () if k in _NPZ_KEYS}
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: expected an npz file") from error
@@ -101,6 +106,17 @@ def _npz(path: Path) -> Read:
     if "y_train_clean" in arrays:
         arrays["y_clean"] = arrays.pop("y_train_clean")
     return arrays, notes
+
+
+def _refuse_bomb(archive: zipfile.ZipFile, path: Path) -> None:
+    """A file of kilobytes may declare arrays that fill the memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    declared = sum(member.file_size for member in archive.infolist())
+    if declared > memory:
+        raise DataError(
+            f"{path} unpacks to {declared} bytes, more than the {memory} bytes of memory here: "
+            "use a smaller data set"
+        )
 
 
 def _csv(path: Path) -> Read:

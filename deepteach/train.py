@@ -22,7 +22,7 @@ from deepteach.checks import as_array
 from deepteach.coach import Coach
 from deepteach.config import Config, make
 from deepteach.data import Data, from_arrays
-from deepteach.errors import ConfigError
+from deepteach.errors import CheckpointError, ConfigError
 from deepteach.evaluate import Trust, accuracy, noise_auroc, trust
 from deepteach.fit import EpochEnd, Schedule, Training, steps_per_epoch
 from deepteach.generators import generator_states, set_generator_states
@@ -140,6 +140,8 @@ def run(
         claim(folder, config, resume)
     lock = nullcontext() if folder is None else RunLock(folder)
     with lock, interrupts() as signals:
+        if folder is not None:
+            claim(folder, config, resume)  # again: another run may have come and gone since
         fresh = copy.deepcopy(module)
         others: dict[str, _Run] = {}
         names = ["uniform"] if config.baseline and config.method != "uniform" else []
@@ -240,6 +242,8 @@ class _Run:
             for end in training.epoch_steps():
                 self.seconds = time.monotonic() - started
                 watcher.step(training.step)
+                if end is not None or self.signals.received:
+                    training.refuse_non_finite()
                 if end is not None and not end.rehearsal:
                     line = self._line(end)
                     self.metrics.append(line)
@@ -329,6 +333,7 @@ class _Run:
     def _restore(self, store: Store, watcher: Watcher) -> None:
         found = store.newest()
         if found is None:
+            watcher.say("no checkpoint yet: training starts at step 0")
             return
         for skipped in found.skipped:
             watcher.say(f"damaged checkpoint passed over: {skipped}")
@@ -337,11 +342,19 @@ class _Run:
         if changed:
             watcher.say(f"not bit-reproducible: {', '.join(changed)} changed since the checkpoint")
         tree = found.tree
-        self.training.load_state_dict(tree["training"])
-        self.metrics = tree["metrics"]
-        self.history = [] if tree["history"] is None else list(tree["history"])
-        self.seconds = float(found.meta["seconds"])
-        set_generator_states(tree["generators"])
+        try:
+            self.training.load_state_dict(tree["training"])
+            self.metrics = tree["metrics"]
+            self.history = [] if tree["history"] is None else list(tree["history"])
+            self.seconds = float(found.meta["seconds"])
+            set_generator_states(tree["generators"])
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            writer = found.meta.get("deepteach", "another version")
+            raise CheckpointError(
+                f"the checkpoint {found.path} does not fit this run ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}): it was written by deepteach {writer}; "
+                "go on with that one and the same student, or choose another --out"
+            ) from error
         if self.folder is not None:
             write_metrics(self.folder, self.metrics)
         watcher.say(f"resumed at step {found.step} of {self.training.total}")

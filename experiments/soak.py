@@ -6,7 +6,6 @@
 Every attempt is a process of its own that runs the command line. Most are forked from this
 one after torch was imported and skip drawing the page of a finished run, which saves seconds;
 every `--fresh`-th is `python -m deepteach train` from nothing, with another PYTHONHASHSEED.
-Nothing differentiates in this process, so that nothing but one thread is forked.
 
 A campaign counts what was tried and what failed. The log ends with `all held` or says what
 did not; the exit code is 0 or 1. `--minutes` bounds the whole: a campaign that it cuts short
@@ -16,317 +15,40 @@ has failed.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import mmap
 import os
 import platform
 import random
 import re
 import shlex
-import shutil
 import signal
-import struct
-import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a fork must not lose threads
 
 import numpy as np
 import safetensors
 import torch
-import torch._dynamo  # making an optimizer imports it: here once, not in every child
-from torch import Tensor
+from soak_bench import (
+    METHODS,
+    OPERATIONS,
+    PER_EPOCH,
+    STEPS,
+    Bench,
+    Counter,
+    Tally,
+    committed,
+    last,
+    timeless,
+)
+from soak_poison import POISONED, SITES, VALUES, finite, poison
 
 import deepteach
-import deepteach.sources  # noqa: F401 - once, as above
-from deepteach import checkpoint, cli, fit, objective, report
-from deepteach import coach as coaching
+from deepteach import checkpoint
 from deepteach.checkpoint import Store, write_atomic
-from deepteach.errors import CheckpointError, NumericError
-from deepteach.progress import Watcher
-
-PER_EPOCH, EPOCHS, CLASSES = 5, 8, 3
-STEPS = PER_EPOCH * EPOCHS
-METHODS = {"deep": ".", "uniform": "baseline"}
-"""Name of a run and its folder below --out, in the order of training."""
-OPERATIONS = ("_mkdir", "_write", "_fsync", "_rename", "_rmtree")
-SETTINGS = (
-    "--noise.kind flip --noise.rate 0.4 --student mlp --threads 1 --device cpu --seed 0 "
-    f"--epochs {EPOCHS} --batch_size 20 --interval 4 --window 3 --valid_batch 9"
-).split()
-PATIENCE = 300.0  # seconds after which a process counts as hanging
-
-
-@dataclass
-class Tally:
-    """What one campaign did."""
-
-    name: str
-    wanted: int
-    tried: int = 0
-    failures: list[str] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def line(self) -> str:
-        notes = "".join(f"; {key} {value}" for key, value in self.notes.items())
-        return (
-            f"{self.name}: {self.tried} of {self.wanted} tried, {len(self.failures)} failed{notes}"
-        )
-
-
-class Counter:
-    """Two numbers that a forked process shares with this one."""
-
-    def __init__(self) -> None:
-        self.memory = mmap.mmap(-1, 16)
-
-    def set(self, place: int, value: int) -> None:
-        self.memory[8 * place : 8 * place + 8] = struct.pack("q", value)
-
-    def get(self, place: int) -> int:
-        return struct.unpack("q", self.memory[8 * place : 8 * place + 8])[0]
-
-
-@dataclass
-class Child:
-    """One attempt: a process that leads its own group, and what it printed."""
-
-    pid: int
-    log: Path
-    taken: Counter | None
-    """Steps taken, by the place of the run in METHODS; None where nobody counted."""
-    started: float = field(default_factory=time.monotonic)
-    status: int | None = None
-
-    def poll(self) -> int | None:
-        """The exit code, minus the signal that ended it, or None while it runs."""
-        if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.status = os.waitstatus_to_exitcode(status)
-        return self.status
-
-    def wait(self, seconds: float = PATIENCE, until: Callable[[], bool] = lambda: False) -> None:
-        end = time.monotonic() + seconds
-        while self.poll() is None and time.monotonic() < end and not until():
-            time.sleep(0.002)
-
-    def send(self, number: int) -> None:
-        if self.poll() is None:
-            os.killpg(self.pid, number)
-
-    def end(self) -> int:
-        """The exit code; -9 for one that had to be killed because it hung."""
-        self.wait()
-        if self.poll() is None:
-            self.send(signal.SIGKILL)
-            self.wait()
-        assert self.status is not None
-        return self.status
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text(errors="replace")
-
-
-class Bench:
-    """A data set, the run that nothing disturbed, and the means to start others."""
-
-    def __init__(self, folder: Path, seed: int, fresh: int, deadline: float) -> None:
-        self.folder, self.random, self.fresh = folder, random.Random(seed), fresh
-        self.deadline, self.launched, self.attempts = deadline, 0, 0
-        self.data = folder / "blobs.npz"
-        write_blobs(self.data)
-        out = folder / "straight"
-        alone = self.spawn(out, hash_seed=0)
-        if (code := alone.end()) != 0:
-            raise SystemExit(f"the undisturbed run ended with {code}:\n{alone.said}")
-        self.fresh_seconds = time.monotonic() - alone.started
-        self.straight = fingerprint(out)
-        again = self.start(folder / "forked", fresh=False)
-        again.end()
-        self.seconds = time.monotonic() - again.started
-
-    def moment(self, child: Child) -> float:
-        """Seconds from a start to a random moment of a run."""
-        return self.random.uniform(0, self.seconds if child.taken else self.fresh_seconds)
-
-    def out_of_time(self) -> bool:
-        return time.monotonic() > self.deadline
-
-    def new(self) -> Path:
-        self.launched += 1
-        return self.folder / f"run{self.launched}"
-
-    def arguments(self, out: Path) -> list[str]:
-        return ["train", "--data", f"npz:{self.data}", *SETTINGS, "--out", str(out), "--resume"]
-
-    def spawn(self, out: Path, hash_seed: int) -> Child:
-        """`python -m deepteach train` from nothing."""
-        log = Path(f"{out}.log")
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "deepteach", *self.arguments(out)],
-                stdout=file,
-                stderr=file,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
-            )
-        process.returncode = 0  # `Child` waits for it
-        return Child(process.pid, log, None)
-
-    def start(
-        self, out: Path, fresh: bool | None = None, prepare: Callable[[], None] = lambda: None
-    ) -> Child:
-        """The same command, forked, unless it is time for a fresh interpreter."""
-        self.attempts += 1
-        if fresh is None:
-            fresh = self.fresh > 0 and self.attempts % self.fresh == 0
-        if fresh:
-            return self.spawn(out, hash_seed=self.random.randrange(1, 2**32))
-        log, taken = Path(f"{out}.log"), Counter()
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid == 0:
-            self._be(self.arguments(out), log, taken, prepare)
-        try:
-            os.setpgid(pid, pid)  # here as well: a signal may be sent before it has run
-        except OSError:
-            pass
-        return Child(pid, log, taken)
-
-    def _be(
-        self, arguments: list[str], log: Path, taken: Counter, prepare: Callable[[], None]
-    ) -> None:
-        """In the child: be `deepteach ARGUMENTS`; does not return."""
-        code = 1
-        try:
-            os.setpgid(0, 0)
-            target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(target, 1)
-            os.dup2(target, 2)
-            sys.argv = ["deepteach", *arguments]
-            cli.watching = counted(cli.watching, taken)
-            report.write_report = lambda run: run.path / "report.html"
-            prepare()
-            code = cli.main(arguments)
-            sys.stdout.flush()
-        except KeyboardInterrupt:
-            code = 130
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)
-
-    def compare(self, out: Path, tally: Tally, what: str) -> None:
-        """The finished run must be the undisturbed one, bit for bit."""
-        found = fingerprint(out)
-        names = self.straight.keys() | found.keys()
-        differing = sorted(n for n in names if self.straight.get(n) != found.get(n))
-        if differing:
-            tally.failures.append(f"{what}: differs in {', '.join(differing)}")
-        shutil.rmtree(out)
-
-    def resume(self, out: Path, tally: Tally, what: str) -> None:
-        """Go on to the end, without further trouble, and compare."""
-        newest = committed(out)
-        child = self.start(out)
-        code = child.end()
-        if code != 0:
-            tally.failures.append(f"{what}: the resumed run ended with {code}: {last(child.said)}")
-        elif "passed over" in child.said:
-            tally.failures.append(f"{what}: a committed checkpoint was damaged")
-        elif newest["deep"] and f"deep: resumed at step {newest['deep']} of" not in child.said:
-            tally.failures.append(f"{what}: not resumed at step {newest['deep']}")
-        else:
-            self.compare(out, tally, what)
-
-
-def write_blobs(path: Path) -> None:
-    """Three blobs in eight dimensions."""
-    rng = np.random.default_rng(0)
-    centres = 2 * rng.normal(size=(CLASSES, 8))
-    arrays: dict[str, Any] = {}
-    for part, count in (("train", 20 * PER_EPOCH), ("valid", 30), ("test", 30)):
-        y = np.arange(count) % CLASSES
-        arrays[f"y_{part}"] = y
-        arrays[f"x_{part}"] = (centres[y] + rng.normal(size=(count, 8))).astype(np.float32)
-    np.savez(path, **arrays)
-
-
-def counted(watching: Callable, taken: Counter) -> Callable:
-    """`watching` whose watcher also counts the steps."""
-
-    @contextmanager
-    def watch(console: Any, name: str, epochs: int, total: int) -> Iterator[Watcher]:
-        with watching(console, name, epochs, total) as watcher:
-            tell, place = watcher.step, list(METHODS).index(name)
-
-            def step(number: int) -> None:
-                taken.set(place, number)
-                tell(number)
-
-            watcher.step = step
-            yield watcher
-
-    return watch
-
-
-def committed(out: Path) -> dict[str, int]:
-    """The newest checkpoint of each run, 0 where there is none; opens nothing."""
-    found = {}
-    for name, place in METHODS.items():
-        steps = [int(path.name[5:]) for path in (out / place / "checkpoints").glob("step-*")]
-        found[name] = max(steps, default=0)
-    return found
-
-
-def last(text: str) -> str:
-    return (text.strip().splitlines() or ["nothing said"])[-1]
-
-
-def fingerprint(out: Path) -> dict[str, str]:
-    """A digest of all that a run left, by name, without times, paths and the page."""
-    found = {}
-    for path in sorted(path for path in out.rglob("*") if path.is_file()):
-        name = str(path.relative_to(out))
-        if "checkpoints/" in name or path.name in ("environment.json", "config.yaml", ".lock"):
-            continue
-        if path.suffix == ".html":
-            continue
-        raw = path.read_bytes()
-        if path.suffix in (".json", ".jsonl"):
-            lines = [raw] if path.suffix == ".json" else raw.splitlines()
-            raw = repr([timeless(json.loads(line)) for line in lines]).encode()
-        found[name] = hashlib.sha256(raw).hexdigest()
-    for name, place in METHODS.items():
-        newest = Store(out / place / "checkpoints").newest()
-        state = repr(timeless(newest.tree)) if newest else "none"
-        found[f"checkpoint of {name}"] = hashlib.sha256(state.encode()).hexdigest()
-    return found
-
-
-def timeless(value: Any) -> Any:
-    """A tree without times, tensors as dtype, shape and digest."""
-    if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if k != "seconds"}
-    if isinstance(value, list | tuple):
-        return [timeless(item) for item in value]
-    if isinstance(value, Tensor):
-        raw = value.contiguous().view(torch.uint8) if value.dim() else value.reshape(1)
-        return str(value.dtype), tuple(value.shape), hashlib.sha256(raw.numpy()).hexdigest()
-    return value
+from deepteach.errors import CheckpointError
 
 
 def reruns(bench: Bench, tally: Tally) -> None:
@@ -549,115 +271,6 @@ def fallbacks(bench: Bench, tally: Tally) -> None:
             tally.failures.append(f"{way}: not resumed at {folders[-2].name}")
         else:
             bench.compare(out, tally, way)
-
-
-SITES = ("data", "loss", "gradient", "weights", "validation", "meta-gradient", "student")
-"""What may cease to be finite: a batch, the student's loss or gradient, the teacher's weights,
-the validation loss, the teacher's gradient, the student after its step."""
-VALUES = (float("nan"), float("inf"), float("-inf"))
-POISONED = 3 * PER_EPOCH
-"""The step that is spoilt: the last of an epoch, whose end would commit it, and one at which
-the teacher is due as well (every 4 steps; see `poison`)."""
-
-
-def poison(site: str, value: float, verdict: Counter) -> None:
-    """Spoil one quantity from step POISONED on; tell whether the failing step changed anything.
-
-    `verdict` 0 becomes 1 where student, optimizer and teacher are bit for bit what they were
-    before the spoilt quantity was computed, -1 where not.
-    """
-    state: dict[str, Any] = {}
-
-    def due() -> bool:
-        training = state.get("training")
-        return training is not None and training.step + 1 >= POISONED
-
-    def snapshot() -> str:
-        training = state["training"]
-        coach = training.coach
-        parts = (training.module, training.optimizer, coach.teacher)
-        return repr(timeless([part.state_dict() for part in parts]))
-
-    def spoilt(real: Callable, change: Callable[[Any], Any]) -> Callable:
-        def call(*arguments: Any, **options: Any) -> Any:
-            found = real(*arguments, **options)
-            return change(found) if due() else found
-
-        return call
-
-    def first(leaf: Tensor) -> Tensor:
-        """The tensor with one entry replaced."""
-        flat = leaf.clone().reshape(-1)
-        flat[:1] = value
-        return flat.reshape(leaf.shape)
-
-    def one(tree: dict[str, Tensor]) -> dict[str, Tensor]:
-        name = next(iter(tree))
-        return {**tree, name: first(tree[name])}
-
-    Training, Coach = fit.Training, coaching.Coach
-    take_step, update, post_step = Training.take_step, Coach.update, Coach._after_step
-
-    def watched(training: Any, rows: Tensor) -> None:
-        if "training" not in state:
-            state["training"] = training
-            if site == "gradient":
-                leaf = next(training.module.parameters())
-                leaf.register_hook(lambda grad: first(grad) if due() else grad)
-        state["before"] = snapshot()
-        try:
-            take_step(training, rows)
-        except NumericError:
-            verdict.set(0, 1 if state["before"] == snapshot() else -1)
-            raise
-
-    def teaching(coach: Any, valid: Any) -> Any:
-        state["before"] = snapshot()  # the student has stepped; its teacher must not
-        return update(coach, valid)
-
-    def stepped(coach: Any) -> None:
-        post_step(coach)
-        if due():
-            with torch.no_grad():
-                leaf = next(coach.student.module.parameters())
-                leaf.copy_(first(leaf))
-
-    Training.take_step, Coach.update = watched, teaching
-    Objective, Validation = objective.Objective, objective.Validation
-    if site == "data":
-        Training.samples = spoilt(Training.samples, lambda pair: (first(pair[0]), pair[1]))
-    elif site == "loss":
-        Objective.sample_losses = spoilt(Objective.sample_losses, first)
-    elif site == "weights":
-        Objective.weights = spoilt(Objective.weights, first)
-    elif site == "validation":
-        real = Validation.__init__
-
-        def made(self: Any, *arguments: Any) -> None:
-            real(self, *arguments)
-            loss = self._loss
-            self._loss = lambda *pair: loss(*pair) * value if due() else loss(*pair)
-
-        Validation.__init__ = made
-    elif site == "meta-gradient":
-
-        def change(found: Any) -> Any:
-            return replace(found, gradient=one(found.gradient))
-
-        Coach._differentiate = spoilt(Coach._differentiate, change)
-    elif site == "student":
-        Coach._after_step = stepped
-
-
-def finite(tree: Any) -> bool:
-    """Whether all floating tensors of a state are finite, but for the best accuracy so far."""
-    if isinstance(tree, dict):
-        return all(map(finite, tree.values()))
-    if isinstance(tree, list | tuple):
-        return all(map(finite, tree))
-    return not (isinstance(tree, Tensor) and tree.is_floating_point()) or bool(
-        tree.isfinite().all()
-    )
 
 
 def nonfinite(bench: Bench, tally: Tally) -> None:

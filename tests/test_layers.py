@@ -14,7 +14,7 @@ ORDER = """
     packing checkpoint rundir
     checks data noise augment pictures sources nets
     student features teacher rules objective microbatch differences adjoint exact lookahead
-    trusted coach
+    trusted audit coach
     baselines mentornet course l2t_loss l2t_data evaluate rehearsals controls
     methods config progress fit resolve recording train estimator doctor bench
     pairing gains sheet canvas curves scatter plots findings ranking table report

@@ -385,7 +385,7 @@ def test_a_missing_item_does_not_load(item: str, data: Data, stopped: Path, tmp_
     del found.tree[item]
     shutil.rmtree(out / "checkpoints")
     Store(out / "checkpoints").commit(7, found.tree, meta=found.meta)
-    with pytest.raises(KeyError):
+    with pytest.raises(CheckpointError, match="does not fit this run"):
         go(data, out, resume=True)
 
 
