@@ -23,7 +23,7 @@ from deepteach.errors import ConfigError
 from deepteach.evaluate import Trust
 
 SUSPECTS_SHOWN = 48
-STATES_SHOWN = 1000
+STATES_SHOWN = 500
 """Samples of which the report shows the input, or the internal state."""
 
 
