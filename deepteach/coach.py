@@ -320,9 +320,9 @@ class Coach:
         training pass's own graph saves the sweep a replay.
         """
         last = self._since_update == self.interval - 1 and len(self._steps) >= 1
+        swept = last and self.window > 1 and self._learns
         chunked = self.micro_batch is not None
-        plain = self.mixed_precision or chunked or not self.adjoint.shares
-        if not last or plain or self.window < 2:
+        if not swept or chunked or self.mixed_precision or not self.adjoint.shares:
             return None
         return {name: leaf.requires_grad_() for name, leaf in clone(self._parameters()).items()}
 
