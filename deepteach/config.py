@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from deepteach.errors import ConfigError
 
-Rate = float
 NoiseKind = Literal["none", "uniform", "flip", "mwn-uniform", "mwn-flip"]
 
 

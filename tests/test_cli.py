@@ -29,16 +29,6 @@ from deepteach.rundir import open_run
 EPOCHS = 2
 
 
-@pytest.fixture
-def call(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Command:
-    """The command line in an empty folder, its report not drawn."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("deepteach.report.write_report", lambda run: run.path / "report.html")
-    return command(capsys)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every flag of the contract, in the folder `runs/a` beside its data."""

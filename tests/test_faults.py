@@ -90,14 +90,10 @@ def test_short_soak(name: str, soaked: str) -> None:
 
 
 @pytest.fixture
-def call(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Command:
-    """The command line in an empty folder that holds `toy.npz`, 10 steps of 20 samples."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("deepteach.report.write_report", lambda run: run.path / "report.html")
+def call(call: Command, tmp_path: Path) -> Command:
+    """The command line in a folder that holds `toy.npz`, 10 steps of 20 samples."""
     write_npz(tmp_path / "toy.npz", train=100, valid=24, test=30)
-    return command(capsys)
+    return call
 
 
 TRAIN = (
