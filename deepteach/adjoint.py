@@ -87,6 +87,11 @@ class AbstractAdjoint:
             )
         self.tolerance, self.derivatives = tolerance, derivatives
 
+    def derived(self, objective: Objective) -> Objective | FiniteDifferences:
+        """The objective, or its differences. Raises ConfigError where it has none."""
+        exact = self.derivatives == EXACT
+        return objective if exact else FiniteDifferences(objective)
+
     def check(self, rule: Rule, hyper: Sequence[Hyper], window: int, dtype: torch.dtype) -> None:
         """Refuse, before anything runs, what this adjoint cannot do exactly."""
 
@@ -149,7 +154,7 @@ class AbstractAdjoint:
         objective = window.objective
         if self.derivatives == FINITE_DIFFERENCE:
             losses, slopes = FiniteDifferences(objective).directional(theta, step, along)
-            # The mean of the two points is the replayed loss only to second order.
+            # They are those of a point nearby: the replay is checked only roughly.
             _compare_losses(losses, step, max(self.tolerance, 0.1))
             return objective.teacher_gradient(window.omega, step, slopes)
         if objective.linear and objective.forward_mode:
@@ -172,10 +177,7 @@ class AbstractAdjoint:
             # A graph can be differentiated once; a second sweep replays the step.
             graph, step.shared = step.shared, None
             return graph
-        if self.derivatives == FINITE_DIFFERENCE:
-            graph = FiniteDifferences(window.objective).linearised(theta, step, window.omega)
-        else:
-            graph = window.objective.linearised(theta, step, window.omega)
+        graph = self.derived(window.objective).linearised(theta, step, window.omega)
         _compare_losses(graph.losses, step, self.tolerance)
         return graph
 

@@ -12,15 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.adjoint import (
-    FINITE_DIFFERENCE,
-    AbstractAdjoint,
-    MetaGradient,
-    Reversed,
-    Window,
-)
+from deepteach.adjoint import AbstractAdjoint, MetaGradient, Reversed, Window
 from deepteach.audit import GradientAudit, attach, weakly
-from deepteach.differences import FiniteDifferences
 from deepteach.errors import CollapseWarning, ConfigError, NumericError
 from deepteach.features import Clock, Snapshot
 from deepteach.generators import States, generator_states, replayed, same_states
@@ -201,8 +194,7 @@ class Coach:
             raise ConfigError("the student's parameters must be on one device")
         if not self._learns:
             return  # no window is ever crossed
-        if self.adjoint.derivatives == FINITE_DIFFERENCE:
-            FiniteDifferences(self.objective)  # refuses what it cannot do
+        self.adjoint.derived(self.objective)  # refuses what it cannot do
         for dtype in {leaf.dtype for leaf in named.values()}:
             self.adjoint.check(self.rule, groups, self.window, dtype)
 
@@ -308,7 +300,8 @@ class Coach:
         if theta is None:
             value = self.objective.value(self.omega, snapshot, weights)
         else:
-            step.shared = self.objective.linearise(theta, snapshot, self.omega, weights)
+            derived = self.adjoint.derived(self.objective)
+            step.shared = derived.linearise(theta, snapshot, self.omega, weights)
             value = deliver(step.shared, self._parameters())
         value.register_hook(weakly(self._before_backward))
         return value

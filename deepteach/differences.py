@@ -1,10 +1,12 @@
 """Finite differences along dv in the place of second derivatives: cheaper, approximate.
 
-    H dv ~ (g(theta + s dv) - g(theta - s dv)) / 2s
-    J dv ~ (l(theta + s dv) - l(theta - s dv)) / 2s
+    H dv ~ (g(theta + s dv) - g(theta)) / s
+    J dv ~ (l(theta + s dv) - l(theta)) / s
 
-with the weights and features frozen, and s |dv| = eps^(1/4): the truncation of a central
-difference grows with s^2, its rounding with eps / s. (A step in proportion to |theta| is
+with the weights and features frozen. g(theta) and l(theta) were found in training where the
+step was recorded with its state, so one gradient, or one forward pass, is all that is added.
+s |dv| = eps^(2/5): truncation grows with s and rounding with eps / s (LOG.md
+compares exponents). (A step in proportion to |theta| is
 far too long for networks with batch normalisation, whose loss turns within a fraction of
 their norm.)
 """
@@ -17,13 +19,14 @@ import torch
 from torch import Tensor
 
 from deepteach.errors import ConfigError
+from deepteach.features import Snapshot
 from deepteach.objective import Linearised, Objective, Step
 from deepteach.tree import Params, norm, tree_map
 
 
 @dataclass
 class FiniteDifferences:
-    """The derivatives of a linear objective by central differences."""
+    """The derivatives of a linear objective by forward differences."""
 
     objective: Objective
 
@@ -35,17 +38,30 @@ class FiniteDifferences:
             )
 
     def linearised(self, theta: Params, step: Step, omega: Params) -> Linearised:
-        """g at `theta`, without a graph; `pull_back` takes two more gradients."""
+        """g at `theta`, without a graph; `pull_back` takes one more gradient."""
         plain = self.objective.linearised(theta, step, omega, first_order=True)
         return Differenced(**vars(plain))
 
+    def linearise(
+        self, theta: Params, snapshot: Snapshot, omega: Params, weights: Tensor
+    ) -> Linearised:
+        """As `linearised`, from a pass at hand whose graph begins at `theta`."""
+        plain = self.objective.linearise(theta, snapshot, omega, weights, first_order=True)
+        return Differenced(**vars(plain))
+
     def directional(self, theta: Params, step: Step, along: Params) -> tuple[Tensor, Tensor]:
-        """(l, J along) from the losses at two points; l is their mean, right to O(s^2)."""
-        plus, minus, size = _points(theta, along)
+        """(l(theta + s along), J along): the losses beside those at `theta`, and the quotient.
+
+        The losses at `theta` are the recorded ones where the step's own state was kept; a
+        recovered state is a rounding away from it, which 1/s would magnify.
+        """
         with torch.no_grad():
-            ahead = self.objective.replay(plus, step).losses
-            behind = self.objective.replay(minus, step).losses
-        return (ahead + behind) / 2, (ahead - behind) / (2 * size)
+            kept = step.state is not None
+            base = step.snapshot.losses if kept else self.objective.replay(theta, step).losses
+            start = step.state.theta if step.state is not None else theta
+            moved, size = _ahead(start, along)
+            losses = self.objective.replay(moved, step).losses
+        return losses, (losses - base) / size
 
 
 @dataclass
@@ -53,11 +69,10 @@ class Differenced(Linearised):
     """g at one step; its derivatives by differences."""
 
     def pull_back(self, along: Params, objective: Objective, step: Step) -> tuple[Params, Params]:
-        plus, minus, size = _points(self.theta, along)
-        ahead = objective.linearised(plus, step, self.omega, first_order=True)
-        behind = objective.linearised(minus, step, self.omega, first_order=True)
-        curvature = tree_map(lambda a, b: (a - b) / (2 * size), ahead.gradient, behind.gradient)
-        slopes = (ahead.losses - behind.losses) / (2 * size)
+        moved, size = _ahead(self.theta, along)
+        ahead = objective.linearised(moved, step, self.omega, first_order=True)
+        curvature = tree_map(lambda a, b: (a - b) / size, ahead.gradient, self.gradient)
+        slopes = (ahead.losses - self.losses) / size
         return curvature, objective.teacher_gradient(self.omega, step, slopes)
 
     def pull_back_teacher(self, along: Params, objective: Objective, step: Step) -> Params:
@@ -65,11 +80,9 @@ class Differenced(Linearised):
         return objective.teacher_gradient(self.omega, step, slopes)
 
 
-def _points(theta: Params, along: Params) -> tuple[Params, Params, float]:
+def _ahead(theta: Params, along: Params) -> tuple[Params, float]:
+    """(theta + s along, s)."""
     eps = max(torch.finfo(leaf.dtype).eps for leaf in theta.values())
-    size = eps ** (1 / 4) / max(norm(along), 1e-300)
-    plus = {name: torch.add(leaf.detach(), along[name], alpha=size) for name, leaf in theta.items()}
-    minus = {
-        name: torch.add(leaf.detach(), along[name], alpha=-size) for name, leaf in theta.items()
-    }
-    return plus, minus, size
+    size = eps ** (2 / 5) / max(norm(along), 1e-300)
+    moved = {n: torch.add(leaf.detach(), along[n], alpha=size) for n, leaf in theta.items()}
+    return moved, size
