@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,28 @@ STRATEGIES: dict[str, Callable[[], AbstractAdjoint]] = {
     "Unrolled": Unrolled,
 }
 PEERS = ("higher", "torchopt")
+MOMENTUM = "momentum SGD"
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    MOMENTUM: lambda leaves: torch.optim.SGD(leaves, LR, momentum=0.9, weight_decay=5e-4),
+    "SGD": lambda leaves: torch.optim.SGD(leaves, LR, weight_decay=5e-4),
+    "Nesterov": lambda leaves: torch.optim.SGD(
+        leaves, LR, momentum=0.9, weight_decay=5e-4, nesterov=True
+    ),
+    "Adam": lambda leaves: torch.optim.Adam(leaves, 1e-3),
+    "AdamW": lambda leaves: torch.optim.AdamW(leaves, 1e-3),
+}
+REVERSIBLE = (MOMENTUM, "Adam", "AdamW")
+
+
+class Entry(NamedTuple):
+    """What one line measures; a window of 0 is training without updates."""
+
+    row: str
+    window: int
+    optimizer: str = MOMENTUM
+
+    def __str__(self) -> str:
+        return f"{self.row}, {self.optimizer}" + (f", B = {self.window}" if self.window else "")
 
 
 @dataclass(frozen=True)
@@ -71,15 +94,20 @@ class Plan:
         """The same in seconds: to see that it runs, not to quote."""
         return replace(self, repeats=1, interval=4, windows=(2,), quick=True)
 
-    def entries(self) -> list[tuple[str, int]]:
-        """(row, window) in the order in which they take turns."""
+    def entries(self) -> list[Entry]:
+        """In the order in which they take turns."""
         peers = [name for name in PEERS if importlib.util.find_spec(name) is not None]
         rows = [*STRATEGIES, *peers]
-        found = [(TAUGHT, 0), *((name, b) for b in self.windows for name in rows)]
-        if not self.quick:
-            # The graph of 20 steps of a large student may not fit: measured up to 5.
-            found = [(n, b) for n, b in found if n not in ("Unrolled", "torchopt") or b <= 5]
-        return [*found, (PUBLISHED, 1)]
+        found = [Entry(TAUGHT, 0), *(Entry(name, b) for b in self.windows for name in rows)]
+        if self.quick:
+            return [*found, Entry(PUBLISHED, 1)]
+        # The graph of 20 steps of a large student may not fit: measured up to 5.
+        found = [e for e in found if e.row not in ("Unrolled", "torchopt") or e.window <= 5]
+        for name in OPTIMIZERS:
+            if name != MOMENTUM:
+                kinds = ("Reversed", "Stored", "Checkpointed")[name not in REVERSIBLE :]
+                found += [Entry(TAUGHT, 0, name), *(Entry(kind, 2, name) for kind in kinds)]
+        return [*found, Entry(PUBLISHED, 1)]
 
 
 @dataclass(frozen=True)
@@ -93,6 +121,7 @@ class Row:
 
     row: str
     window: int
+    optimizer: str
     student: str
     batch: int
     interval: int
@@ -111,7 +140,7 @@ class Row:
 class Work:
     """A student, its optimizer and a few batches; a cycle is one call."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, optimizer: str = MOMENTUM) -> None:
         self.plan = plan
         self.module, internal = build(plan.student, SHAPE, CLASSES, seed=0)
         linear = [name for name, part in self.module.named_modules() if isinstance(part, nn.Linear)]
@@ -126,9 +155,7 @@ class Work:
             )
             for _ in range(4)
         ]
-        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            self.module.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4
-        )
+        self.optimizer = OPTIMIZERS[optimizer](list(self.module.parameters()))
 
     def cycle(self, row: str, window: int) -> Callable[[], None]:
         """The work of one cycle of a row."""
@@ -238,18 +265,17 @@ def measure(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[Row
     finally:
         torch.set_num_threads(before)
     rows = []
-    taught = statistics.median(ratios[TAUGHT, 0])
-    for row, window in [(PLAIN, 0), *plan.entries()]:
-        say(f"memory: {row} {window or ''}")
-        wanted = not plan.quick or row in (PLAIN, "Reversed")
-        peak, extra = _memory(plan, row, window) if wanted else (None, None)
-        own = ratios.get((row, window), [1.0])
+    taught = {e.optimizer: statistics.median(r) for e, r in ratios.items() if e.row == TAUGHT}
+    for entry in [Entry(PLAIN, 0), *plan.entries()]:
+        say(f"memory: {entry}")
+        wanted = not plan.quick or entry.row in (PLAIN, "Reversed")
+        peak, extra = _memory(plan, entry) if wanted else (None, None)
+        own = ratios.get(entry, [1.0])
         middle = statistics.median(own)
-        updates = row in STRATEGIES or row in PEERS
+        updates = entry.row in STRATEGIES or entry.row in PEERS
         rows.append(
             Row(
-                row=row,
-                window=window,
+                **entry._asdict(),
                 student=plan.student,
                 batch=plan.batch,
                 interval=plan.interval,
@@ -259,8 +285,8 @@ def measure(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[Row
                 ratio=middle,
                 low=min(own),
                 high=max(own),
-                units=(middle - taught) * plan.interval if updates else 0.0,
-                plain_seconds=statistics.median(seconds) / plan.interval,
+                units=(middle - taught[entry.optimizer]) * plan.interval if updates else 0.0,
+                plain_seconds=statistics.median(seconds[entry.optimizer]) / plan.interval,
                 peak_mib=peak,
                 extra_mib=extra,
             )
@@ -270,23 +296,23 @@ def measure(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[Row
 
 def _times(
     plan: Plan, say: Callable[[str], None]
-) -> tuple[dict[tuple[str, int], list[float]], list[float]]:
-    """Ratios by row, and the seconds of plain cycles: plain, row, plain, next row, ..."""
-    work = Work(plan)
-    reference = work.cycle(PLAIN, 0)
-    reference()
-    cycles = {}
-    for row, window in plan.entries():
-        say(f"warming up: {row} {window or ''}")
-        cycles[row, window] = Work(plan).cycle(row, window)
-        cycles[row, window]()
-    ratios: dict[tuple[str, int], list[float]] = {entry: [] for entry in cycles}
-    seconds = []
+) -> tuple[dict[Entry, list[float]], dict[str, list[float]]]:
+    """Ratios by entry, and the seconds of plain cycles: plain, entry, plain, next entry, ..."""
+    ratios: dict[Entry, list[float]] = {entry: [] for entry in plan.entries()}
+    plain, cycles = {}, {}
+    for entry in ratios:
+        say(f"warming up: {entry}")
+        if entry.optimizer not in plain:
+            plain[entry.optimizer] = Work(plan, entry.optimizer).cycle(PLAIN, 0)
+            plain[entry.optimizer]()
+        cycles[entry] = Work(plan, entry.optimizer).cycle(entry.row, entry.window)
+        cycles[entry]()
+    seconds: dict[str, list[float]] = {name: [] for name in plain}
     for repeat in range(plan.repeats):
         for entry, cycle in cycles.items():
-            say(f"round {repeat + 1} of {plan.repeats}: {entry[0]} {entry[1] or ''}")
-            seconds.append(_seconds(reference))
-            ratios[entry].append(_seconds(cycle) / seconds[-1])
+            say(f"round {repeat + 1} of {plan.repeats}: {entry}")
+            seconds[entry.optimizer].append(_seconds(plain[entry.optimizer]))
+            ratios[entry].append(_seconds(cycle) / seconds[entry.optimizer][-1])
     return ratios, seconds
 
 
@@ -296,12 +322,12 @@ def _seconds(action: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def _memory(plan: Plan, row: str, window: int) -> tuple[float, float]:
-    """(peak, peak above the start) in MiB of a process that runs one cycle of a row."""
-    short = {**asdict(plan), "interval": max(window, 2)}
+def _memory(plan: Plan, entry: Entry) -> tuple[float, float]:
+    """(peak, peak above the start) in MiB of a process that runs one cycle of an entry."""
+    short = {**asdict(plan), "interval": max(entry.window, 2)}
     call = "import sys; from deepteach.bench import _report_memory; _report_memory(*sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", call, json.dumps(short), row, str(window)],
+        [sys.executable, "-c", call, json.dumps(short), json.dumps(entry)],
         capture_output=True,
         text=True,
         check=True,
@@ -310,11 +336,11 @@ def _memory(plan: Plan, row: str, window: int) -> tuple[float, float]:
     return peak, peak - start
 
 
-def _report_memory(plan: str, row: str, window: str) -> None:
+def _report_memory(plan: str, entry: str) -> None:
     """In a process of its own: run a cycle, print [peak before, peak after]."""
-    made = Plan(**json.loads(plan))
+    made, wanted = Plan(**json.loads(plan)), Entry(*json.loads(entry))
     torch.set_num_threads(made.threads)
-    cycle = Work(made).cycle(row, int(window))
+    cycle = Work(made, wanted.optimizer).cycle(wanted.row, wanted.window)
     start = _peak()
     cycle()
     print(json.dumps([start, _peak()]))
@@ -351,11 +377,12 @@ def write(rows: list[Row], path: Path) -> None:
 
 def cells_of(rows: list[Row]) -> list[list[str]]:
     """Cells of the printed table, the header first."""
-    cells = [["row", "B", "ratio", "range", "update", "peak MiB", "added"]]
+    cells = [["row", "optimizer", "B", "ratio", "range", "update", "peak MiB", "added"]]
     for row in rows:
         cells.append(
             [
                 row.row,
+                row.optimizer,
                 str(row.window or ""),
                 f"{row.ratio:.3f}",
                 f"{row.low:.3f}-{row.high:.3f}",
