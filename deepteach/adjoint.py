@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from deepteach.differences import FiniteDifferences
+from deepteach.differences import LONGEST_WINDOW, FiniteDifferences
 from deepteach.errors import ConfigError, ReplayError
 from deepteach.objective import Linearised, Objective, Step, Validation, gradients
 from deepteach.rules import Hyper, Rule, State, longest_reversal
@@ -94,6 +94,11 @@ class AbstractAdjoint:
 
     def check(self, rule: Rule, hyper: Sequence[Hyper], window: int, dtype: torch.dtype) -> None:
         """Refuse, before anything runs, what this adjoint cannot do exactly."""
+        if self.derivatives == FINITE_DIFFERENCE and window > LONGEST_WINDOW:
+            raise ConfigError(
+                f"finite differences lose the meta-gradient over {window} steps: use "
+                f"window={LONGEST_WINDOW} or derivatives='exact'"
+            )
 
     def spare(self, window: int) -> int:
         """How many steps before the window to remember as well."""
@@ -204,6 +209,7 @@ class Reversed(AbstractAdjoint):
     undoes = True
 
     def check(self, rule: Rule, hyper: Sequence[Hyper], window: int, dtype: torch.dtype) -> None:
+        super().check(rule, hyper, window, dtype)
         if torch.finfo(dtype).eps > 1e-4:
             raise ConfigError(
                 f"undoing steps in {dtype} loses the states: keep the parameters in float32, or "
@@ -385,7 +391,8 @@ def _compare_losses(losses: torch.Tensor, step: Step, tolerance: float) -> None:
         raise ReplayError(
             f"replaying a step gave other losses than the first pass (by {error:.1e}): the "
             "student is not deterministic (randomness outside torch's generators?), or its "
-            "inputs were changed in place after coach.loss"
+            "inputs were changed in place after coach.loss; or, where steps are undone, the "
+            "recovered state is too far off: use adjoint=Stored()"
         )
 
 

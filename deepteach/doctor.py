@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from deepteach.adjoint import AbstractAdjoint, Stored, Unrolled
+from deepteach.adjoint import AbstractAdjoint, Reversed, Stored, Unrolled
 from deepteach.coach import Coach
 from deepteach.config import Config
 from deepteach.data import Data
 from deepteach.errors import ConfigError, NumericError
 from deepteach.features import Internal, Label
-from deepteach.objective import cross_entropy
-from deepteach.resolve import resolve_student, state_width
+from deepteach.quality import Case, measure, taught_step
+from deepteach.resolve import ADJOINTS, resolve_student, state_width
 from deepteach.student import Student
 from deepteach.teacher import Teacher
 from deepteach.tree import Params, cosine, distance, norm
 
-REPEATS = 5
 LR = 0.01
+LOOK_BACK = ("reversed", "stored", "checkpointed", "unrolled")
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,8 @@ def examine(config: Config, data: Data) -> Iterator[str]:
     yield f"student: {count:,} parameters; internal state: input of {internal!r}, {width} wide"
     patient = Patient(module, internal, width, data, min(config.batch_size, len(data.y_train)))
     yield from _derivatives(patient, window)
-    yield from _cost(patient, window, interval)
+    adjoint = ADJOINTS[config.adjoint] if config.adjoint in LOOK_BACK else Reversed
+    yield from _quality(patient, adjoint, window, interval)
 
 
 def _derivatives(patient: Patient, window: int) -> Iterator[str]:
@@ -102,7 +101,7 @@ def _derivatives(patient: Patient, window: int) -> Iterator[str]:
 def _meta_gradient(patient: Patient, coach: Coach, window: int, dtype: torch.dtype) -> Params:
     try:
         for number in range(window):
-            _taught_step(coach, *patient.rows(number, dtype))
+            taught_step(coach, *patient.rows(number, dtype))
         return coach.meta_gradient(*patient.trusted(dtype))
     except NumericError as error:
         raise ConfigError(f"the student cannot be replayed: {error}") from None
@@ -113,41 +112,31 @@ def _meta_gradient(patient: Patient, coach: Coach, window: int, dtype: torch.dty
         ) from None
 
 
-def _taught_step(coach: Coach, x: Tensor, y: Tensor) -> None:
-    coach.optimizer.zero_grad()
-    coach.loss(x, y).backward()
-    coach.optimizer.step()
-
-
-def _plain_step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
-    optimizer.zero_grad()
-    outputs = module(x)
-    cross_entropy(getattr(outputs, "logits", outputs), y).mean().backward()
-    optimizer.step()
-
-
-def _cost(patient: Patient, window: int, interval: int) -> Iterator[str]:
-    """Medians of a few runs, as ratios of a plain training step."""
-    x, y = patient.rows(0, torch.float32)
-    module = copy.deepcopy(patient.module).train()
-    optimizer = torch.optim.SGD(module.parameters(), lr=LR, momentum=0.9)
-    coach = patient.coach(Stored(), window, torch.float32)
-    plain = _seconds(lambda: _plain_step(module, optimizer, x, y))
-    taught = _seconds(lambda: _taught_step(coach, x, y))
-    update = _seconds(lambda: coach.meta_gradient(*patient.trusted(torch.float32)))
-    overhead = taught / plain - 1 + update / plain / interval
-    yield (
-        f"cost: a plain step takes {plain * 1e3:.1f} ms; a taught one {taught / plain:.2f} and a "
-        f"teacher update {update / plain:.2f} times that"
+def _quality(
+    patient: Patient, adjoint: Callable[[], AbstractAdjoint], window: int, interval: int
+) -> Iterator[str]:
+    """How much the window sees, and what it costs."""
+    measured = measure(
+        Case(
+            coach=lambda adjoint, steps: patient.coach(adjoint, steps, torch.float32),
+            batch=lambda number: patient.rows(number, torch.float32),
+            trusted=patient.trusted(torch.float32),
+            adjoint=adjoint,
+            window=window,
+        )
     )
-    yield f"in all {overhead:+.0%} at interval {interval}, window {window}"
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    action()
-    taken = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        action()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+    if measured.cosine is not None:
+        yield (
+            f"window: cosine {measured.cosine:.3f} between the meta-gradients of {window} and "
+            f"{measured.longer} steps back"
+        )
+    if measured.differences is not None:
+        yield f"finite differences: cosine {measured.differences:.6f} to the exact meta-gradient"
+    if measured.drift is not None:
+        yield f"reversal: a drift of {measured.drift:.0e} over the window"
+    yield f"weights: effective sample size {measured.effective_sample_size:.0%} of a batch"
+    yield (
+        f"cost: a plain step takes {measured.plain_seconds * 1e3:.1f} ms; a taught one "
+        f"{measured.taught_steps:.2f} and a teacher update {measured.update_steps:.2f} times that"
+    )
+    yield f"in all {measured.overhead(interval):+.0%} at interval {interval}, window {window}"

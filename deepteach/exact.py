@@ -295,6 +295,7 @@ class Exact(AbstractAdjoint):
     undoes = True
 
     def check(self, rule: Rule, hyper: Sequence[Hyper], window: int, dtype: torch.dtype) -> None:
+        super().check(rule, hyper, window, dtype)
         if not isinstance(rule, ExactRule):
             raise ConfigError(
                 "Exact undoes the steps of dt.ExactSGD only, without clipping: use that "

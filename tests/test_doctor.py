@@ -43,6 +43,14 @@ def test_healthy_students(student: str, width: int, forward: bool, digits: Data)
     assert error is not None and float(error[1]) < 1e-9
     cosine = re.match(r"precision: cosine (\S+) ", said["precision"])
     assert cosine is not None and float(cosine[1]) > 0.999
+    near = re.match(r"window: cosine (\S+) between the meta-gradients of 2 and 8", said["window"])
+    assert near is not None and -1 <= float(near[1]) <= 1
+    differences = re.match(r"finite differences: cosine (\S+) ", said["finite differences"])
+    assert differences is not None and float(differences[1]) > 0.99
+    drift = re.match(r"reversal: a drift of (\S+) ", said["reversal"])
+    assert drift is not None and float(drift[1]) < 1e-4
+    size = re.match(r"weights: effective sample size (\d+)%", said["weights"])
+    assert size is not None and 0 < int(size[1]) <= 100
     assert re.match(r"cost: a plain step takes \d+\.\d ms; a taught one \d", said["cost"])
     assert re.fullmatch(r"in all [+-]\d+% at interval 20, window 2", lines[-1])
 
@@ -73,7 +81,7 @@ def test_what_cannot_be_taught_is_refused(student: str, capsys: pytest.CaptureFi
 
 def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     answer = command(capsys)("doctor", "--student", "mlp", "--batch_size", "4", "--interval", "9")
-    assert (answer.code, answer.err) == (0, "") and len(answer.out.splitlines()) == 7
+    assert (answer.code, answer.err) == (0, "") and len(answer.out.splitlines()) == 11
     assert "at interval 9" in answer.out
 
 

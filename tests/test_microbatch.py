@@ -34,7 +34,7 @@ def test_chunks_add_up(name: str, window: int) -> None:
             assert off(gradient(name, window, micro, kind()), want) < 1e-12, (kind, micro)
 
 
-@pytest.mark.parametrize("window", [1, 5])
+@pytest.mark.parametrize("window", [1, 2])
 def test_finite_differences_in_chunks(window: int) -> None:
     want, got = (
         gradient("mlp", window, micro, dt.Stored(derivatives="finite-difference"))
