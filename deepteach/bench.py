@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from deepteach.adjoint import AbstractAdjoint, Checkpointed, Reversed, Stored, Unrolled
 from deepteach.baselines import MetaWeightNet
 from deepteach.coach import Coach
+from deepteach.costs import Cost
 from deepteach.differences import LONGEST_WINDOW
 from deepteach.errors import ConfigError
 from deepteach.exact import Exact, ExactSGD
@@ -365,13 +366,13 @@ def refuse_overwrite(path: Path) -> None:
         raise ConfigError(f"{path} exists: move it away, or name another file by --out")
 
 
-def write(rows: list[Row], path: Path) -> None:
+def write(rows: Sequence[Row | Cost], path: Path) -> None:
     """The rows as CSV; the file must not exist."""
     refuse_overwrite(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", newline="") as file:
-        writer = csv.writer(file)
-        names = [field.name for field in fields(Row)]
+        writer = csv.writer(file, lineterminator="\n")
+        names = [field.name for field in fields(rows[0])]
         writer.writerow(names)
         for row in rows:
             values = [getattr(row, name) for name in names]

@@ -101,7 +101,8 @@ def _parser() -> _Parser:
     bench.add_argument("--repeats", type=int, default=5, metavar="N")
     bench.add_argument("--threads", type=int, default=1, metavar="N")
     bench.add_argument("--quick", action="store_true", help="only see that it runs")
-    bench.add_argument("--out", default="results/bench.csv", metavar="FILE.csv")
+    bench.add_argument("--methods", action="store_true", help="a step of each method instead")
+    bench.add_argument("--out", metavar="FILE.csv", help="default: in results/")
     bench.set_defaults(command=_bench)
     return parser
 
@@ -228,22 +229,27 @@ def _report(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from rich.table import Column, Table
 
-    from deepteach import bench
+    from deepteach import bench, costs
 
-    path = Path(options.out)
+    path = Path(options.out or f"results/{'costs' if options.methods else 'bench'}.csv")
     bench.refuse_overwrite(path)
     plan = bench.Plan(options.student, options.batch_size, options.repeats, threads=options.threads)
     console = Console()
     with console.status("") as status:
-        rows = bench.measure(plan.shortened() if options.quick else plan, status.update)
+        if options.methods:
+            rows = costs.measure(1 if options.quick else plan.repeats, status.update)
+            header, *lines = costs.cells_of(rows)
+            title, missing = "digits: ratios to plain training", []
+        else:
+            rows = bench.measure(plan.shortened() if options.quick else plan, status.update)
+            header, *lines = bench.cells_of(rows)
+            title = f"{options.student}, batch {options.batch_size}: ratios to plain training"
+            missing = [name for name in bench.PEERS if name not in {row.row for row in rows}]
     bench.write(rows, path)
-    header, *lines = bench.cells_of(rows)
-    title = f"{options.student}, batch {options.batch_size}: ratios to plain training"
     table = Table(*(Column(name, no_wrap=True) for name in header), title=title)
     for line in lines:
         table.add_row(*line)
     console.print(table)
-    missing = [name for name in bench.PEERS if name not in {row.row for row in rows}]
     for name in missing:
         console.print(f"{name} is not installed: pip install 'deepteach[bench]'", markup=False)
     console.print(f"written: {path}", soft_wrap=True, markup=False)

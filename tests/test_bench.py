@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from toy import command
 
-from deepteach.bench import PEERS, STRATEGIES, Plan, Row, Work
+from deepteach.bench import PEERS, STRATEGIES, Plan, Row, Work, write
+from deepteach.costs import cells_of, measure
 
 
 def test_quick_bench_writes_every_column(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -35,6 +36,32 @@ def test_quick_bench_writes_every_column(tmp_path: Path, capsys: pytest.CaptureF
         assert f"{name} is not installed" in answer.out
     again = call(*options)
     assert again.code == 2 and "exists" in again.err
+
+
+def test_costs_of_methods(tmp_path: Path) -> None:
+    few = ("uniform", "deep", "cleanlab")
+    found = measure(2, names=few, epochs=1)
+    assert [cost.method for cost in found] == ["deep", "cleanlab"]
+    deep, pruned = found
+    assert deep.trainings == 1 and pruned.trainings == 6  # five folds and the last
+    for cost in found:
+        assert 0 < cost.low <= cost.ratio <= cost.high
+        assert cost.whole == cost.ratio * cost.trainings
+    write(found, tmp_path / "costs.csv")
+    lines = (tmp_path / "costs.csv").read_text().splitlines()
+    assert len(lines) == 3 and lines[1].startswith("deep,")
+    assert [len(cells) for cells in cells_of(found)] == [5, 5, 5]
+
+
+def test_costs_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepteach.costs.METHODS", ("uniform", "probe"))
+    monkeypatch.setattr("deepteach.costs.EPOCHS", 1)
+    out = tmp_path / "c.csv"
+    answer = command(capsys)("bench", "--methods", "--quick", "--out", out)
+    assert answer.code == 0, answer.err
+    assert out.read_text().splitlines()[1].startswith("probe,") and "probe" in answer.out
 
 
 @pytest.mark.parametrize("flag, value", [("--repeats", 0), ("--batch_size", 1)])

@@ -16,7 +16,7 @@ ORDER = """
     student features teacher rules objective microbatch differences adjoint exact lookahead
     trusted audit coach
     baselines mentornet course l2t_loss l2t_data evaluate rehearsals controls
-    methods config progress fit quality resolve recording train estimator doctor bench
+    methods config progress fit quality resolve recording train estimator doctor costs bench
     pairing gains sheet canvas curves scatter plots findings ranking table report
     cli
 """.split()
