@@ -38,10 +38,12 @@ from deepteach.nets import build
 from deepteach.student import Student
 from deepteach.teacher import AbstractTeacher, Teacher
 
-SHAPE, CLASSES, LR = (3, 32, 32), 10, 0.01
+SHAPE, CLASSES = (3, 32, 32), 10
+LR = 1e-3
+"""Small: random labels make a steep loss, in which 20 steps are not undone at 1e-2."""
+
 PLAIN, TAUGHT, PUBLISHED = "plain", "taught steps", "Meta-Weight-Net step"
 STRATEGIES: dict[str, Callable[[], AbstractAdjoint]] = {
-    # Random labels make the steepest of losses, and 20 steps are many to undo.
     "Reversed": lambda: Reversed(tolerance=0.05),
     "Stored": Stored,
     "Checkpointed": Checkpointed,
