@@ -67,6 +67,7 @@ def _parser() -> _Parser:
     train = commands.add_parser("train", allow_abbrev=False, help="train a student and its teacher")
     train.add_argument("--config", metavar="FILE.yaml", help="settings; flags win over them")
     train.add_argument("--resume", action="store_true", help="go on in --out")
+    train.add_argument("--no-report", action="store_true", help="write no report.html")
     _add_settings(train.add_argument_group("settings (also keys of --config)"))
     train.set_defaults(command=_train)
 
@@ -85,6 +86,18 @@ def _parser() -> _Parser:
     report = commands.add_parser("report", help="one HTML file about a run")
     report.add_argument("run", metavar="RUN")
     report.set_defaults(command=_report)
+
+    reproduce = commands.add_parser("reproduce", help="a table of the paper, cell by cell")
+    reproduce.add_argument("table", metavar="TABLE", help="table1 to table7, figure2, deeper, ...")
+    reproduce.add_argument("--scale", default="cpu", metavar="NAME", help="paper, cpu or smoke")
+    reproduce.add_argument("--data", metavar="DIR", help="data sets under fixed names")
+    reproduce.add_argument("--out", default="runs/reproduce", metavar="DIR")
+    reproduce.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    reproduce.add_argument("--executor", default="processes", metavar="NAME", help="or ray")
+    reproduce.add_argument("--seeds", type=int, metavar="N", help="default: the scale's")
+    reproduce.add_argument("--results", metavar="FILE.csv", help="only show this file's rows")
+    reproduce.add_argument("--format", choices=("text", "markdown"), default="text")
+    reproduce.set_defaults(command=_reproduce)
 
     doctor = commands.add_parser("doctor", help="check a model of yours on one batch")
     doctor.add_argument("--student", required=True, metavar="NAME")
@@ -167,8 +180,8 @@ def _train(options: argparse.Namespace) -> int:
     assert result.path is not None
     finished = open_run(result.path)
     console.print(results_table(rows_of(finished)))
-    report = write_report(finished)
-    console.print(f"run: {result.path}   report: {report}", soft_wrap=True, markup=False)
+    report = "" if options.no_report else f"   report: {write_report(finished)}"
+    console.print(f"run: {result.path}{report}", soft_wrap=True, markup=False)
     return 0
 
 
@@ -224,6 +237,45 @@ def _report(options: argparse.Namespace) -> int:
 
     print(write_report(open_run(options.run)))
     return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from deepteach import executors, outcome, recipes, reproduce
+
+    cells = recipes.cells(options.table, options.scale, options.seeds)
+    executor = recipes.named("executor", options.executor, executors.EXECUTORS)
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs must be 1 or more, got {options.jobs}")
+    out, failures = Path(options.out), []
+    if options.results is None:
+        table, data = out / f"{options.table}.csv", options.data and Path(options.data)
+        failures = reproduce.execute(
+            cells,
+            data or None,
+            out,
+            main,
+            jobs=options.jobs,
+            executor=executor,
+            done=lambda: reproduce.write_csv(reproduce.rows_of(cells, out), table),
+        )
+        rows = reproduce.rows_of(cells, out)
+        if rows:
+            reproduce.write_csv(rows, table)
+    else:
+        table = Path(options.results)
+        rows = [row for row in reproduce.read_csv(table) if row["table"] == options.table]
+    if rows:
+        for sheet in outcome.summarise(rows, options.scale):
+            print(sheet.to_text() if options.format == "text" else sheet.to_markdown())
+    missing = len(cells) - len(rows) if options.results is None else 0
+    if missing:
+        print(f"{missing} of {len(cells)} cells are missing: the same command goes on with them")
+    print(f"results: {table}")
+    if options.table == "figure2" and options.results is None and not missing:
+        print(f"page: {outcome.figure2_page(cells, out)}")
+    for failure in failures:
+        print(f"failed ({failure.code}): {failure.name}: {failure.reason}", file=sys.stderr)
+    return failures[0].code if failures else 0
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -57,6 +57,9 @@ class Config(BaseModel):
         default="auto", description="cnn, mlp, resnet8, ..., or package.module:function"
     )
     internal: str | None = Field(default=None, description="layer whose input the teacher reads")
+    pool: Literal["none", "avg"] = Field(
+        default="none", description="avg: the mean of each feature map is the teacher's input"
+    )
     method: str = Field(
         default="deep", description="deep, paper, uniform, mwn, ...; settings: focal+gamma=0.5"
     )
@@ -76,6 +79,9 @@ class Config(BaseModel):
         default="method", description="what the teacher lowers (default: nll for most methods)"
     )
     teacher_lr: float | None = Field(default=None, gt=0, le=10, description="default: the method's")
+    teacher_from: str | None = Field(
+        default=None, description="a finished run whose teacher is used, and learns no more"
+    )
     epochs: int = Field(default=60, gt=0, le=1_000_000)
     batch_size: int = Field(default=64, gt=0, le=10_000_000)
     valid_batch: int = Field(default=256, gt=0, description="trusted samples per teacher update")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -21,12 +21,13 @@ from deepteach.adjoint import AbstractAdjoint
 from deepteach.baselines import Focal, LearningToReweight, MetaWeightNet, SelfPaced, Softness
 from deepteach.course import Course
 from deepteach.errors import ConfigError
-from deepteach.features import Internal, Label, TrustedProbe
+from deepteach.features import Feature, Internal, Label, Surface, TrustedProbe
 from deepteach.l2t_data import L2TData
 from deepteach.l2t_loss import L2TLoss
 from deepteach.lookahead import FirstOrder, Lookahead
 from deepteach.mentornet import Curriculum, MentorNet
 from deepteach.rehearsals import Flagged, Selection
+from deepteach.rundir import open_run
 from deepteach.teacher import AbstractTeacher, Teacher, Uniform
 
 Parameters = list[torch.nn.Parameter]
@@ -41,6 +42,8 @@ class Problem:
     steps: int
     """Steps of one training of the student."""
     seed: int = 0
+    teacher_from: str | None = None
+    """Folder of a finished run."""
 
 
 def adam(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
@@ -72,7 +75,7 @@ class Method:
     course: Course = field(default_factory=Course)
 
     def optimizer(self) -> torch.optim.Optimizer | None:
-        parameters = list(self.teacher.parameters())
+        parameters = [leaf for leaf in self.teacher.parameters() if leaf.requires_grad]
         if not parameters:
             return None
         return self.make_optimizer(parameters, self.teacher_rate, self.teacher_decay)
@@ -83,17 +86,61 @@ def uniform(problem: Problem) -> Method:
     return Method(Uniform())
 
 
-def deep(problem: Problem) -> Method:
+Control = Literal["none", "shuffled", "frozen", "random-features", "random-gradient"]
+
+
+def deep(problem: Problem, control: Control = "none") -> Method:
     """The default: a trusted probe of the internal states, read by a linear teacher.
 
     An MLP in its place was no more accurate and ranked wrong labels far worse (LOG.md).
+    A `control` takes one part of its signal away; if it does as well, that part did nothing.
     """
-    return Method(Teacher([TrustedProbe()]), teacher_rate=3e-2)
+    whole = Method(Teacher([TrustedProbe()]), teacher_rate=3e-2)
+    match control:
+        case "none":
+            return whole
+        case "shuffled":
+            return replace(whole, teacher=controls.Shuffled(whole.teacher, problem.seed))
+        case "random-features":
+            features = controls.RandomNumbers(TrustedProbe.width, problem.seed)
+            return replace(whole, teacher=Teacher([features]))
+        case "random-gradient":
+            return replace(whole, make_optimizer=_noisy_adam(problem.seed))
+        case "frozen":
+            if problem.teacher_from is None:
+                raise ConfigError(
+                    "control=frozen takes the weights of a finished run: name its folder with "
+                    "teacher_from"
+                )
+            given = controls.Given()
+            weights = open_run(problem.teacher_from).weights
+            return Method(given, course=controls.Frozen(given, weights))
 
 
-def paper(problem: Problem) -> Method:
-    """The paper's default, I0 + M0 and a linear teacher (Fan et al., section 3.3)."""
-    return Method(Teacher([Internal(problem.width), Label(problem.classes)]))
+def _noisy_adam(seed: int) -> Callable[[Parameters, float, float], torch.optim.Optimizer]:
+    def make(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
+        return controls.noise_gradients(adam(parameters, rate, decay), seed)
+
+    return make
+
+
+def paper(problem: Problem, features: str = "I0.M0", hidden_layers: int = 0) -> Method:
+    """The paper's default, I0 + M0 and a linear teacher (Fan et al., section 3.3).
+
+    `features` are I0, M0 and M1 joined by points; I0 is the state of the layer that the run
+    names, so I1 to I3 are I0 of another layer. `hidden_layers` 1 and 2 are MLP-1 and MLP-2.
+    """
+    known: dict[str, Callable[[], Feature]] = {
+        "I0": lambda: Internal(problem.width),
+        "M0": lambda: Label(problem.classes),
+        "M1": Surface,
+    }
+    names = features.split(".")
+    unknown = [name for name in names if name not in known]
+    if unknown or len(set(names)) < len(names):
+        wrong = repr(unknown[0]) if unknown else "one of them twice"
+        raise ConfigError(f"features are {', '.join(known)} joined by points, got {wrong}")
+    return Method(Teacher([known[name]() for name in names], hidden_layers))
 
 
 def focal(problem: Problem, gamma: float = 2.0, through: bool = True) -> Method:

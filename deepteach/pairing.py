@@ -11,8 +11,8 @@ UNIFORM = "uniform"
 # Settings that only the teacher uses tell variants of a method apart; these say where and
 # how a run ran. Any other setting that differs makes another schedule: nothing is paired.
 _TEACHING = set(
-    "method interval window adjoint internal through_weights validation_loss valid_batch "
-    "teacher teacher_lr".split()
+    "method interval window adjoint internal pool through_weights validation_loss valid_batch "
+    "teacher teacher_lr teacher_from".split()
 )
 _BOOKKEEPING = set("out baseline beside device threads".split())
 

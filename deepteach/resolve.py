@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from deepteach.adjoint import AbstractAdjoint, Checkpointed, Reversed, Stored, Unrolled
 from deepteach.config import Config
 from deepteach.data import Data
-from deepteach.errors import ConfigError, DeepTeachError
+from deepteach.errors import ConfigError, DataError, DeepTeachError
 from deepteach.lookahead import FirstOrder, Lookahead
 from deepteach.methods import Method, Problem, method
 from deepteach.nets import build
+from deepteach.rundir import open_run
 from deepteach.student import Student
 from deepteach.teacher import AbstractTeacher
 
@@ -32,16 +36,64 @@ def resolve_method(
     config: Config, data: Data, student: Student, teacher: AbstractTeacher | None, steps: int
 ) -> Method:
     """The teacher and how it is taught: by name, or around a teacher at hand."""
+    if config.pool != "none":
+        student.pool = config.pool
     width = state_width(student, data, config.student)
     if teacher is not None:
         chosen = Method(teacher)
     else:
-        chosen = method(config.method, Problem(data.classes, width, steps, config.seed))
+        problem = Problem(data.classes, width, steps, config.seed, config.teacher_from)
+        chosen = method(config.method, problem)
+    if config.teacher_from is not None and list(chosen.teacher.parameters()):
+        _adopt(chosen.teacher, config, student, width)
+        chosen = replace(chosen, window=1)  # nothing is taught by looking back
     if config.adjoint != "method":
         chosen = replace(chosen, adjoint=ADJOINTS[config.adjoint]())
     if config.teacher_lr is not None:
         chosen = replace(chosen, teacher_rate=config.teacher_lr)
     return chosen
+
+
+def _adopt(teacher: AbstractTeacher, config: Config, student: Student, width: int) -> None:
+    """Give `teacher` the parameters of a finished run's, to be kept as they are.
+
+    Only parameters: what a teacher fits to trusted samples belongs to its student, and is
+    fitted anew. Raises ConfigError where they do not fit, DataError where they are damaged.
+    """
+    assert config.teacher_from is not None
+    source = open_run(config.teacher_from)
+    path = source.path / "teacher.safetensors"
+    try:
+        saved = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read ({error}): train that run again") from error
+    for name, leaf in teacher.named_parameters():
+        found = tuple(saved[name].shape) if name in saved else None
+        if found != tuple(leaf.shape):
+            was = "has no such parameter" if found is None else f"has shape {found} there"
+            raise ConfigError(
+                f"the teacher of {source.path} ({source.method}) does not fit: {name} needs shape "
+                f"{tuple(leaf.shape)}, it {was}: use the same method, classes and layer width"
+            )
+        leaf.data.copy_(saved[name])
+        leaf.requires_grad_(False)
+    states = source.samples.get("internal")
+    here: dict[str, object] = {
+        "student": config.student,
+        "data": config.data,
+        "internal": student.internal,
+    }
+    there = {key: source.config.get(key) for key in here}
+    there["internal"] = there["internal"] or next(reversed(_linear(student.module)), None)
+    here["width"], there["width"] = width, width if states is None else states.shape[1]
+    changed = [f"{k} {there[k]!r} -> {v!r}" for k, v in here.items() if there[k] != v]
+    if changed:
+        warnings.warn(
+            f"this teacher was taught elsewhere ({', '.join(changed)}): one that reads a student's "
+            "own states does not transfer (docs/results.md)",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def state_width(student: Student, data: Data, name: str = "custom") -> int:
@@ -83,13 +135,17 @@ def resolve_student(
 
 def _last_linear(module: nn.Module) -> str:
     """The last linear layer, whose input is the paper's I0."""
-    found = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    found = _linear(module)
     if not found or not found[-1]:
         raise ConfigError(
             "the student has no named linear layer to read the internal state from: name a "
             "submodule with internal=..."
         )
     return found[-1]
+
+
+def _linear(module: nn.Module) -> list[str]:
+    return [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
 
 
 def resolve_device(name: str) -> torch.device:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from cases import CASE, bench
 from oracles import sample_losses
@@ -18,13 +24,27 @@ import deepteach as dt
 from deepteach import mentornet, rehearsals
 from deepteach.augment import identity
 from deepteach.checkpoint import Store
-from deepteach.controls import FixedProbe, GeneralisedCrossEntropy, Pruned
+from deepteach.config import make
+from deepteach.controls import (
+    FixedProbe,
+    Frozen,
+    GeneralisedCrossEntropy,
+    Given,
+    Pruned,
+    RandomNumbers,
+    Shuffled,
+    noise_gradients,
+)
 from deepteach.data import Data
-from deepteach.errors import ConfigError, NumericError
+from deepteach.errors import ConfigError, DataError, NumericError
+from deepteach.evaluate import noise_auroc
 from deepteach.fit import Schedule, Training, batches
 from deepteach.l2t_data import L2TData
 from deepteach.methods import METHODS, Method, Problem, method
-from deepteach.train import run
+from deepteach.nets import build
+from deepteach.resolve import resolve_method
+from deepteach.rundir import open_run
+from deepteach.train import Result, run
 
 PROBLEM = Problem(CLASSES, 6, 60)
 
@@ -363,3 +383,249 @@ def test_rehearsals_leave_no_lines_of_metrics(data: Data) -> None:
 def test_course_is_a_new_one_for_each_method() -> None:
     teacher = dt.Uniform()
     assert Method(teacher).course is not Method(teacher).course
+
+
+# --- a teacher with one part of its signal taken away -------------------------------------
+
+CONTROLS = ("shuffled", "random-features", "random-gradient")
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_every_control_resumes_to_the_bit(control: str, data: Data, tmp_path: Path) -> None:
+    text = f"deep+control={control}"
+    whole, first, second = (trained(data, text) for _ in range(3))
+    on(whole)
+    on(first, 7)
+    store = Store(tmp_path / "checkpoints")
+    store.commit(7, first.state_dict(), meta={})
+    found = store.newest()
+    assert found is not None
+    torch.manual_seed(1)
+    second.load_state_dict(found.tree)
+    on(second)
+    assert all(map(torch.equal, leaves(whole), leaves(second)))
+
+
+def seen(step: int = 3, count: int = 12) -> dt.Snapshot:
+    generator = torch.Generator().manual_seed(step)
+    internal = torch.randn(count, 6, generator=generator)
+    labels = torch.arange(count) % CLASSES
+    logits = torch.randn(count, CLASSES, generator=generator)
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    return dt.Snapshot(internal, logits, labels, losses, dt.Clock(step=step))
+
+
+def own_teacher() -> dt.Teacher:
+    """One whose weights differ by sample."""
+    torch.manual_seed(0)
+    teacher = dt.Teacher([dt.Internal(6), dt.Loss()])
+    nn.init.normal_(cast(nn.Linear, teacher.score[0]).weight)
+    return teacher
+
+
+def test_shuffled_weights_are_the_batch_s_own_in_other_places() -> None:
+    teacher = own_teacher()
+    shuffled = Shuffled(teacher, seed=1)
+    one, other = seen(3), seen(4)
+    plain, moved = teacher(one), shuffled(one)
+    assert torch.equal(plain.sort().values, moved.sort().values)
+    assert not torch.equal(plain, moved)
+    assert torch.equal(moved, shuffled(one))  # a replay of the step repeats it
+    place = [int((plain == value).nonzero()) for value in moved]
+    again = [int((teacher(other) == value).nonzero()) for value in shuffled(other)]
+    assert place != again and sorted(place) == list(range(12))
+    assert not torch.equal(moved, Shuffled(teacher, seed=2)(one))
+
+
+def test_shuffled_weights_learn_as_if_they_were_in_place() -> None:
+    teacher = own_teacher()
+    given = torch.randn(12)
+    wanted, found = (
+        torch.autograd.grad((one(seen()) * given).sum(), list(teacher.parameters()))
+        for one in (teacher, Shuffled(teacher, 1))
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_shuffling_ends_the_ranking_of_wrong_labels(data: Data) -> None:
+    """The same weights in other places find nothing, where the teacher's own do."""
+    auroc = {}
+    wrong = data.y_train != data.y_clean
+    for text in ("deep", "deep+control=shuffled"):
+        training = trained(data, text, epochs=6)
+        weights = torch.stack([end.weights for end in on(training)]).mean(0)
+        auroc[text] = noise_auroc(weights, wrong)
+    assert auroc["deep"] > 0.8 and abs(auroc["deep+control=shuffled"] - 0.5) < 0.12
+
+
+def test_random_features_know_nothing_of_the_sample() -> None:
+    feature = RandomNumbers(2, seed=1)
+    one = seen(3)
+    other = replace(seen(9), clock=one.clock)
+    assert feature(one).shape == (12, 2)
+    assert torch.equal(feature(one), feature(other))  # whatever the samples are
+    assert not torch.equal(feature(one), feature(seen(4)))
+    assert not torch.equal(feature(one), RandomNumbers(2, seed=2)(one))
+
+
+def test_random_gradients_keep_the_norm_and_lose_the_direction() -> None:
+    """Against an Adam that is given the noise by hand: one step for a known gradient."""
+    leaves = [nn.Parameter(torch.zeros(40)), nn.Parameter(torch.zeros(3, 5))]
+    given = [torch.randn(40), 1e-3 * torch.randn(3, 5)]
+    total = torch.cat([g.flatten() for g in given])
+    optimizer = noise_gradients(torch.optim.SGD(leaves, lr=1.0), seed=1)
+    for leaf, gradient in zip(leaves, given, strict=True):
+        leaf.grad = gradient.clone()
+    optimizer.step()
+    moved = -torch.cat([leaf.detach().flatten() for leaf in leaves])
+    torch.testing.assert_close(moved.norm(), total.norm())
+    assert abs(float(nn.functional.cosine_similarity(moved, total, 0))) < 0.5
+    # Noise over all parameters alike: the small gradient's part is as large as the others'.
+    assert float(moved[40:].square().mean() / moved[:40].square().mean()) > 0.2
+
+
+def test_random_gradients_are_new_in_every_step_and_named_by_it() -> None:
+    def walk(seed: int, steps: int) -> list[Tensor]:
+        leaf = nn.Parameter(torch.zeros(8))
+        optimizer = noise_gradients(torch.optim.Adam([leaf], lr=0.1), seed)
+        found = []
+        for _ in range(steps):
+            leaf.grad = torch.ones(8)
+            optimizer.step()
+            assert leaf.grad is not None
+            found.append(leaf.grad.clone())
+        return found
+
+    first = walk(1, 3)
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
+    assert all(map(torch.equal, first, walk(1, 3)))
+    assert not torch.equal(first[0], walk(2, 1)[0])
+    torch.testing.assert_close(first[2].norm(), torch.tensor(8.0).sqrt())
+
+
+def test_a_zero_gradient_stays_zero() -> None:
+    leaf = nn.Parameter(torch.zeros(8))
+    optimizer = noise_gradients(torch.optim.SGD([leaf], lr=1.0), 1)
+    leaf.grad = torch.zeros(8)
+    optimizer.step()
+    assert torch.equal(leaf.detach(), torch.zeros(8))
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished runs of `deep` and `paper`, and the data they are of."""
+    folder = tmp_path_factory.mktemp("taught")
+    spec = write_npz(folder / "toy.npz")
+    for name in ("deep", "paper"):
+        run(settings(spec, method=name, interval=3, out=str(folder / name)), noisy(spec))
+    return folder
+
+
+def frozen(folder: Path, name: str, text: str, **changes: Any) -> Result:
+    spec = f"npz:{folder / 'toy.npz'}"
+    config = settings(spec, method=text, interval=3, teacher_from=str(folder / name), **changes)
+    return run(config, noisy(spec, seed=changes.get("seed", 0)))
+
+
+def test_frozen_weights_are_the_run_s_mean_weights(taught: Path) -> None:
+    """In every step each sample weighs what weights.csv says, up to the batch's sum."""
+    weights = open_run(taught / "deep").weights.weight
+    result = frozen(taught, "deep", "deep+control=frozen")
+    assert not list(result.coach.teacher.parameters())
+    held = torch.from_numpy(weights)
+    rows = torch.arange(16)
+    course = Frozen(Given(), open_run(taught / "deep").weights)
+    room: Any = SimpleNamespace(x=torch.zeros(200, 1), y=noisy(f"npz:{taught / 'toy.npz'}").y_train)
+    assert course.choose(room, rows) is rows
+    snapshot = replace(seen(count=16), losses=torch.zeros(16, requires_grad=True))
+    torch.testing.assert_close(course.teacher(snapshot).exp(), held[:16].float())
+    with torch.no_grad():  # a look at the weights of any samples
+        assert torch.equal(course.teacher(seen(count=5)), torch.zeros(5))
+    # Over the epochs the weights recorded are those of the file.
+    correlation = np.corrcoef(result.trust.weight.numpy(), weights)[0, 1]
+    assert correlation > 0.95
+
+
+def test_frozen_weights_need_the_run_of_the_same_labels(taught: Path) -> None:
+    with pytest.raises(ConfigError, match="other training labels"):
+        frozen(taught, "deep", "deep+control=frozen", seed=1)
+    with pytest.raises(ConfigError, match="name its folder with teacher_from"):
+        method("deep+control=frozen", PROBLEM)
+
+
+@pytest.mark.parametrize("name", ["deep", "paper"])
+def test_a_teacher_from_elsewhere_is_kept_as_it_is(name: str, taught: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = frozen(taught, name, name, seed=0)
+    saved = safetensors.torch.load_file(taught / name / "teacher.safetensors")
+    for key, leaf in result.coach.teacher.named_parameters():
+        assert torch.equal(leaf, saved[key]) and not leaf.requires_grad
+    assert result.coach.teacher_optimizer is None
+    # What it fits to trusted samples is fitted to its own student's states.
+    fitted = [key for key, _ in result.coach.teacher.named_buffers()]
+    assert bool(fitted) == (name == "deep")
+    start = trained(noisy(f"npz:{taught / 'toy.npz'}"), name)
+    assert any(
+        not torch.equal(saved[key], leaf) for key, leaf in start.coach.teacher.named_parameters()
+    )
+
+
+def test_a_change_of_student_is_told_and_a_misfit_refused(taught: Path) -> None:
+    with pytest.warns(UserWarning, match=r"taught elsewhere \(internal 'fc' -> 'relu1', width"):
+        frozen(taught, "deep", "deep", internal="relu1")
+    with pytest.raises(ConfigError, match=r"does not fit: score.0.weight needs shape \(1, 144\)"):
+        frozen(taught, "paper", "paper", internal="relu1")
+    with pytest.raises(ConfigError, match="embedding.weight needs shape .*no such parameter"):
+        frozen(taught, "deep", "paper")
+    result = frozen(taught, "paper", "uniform")  # nothing to take over, nothing to refuse
+    assert result.summary["method"] == "uniform"
+
+
+def test_a_damaged_teacher_is_told(taught: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copy"
+    shutil.copytree(taught, copied)
+    (copied / "paper" / "teacher.safetensors").write_bytes(b"x")
+    with pytest.raises(DataError, match="train that run again") as caught:
+        frozen(copied, "paper", "paper")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text, kinds",
+    [
+        ("paper", ["Internal", "Label"]),
+        ("paper+features=I0", ["Internal"]),
+        ("paper+features=M1", ["Surface"]),
+        ("paper+features=I0.M0.M1", ["Internal", "Label", "Surface"]),
+    ],
+)
+def test_the_paper_s_features(text: str, kinds: list[str]) -> None:
+    teacher = method(text, PROBLEM).teacher
+    assert isinstance(teacher, dt.Teacher)
+    assert [type(feature).__name__ for feature in teacher.features] == kinds
+
+
+def test_the_paper_s_hidden_layers() -> None:
+    for layers in (0, 1, 2):
+        teacher = method(f"paper+hidden_layers={layers}", PROBLEM).teacher
+        assert isinstance(teacher, dt.Teacher)
+        assert sum(isinstance(part, nn.Linear) for part in teacher.score) == layers + 1
+    for text, message in (
+        ("paper+features=I9", "I0, M0, M1 joined by points, got 'I9'"),
+        ("paper+features=I0.I0", "one of them twice"),
+        ("paper+hidden_layers=-1", "0 or more"),
+        ("deep+control=none2", "control"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            method(text, PROBLEM)
+
+
+def test_pooled_maps_are_as_wide_as_their_channels() -> None:
+    student = dt.Student(build("resnet8", (3, 16, 16), 10, 0)[0], "layer2.0.bn2")
+    data: Any = SimpleNamespace(x_train=torch.randn(4, 3, 16, 16), classes=10, input_shape=())
+    wide = resolve_method(make({"data": "x", "method": "paper"}), data, student, None, 10)
+    pooled = make({"data": "x", "method": "paper", "pool": "avg"})
+    narrow = resolve_method(pooled, data, student, None, 10)
+    widths = [chosen.teacher.get_submodule("features.0").width for chosen in (wide, narrow)]
+    assert widths == [32 * 8 * 8, 32]

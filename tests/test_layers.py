@@ -11,14 +11,15 @@ import deepteach
 
 ORDER = """
     errors tree generators interrupts streams
-    packing checkpoint rundir
+    packing checkpoint ranks rundir
     checks data noise augment pictures sources nets
     student features teacher rules objective microbatch differences adjoint exact lookahead
     trusted audit coach
     baselines mentornet course l2t_loss l2t_data evaluate rehearsals controls
-    methods config progress fit quality resolve recording train estimator doctor costs bench
+    methods config published scales cell recipes
+    progress fit quality resolve recording train estimator doctor costs bench
     pairing gains sheet canvas curves scatter plots findings ranking table report
-    cli
+    executors reproduce outcome cli
 """.split()
 FILES = sorted(Path(deepteach.__file__).parent.glob("*.py"))
 MODULES = [file for file in FILES if not file.stem.startswith("__")]
