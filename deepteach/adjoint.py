@@ -123,7 +123,7 @@ class AbstractAdjoint:
 
     def gradient(self, window: Window, validation: Validation) -> MetaGradient:
         """d_omega over the window: the validation gradient at its end, carried back."""
-        objective, rule = window.objective, window.rule
+        objective, rule, ranks = window.objective, window.rule, window.objective.ranks
         d_theta = validation.gradient(window.final.theta)
         d_slots = {slot: zeros_like(d_theta) for slot in rule.slot_names}
         cotangent = State(d_theta, d_slots)
@@ -141,6 +141,7 @@ class AbstractAdjoint:
                 break
             graph = self._linearised(theta, step, window)
             gradient = {name: leaf.detach() for name, leaf in graph.gradient.items()}
+            gradient = ranks.summed(gradient, "replays")
             earlier = self.state_before(position, theta, gradient, later, window)
             pull = rule.pull(earlier, gradient, step.hyper, cotangent)
             if position == window.start:
@@ -149,13 +150,17 @@ class AbstractAdjoint:
             else:
                 with _kept_intact():
                     curvature, part = graph.pull_back(pull.gradient, objective, step)
+                curvature = ranks.summed(curvature, "curvature")
                 cotangent = State(tree_map(torch.add, pull.theta, curvature), pull.slots)
             d_omega = tree_map(torch.add, d_omega, part)
             later = earlier
-        return MetaGradient(d_omega, self._drift(theta, window))
+        return MetaGradient(ranks.summed(d_omega, "teacher"), self._drift(theta, window))
 
     def teacher_part(self, theta: Params, step: Step, window: Window, along: Params) -> Params:
-        """(dg/domega)^T along at one step, by forward mode where every operator has it."""
+        """(dg/domega)^T along at one step, by forward mode where every operator has it.
+
+        This rank's part of it, as everything that comes from a pass.
+        """
         objective = window.objective
         if self.derivatives == FINITE_DIFFERENCE:
             losses, slopes = FiniteDifferences(objective).directional(theta, step, along)
@@ -323,7 +328,8 @@ class Checkpointed(AbstractAdjoint):
                 objective, omega = window.objective, window.omega
                 pass_ = objective.linearised(state.theta, step, omega, first_order=True)
                 _compare_losses(pass_.losses, step, self.tolerance)
-                state = window.rule.step(state, pass_.gradient, step.hyper)
+                gradient = objective.ranks.summed(pass_.gradient, "replays")
+                state = window.rule.step(state, gradient, step.hyper)
                 window.memo[index + 1] = state
         return window.memo[position]
 
@@ -334,7 +340,7 @@ class Unrolled(Stored):
     shares = False
 
     def gradient(self, window: Window, validation: Validation) -> MetaGradient:
-        objective, rule = window.objective, window.rule
+        objective, rule, ranks = window.objective, window.rule, window.objective.ranks
         d_theta = validation.gradient(window.final.theta)
         omega = {name: leaf.detach().requires_grad_() for name, leaf in window.omega.items()}
         state = _kept(window.steps[window.start])
@@ -347,10 +353,13 @@ class Unrolled(Stored):
                 recorded = objective.weights(omega, step.snapshot) if objective.linear else None
                 value = objective.value(omega, snapshot, recorded)
                 gradient = gradients(value, state.theta, create_graph=True)
+                gradient = ranks.summed(gradient, "replays")
                 state = rule.step(state, gradient, step.hyper)
             moved = {name: leaf for name, leaf in state.theta.items() if leaf.requires_grad}
             end = torch.stack([(moved[name] * d_theta[name]).sum() for name in moved]).sum()
-            d_omega = gradients(end, omega)
+            # Every rank has this end, and the end is the sum of what ranks have.
+            d_omega = gradients(end / ranks.count, omega)
+            d_omega = ranks.summed(d_omega, "teacher")
         _check_movement(start, window.final.theta, state.theta, self.tolerance)
         return MetaGradient(d_omega, distance(state.theta, window.final.theta))
 

@@ -75,6 +75,8 @@ class SelfPaced(AbstractTeacher):
     as for many. Nothing is remembered between batches.
     """
 
+    per_sample = False
+
     def __init__(
         self,
         kind: Softness = "hard",
@@ -153,6 +155,7 @@ class LearningToReweight(AbstractTeacher):
     """
 
     normalised = False
+    per_sample = False
     idle: Tensor
     free: Tensor
 

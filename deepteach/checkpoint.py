@@ -268,6 +268,19 @@ def probe_writable(folder: Path) -> None:
     _clean(folder)
 
 
+def to_bytes(tree: Any) -> bytes:
+    """A tree on its way to another process: the skeleton's length, the skeleton, the tensors."""
+    tensors, skeleton = pack(tree)
+    head = _json(skeleton)
+    return len(head).to_bytes(8, "big") + head + save(tensors)
+
+
+def from_bytes(data: bytes) -> Any:
+    """Inverse of `to_bytes`."""
+    end = 8 + int.from_bytes(data[:8], "big")
+    return unpack(load(data[end:]), json.loads(data[8:end]))
+
+
 def _encode(step: int, tree: Any, meta: dict[str, Any]) -> dict[str, bytes]:
     """The files of a checkpoint in the order of writing: the manifest is last."""
     tensors, skeleton = pack(tree)

@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deepteach.adjoint import AbstractAdjoint, MetaGradient, Reversed, Window
 from deepteach.audit import GradientAudit, attach, weakly
-from deepteach.errors import CollapseWarning, ConfigError, NumericError
+from deepteach.errors import CollapseWarning, ConfigError, DataError, NumericError
 from deepteach.features import Clock, Snapshot
 from deepteach.generators import States, generator_states, replayed, same_states
 from deepteach.microbatch import MicroBatched, MicroValidation
@@ -32,6 +32,7 @@ from deepteach.objective import (
     pack_step,
     unpack_step,
 )
+from deepteach.ranks import PERIOD, Ranks, digest, here, refuse_sharded, shown
 from deepteach.rules import Clipped, Hyper, Rule, read_state, rule_for
 from deepteach.student import Inputs, Outputs, Student
 from deepteach.teacher import AbstractTeacher
@@ -43,6 +44,15 @@ COLLAPSED_FRACTION = 0.02
 
 LEAST_MIXED_TOLERANCE = 0.01
 """Half precision is off by more than the replays' usual tolerance."""
+
+
+class Totals(NamedTuple):
+    """A batch over all ranks: its size, mean loss, effective fraction and L."""
+
+    count: int
+    mean_loss: float
+    effective: Tensor
+    value: float
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,10 @@ class Coach:
             gradient) this many samples at a time. Exact; for models whose batch does not
             fit in memory with its second-order graph.
 
+    Under an initialised process group each rank passes its own part of every batch, and all
+    of the trusted one. Gradients are summed at the end of `backward()`; `loss`, `update` and
+    `meta_gradient` must be called by all ranks. See docs/distributed.md.
+
     Raises:
         ConfigError: anything that cannot be done exactly, with the remedy.
     """
@@ -135,6 +149,7 @@ class Coach:
             if micro_batch is None
             else MicroBatched(student, teacher, loss, through_weights, size=micro_batch)
         )
+        self.objective.ranks = here()
         self.validation_loss: ValidationLoss = (
             VALIDATION_LOSSES[validation_loss]
             if isinstance(validation_loss, str)
@@ -148,6 +163,9 @@ class Coach:
         self.last_record: UpdateRecord | None = None
         self.last_weights = torch.zeros(0)
         """`(batch,)` weights of the last step taken, as the loss used them."""
+        self.last_totals: Totals | None = None
+        """Figures of the last batch over all ranks; None where there is one rank."""
+        self._compared = False
         taught = [leaf for leaf in teacher.parameters() if leaf.requires_grad]
         self._learns = bool(taught)
         if teacher_optimizer is None and taught:
@@ -170,11 +188,22 @@ class Coach:
             accumulate=weakly(self._after_accumulate),
         )
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together."""
+        return self.objective.ranks
+
     def _check(self) -> None:
         named = self._parameters()
+        refuse_sharded(named)
         groups = list(self._hyper(named).values())
         if not named:
             raise ConfigError("the optimizer holds no trainable parameter of the student")
+        if self.ranks.count > 1 and not self.teacher.per_sample:
+            raise ConfigError(
+                f"{type(self.teacher).__name__} weighs a sample by the others of its batch, which "
+                f"are spread over {self.ranks.count} processes: use one process"
+            )
         if self.mixed_precision and self.adjoint.undoes:
             raise ConfigError(
                 "undoing steps needs the gradients that were used, which replays in full "
@@ -234,7 +263,8 @@ class Coach:
     def loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         """sum(w l) / sum(w) of one pass, a scalar; remembers the batch for the window.
 
-        Without gradients (`torch.no_grad()`) nothing is remembered.
+        On several ranks the value is that of the whole batch, and backward() sums. Without
+        gradients (`torch.no_grad()`) nothing is remembered.
 
         Raises:
             NumericError: a loss is not finite; nothing was changed.
@@ -243,6 +273,8 @@ class Coach:
         recording = torch.is_grad_enabled()
         if recording:
             self._refuse_unfinished(labels)
+        if self.ranks.count > 1:
+            self._begin_together(labels)
         buffers = self.student.buffers()
         drawn = generator_states(labels.device)
         theta = self._shared_theta() if recording else None
@@ -268,11 +300,15 @@ class Coach:
     ) -> Tensor:
         """The loss of a pass, remembered where gradients are recorded."""
         snapshot = self.objective.snapshot(outputs, labels, self.clock)
-        if not all_finite([snapshot.losses]):
+        # On several ranks all must know before any may stop: `_weigh` tells them.
+        if self.ranks.count == 1 and not all_finite([snapshot.losses]):
             self.student.restore_buffers(buffers)
             raise NumericError(_bad_losses(snapshot))
         if not torch.is_grad_enabled():
-            return self.objective.value(self.omega, snapshot)
+            value = self.ranks.add(self.objective.value(self.omega, snapshot), "scalars")
+            if self.ranks.count > 1 and not all_finite([value]):
+                raise NumericError("a loss is not finite: lower the learning rate")
+            return value
         step = Step(
             inputs=inputs,
             labels=labels,
@@ -291,7 +327,9 @@ class Coach:
         except NumericError:
             self.student.restore_buffers(buffers)
             raise
-        weights = self.objective.weights(self.omega, snapshot)
+        # On several ranks, spare an exchange where the weights are those at hand.
+        known = self.ranks.count > 1 and self.objective.linear
+        weights = step.weights if known else self.objective.weights(self.omega, snapshot)
         state = read_state(self.optimizer, self._parameters(), self.rule)
         position = self._since_update - (self.interval - self.window) if self._steps else 0
         step.state = self.adjoint.keep(state, position, self.window)
@@ -303,6 +341,8 @@ class Coach:
             derived = self.adjoint.derived(self.objective)
             step.shared = derived.linearise(theta, snapshot, self.omega, weights)
             value = deliver(step.shared, self._parameters())
+        if self.last_totals is not None:
+            value = shown(value, self.last_totals.value)
         value.register_hook(weakly(self._before_backward))
         return value
 
@@ -409,7 +449,7 @@ class Coach:
     def _check_unchanged(self, omega: Params, step: Step) -> None:
         """omega is constant inside a window, so the recorded weights must come out again."""
         again = self.objective.weights(omega, step.snapshot)
-        value = self.objective.value(omega, step.snapshot)
+        value = self.objective.value(omega, step.snapshot, again)
         slack = 1e-4 if again.dtype != torch.float64 else 1e-10
         same = torch.allclose(again, step.weights, rtol=slack, atol=0.01 * slack)
         if not (same and torch.allclose(value, step.value, rtol=slack, atol=slack)):
@@ -430,7 +470,7 @@ class Coach:
         x_valid, y_valid = self._trusted.next()
         validation = self._validation(x_valid, y_valid)
         result = self._differentiate(steps, validation)
-        if not all_finite(result.gradient.values()):
+        if self.ranks.any(not all_finite(result.gradient.values())):
             raise NumericError(
                 "the teacher's gradient is not finite; nothing was changed: lower the "
                 "student's learning rate, or shorten the window"
@@ -475,12 +515,46 @@ class Coach:
     def _weigh(self, step: Step) -> None:
         """Record the weights and the loss of a step as the teacher gives them now."""
         step.weights = self.objective.weights(self.omega, step.snapshot).detach()
-        step.value = self.objective.value(self.omega, step.snapshot).detach()
-        if not all_finite([step.weights, step.value]):
+        step.value = self.objective.value(self.omega, step.snapshot, step.weights).detach()
+        if self.ranks.count > 1:
+            self.last_totals = self._totals(step)
+        elif not all_finite([step.weights, step.value]):
             raise NumericError(
                 "the teacher's weights are not finite; nothing was changed: check the features' "
                 "scale or lower the teacher's learning rate"
             )
+
+    def _totals(self, step: Step) -> Totals:
+        """Of a batch spread over ranks. What is not finite on one is known to all."""
+        losses, weights = step.snapshot.losses.double(), step.weights.double()
+        bad = (~torch.isfinite(losses)).sum()
+        own = [len(losses), bad, losses.sum(), step.value, weights.sum(), weights.square().sum()]
+        count, bad, total, value, mass, squares = self.ranks.table(*own).sum(0)
+        if bad > 0:
+            raise NumericError(_bad_losses(step.snapshot, int(bad), int(count)))
+        if not all_finite([value, mass, squares]):
+            raise NumericError(
+                "the teacher's weights are not finite; nothing was changed: check the features' "
+                "scale or lower the teacher's learning rate"
+            )
+        effective = mass.square() / (count * squares)
+        return Totals(int(count), float(total / count), effective, float(value))
+
+    def _begin_together(self, labels: Tensor) -> None:
+        if len(labels) == 0:
+            raise DataError(
+                "this rank's part of the batch is empty: give every rank a sample in every step"
+            )
+        if not self._compared:
+            self.prove_equal("at the start")
+            self._compared = True
+
+    def prove_equal(self, where: str) -> None:
+        """Compare the bits of student and teacher over ranks. Raises NumericError."""
+        if self.ranks.count > 1:
+            modules = (self.student.module, self.teacher)
+            states = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in modules]
+            self.ranks.compare(digest(states), where)
 
     def _refuse_unfinished(self, labels: Tensor) -> None:
         if self._pending is not None:
@@ -497,6 +571,38 @@ class Coach:
     def _before_backward(self, scale: Tensor) -> None:
         with self._abandoning():
             self._audit.at_backward(scale, self._parameters())
+        if self.ranks.count > 1:
+            # When the last gradient has arrived, before backward() returns.
+            engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+            engine.queue_callback(weakly(self._after_backward))
+
+    @torch.no_grad()
+    def _after_backward(self) -> None:
+        """Sum the gradients over ranks, and bring running statistics together."""
+        if self._pending is None:
+            return
+        named, own, buffers = self._parameters(), len(self._pending.labels), self._pending.buffers
+        assert self.last_totals is not None
+        total = self.ranks.summed(
+            {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()},
+            "gradient",
+        )
+        # Passes on the ranks moved their buffers apart: the mean movement, by their samples.
+        moved = {
+            name: (leaf.double() - buffers[name].double()) * (own / self.last_totals.count)
+            for name, leaf in self.student.module.named_buffers()
+            if leaf.is_floating_point()
+        }
+        used = torch.tensor([float(p.grad is not None) for p in named.values()]).double()
+        extra = self.ranks.summed({**moved, "": used.to(self._pending.labels.device)}, "buffers")
+        reached = extra.pop("").tolist()
+        for (name, leaf), used_by in zip(named.items(), reached, strict=True):
+            if used_by > 0:
+                leaf.grad = total[name]
+                self._audit.at_accumulation(name, leaf)
+        for name, leaf in self.student.module.named_buffers():
+            if name in extra:
+                leaf.copy_(buffers[name].double() + extra[name])
 
     def _after_accumulate(self, name: str, leaf: Tensor) -> None:
         self._audit.at_accumulation(name, leaf)
@@ -539,13 +645,21 @@ class Coach:
         self._steps.append(step)
         self.last_weights = step.weights
         self._since_update += 1
-        self._effective = self._effective.to(step.weights) + effective_fraction(step.weights)
+        totals = self.last_totals
+        effective = effective_fraction(step.weights) if totals is None else totals.effective
+        self._effective = self._effective.to(step.weights) + effective.to(step.weights)
         seen = self.clock.step
-        mean = (self.clock.mean_loss * seen + float(step.snapshot.losses.mean())) / (seen + 1)
+        loss = float(step.snapshot.losses.mean()) if totals is None else totals.mean_loss
+        mean = (self.clock.mean_loss * seen + loss) / (seen + 1)
         self.clock = replace(self.clock, step=seen + 1, mean_loss=mean)
+        if self.clock.step % PERIOD == 0:
+            self.prove_equal(f"after step {self.clock.step}")
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a bit-exact resume needs besides the student and its optimizer."""
+        """All that a bit-exact resume needs besides the student and its optimizer.
+
+        `steps` are those of this rank; the rest is equal on all ranks.
+        """
         if self._pending is not None:
             raise ConfigError("save between optimizer.step() and the next coach.loss")
         return {
@@ -574,10 +688,12 @@ class Coach:
         self._pending = None
 
 
-def _bad_losses(snapshot: Snapshot) -> str:
+def _bad_losses(snapshot: Snapshot, total: int | None = None, count: int | None = None) -> str:
+    """The message; `total` of `count` on all ranks."""
     bad = (~torch.isfinite(snapshot.losses)).nonzero().flatten().tolist()
+    where = f"first at batch positions {bad[:5]}" if bad else "on another rank"
     return (
-        f"the loss of {len(bad)} of {len(snapshot.losses)} samples is not finite (first at "
-        f"batch positions {bad[:5]}); nothing was changed: lower the learning rate or check "
+        f"the loss of {len(bad) if total is None else total} of {count or len(snapshot.losses)} "
+        f"samples is not finite ({where}); nothing was changed: lower the learning rate or check "
         "these samples"
     )

@@ -45,5 +45,11 @@ class StorageError(DeepTeachError, OSError):
     exit_code = 5
 
 
+class RankError(DeepTeachError, RuntimeError):
+    """Another process of the same training died or does not answer."""
+
+    exit_code = 6
+
+
 class CollapseWarning(UserWarning):
     """The teacher's weights rest on almost no samples."""

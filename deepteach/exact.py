@@ -330,7 +330,8 @@ class Exact(AbstractAdjoint):
             # Some backward kernels (group norm) differ where the result is differentiated
             # again; this pass takes those of the training step.
             again = window.objective.linearised(theta, step, window.omega, first_order=True)
-            found = past.velocity(theta, again.gradient, step.hyper)
+            total = window.objective.ranks.summed(again.gradient, "replays")
+            found = past.velocity(theta, total, step.hyper)
         return State(theta, {"momentum_buffer": {**later.slots["momentum_buffer"], **found}})
 
     def _drift(self, theta: Params, window: Window) -> float | None:

@@ -21,6 +21,7 @@ from deepteach.l2t_loss import smooth_error
 from deepteach.methods import Method
 from deepteach.objective import VALIDATION_LOSSES as OBJECTIVE_LOSSES
 from deepteach.objective import ValidationLoss
+from deepteach.ranks import Ranks
 from deepteach.streams import stream
 from deepteach.student import Student
 from deepteach.tree import all_finite, clone
@@ -105,6 +106,7 @@ class Training:
         device: torch.device,
         through_weights: bool = False,
         validation_loss: str = "method",
+        ranks: Ranks | None = None,
     ) -> None:
         if schedule.batch_size > len(data.y_train):
             raise ConfigError(
@@ -140,6 +142,8 @@ class Training:
             ],
             total_steps=self.per_epoch * schedule.epochs,
         )
+        self.ranks = self.coach.objective.ranks = ranks or Ranks()
+        self._refuse_thin_batches()
         self.teacher_rates = _rates(self.coach.teacher_optimizer)
         self.follows_schedule = method.follows_schedule
         # Only a course that starts over needs the student as it was at first.
@@ -147,6 +151,18 @@ class Training:
         self.step, self.episode = 0, 0
         self.weights = torch.ones(len(self.y), device=device)
         self._clear_epoch()
+
+    def _refuse_thin_batches(self) -> None:
+        """Every rank needs a sample in every step, and two where batches have statistics."""
+        norms = nn.modules.batchnorm._BatchNorm
+        each = 2 if any(isinstance(m, norms) for m in self.module.modules()) else 1
+        parts = batches(len(self.y), self.schedule.batch_size, torch.Generator())
+        least = min(map(len, parts))
+        if self.ranks.count > 1 and least < each * self.ranks.count:
+            raise ConfigError(
+                f"the smallest batch of an epoch has {least} samples, but {self.ranks.count} ranks "
+                f"need {each} each: choose a batch_size that leaves more, or fewer processes"
+            )
 
     def _clear_epoch(self) -> None:
         self._losses, self._effective = 0.0, 0.0
@@ -214,7 +230,9 @@ class Training:
         trusted = self.trusted(self.step)
         self.coach.trust(trusted)  # a teacher may be taught before its step
         self.optimizer.zero_grad()
-        loss = self.coach.loss(self.augment(x, stream(self.seed, "augment", self.step)), y)
+        # Every rank draws for the whole batch, so that a sample's augmentation is the same on any.
+        x = self.augment(x, stream(self.seed, "augment", self.step))
+        loss = self.coach.loss(self.ranks.part(x), self.ranks.part(y))
         loss.backward()
         self.optimizer.step()
         self._note(rows, float(loss.detach()))
@@ -252,7 +270,7 @@ class Training:
         return self.x_valid[chosen], self.y_valid[chosen]
 
     def _note(self, rows: Tensor, loss: float) -> None:
-        weights = self.coach.last_weights
+        weights = self.ranks.whole(self.coach.last_weights, len(rows))
         own = (rows < len(self.y)).to(self.device)
         scaled = (weights * len(weights)).to(self.weights.dtype)
         self.weights[rows.to(self.device)[own]] = scaled[own]
@@ -285,13 +303,20 @@ class Training:
         no next one.
         """
         modules = {"student": self.module, "teacher": self.coach.teacher}
-        for owner, module in modules.items():
-            for name, leaf in module.state_dict().items():
-                if leaf.is_floating_point() and not all_finite([leaf]):
-                    raise NumericError(
-                        f"{name!r} of the {owner} is not finite after step {self.step}; it was "
-                        "not committed: lower the learning rate, or rescale the inputs"
-                    )
+        bad = next(
+            (
+                f"{name!r} of the {owner}"
+                for owner, module in modules.items()
+                for name, leaf in module.state_dict().items()
+                if leaf.is_floating_point() and not all_finite([leaf])
+            ),
+            None,
+        )
+        if self.ranks.any(bad is not None):
+            raise NumericError(
+                f"{bad or 'a tensor of another rank'} is not finite after step {self.step}; it "
+                "was not committed: lower the learning rate, or rescale the inputs"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues this run bit for bit, besides its settings."""

@@ -49,6 +49,7 @@ class L2TData(AbstractTeacher):
         ConfigError: no thresholds, or not rising ones in (0, 1].
     """
 
+    per_sample = False
     score: Tensor
     seen: Tensor
     kept: Tensor

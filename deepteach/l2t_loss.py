@@ -37,6 +37,7 @@ class L2TLoss(AbstractTeacher):
     """
 
     shapes_loss = True
+    per_sample = False
     accuracy: Tensor
     precision: Tensor
 

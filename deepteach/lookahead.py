@@ -44,11 +44,14 @@ class Lookahead(AbstractAdjoint):
             state = State(theta, {slot: zeros_like(theta) for slot in rule.slot_names})
             hyper = {name: Hyper(lr=h.lr) for name, h in step.hyper.items()}
         graph = window.objective.linearised(theta, step, window.omega, first_order=True)
+        ranks = window.objective.ranks
+        graph.gradient = ranks.summed(graph.gradient, "replays")
         later = rule.step(state, graph.gradient, hyper)
         d_theta = validation.gradient(later.theta)
         cotangent = State(d_theta, {slot: zeros_like(d_theta) for slot in rule.slot_names})
         along = rule.pull(state, graph.gradient, hyper, cotangent).gradient
-        return MetaGradient(self.teacher_part(theta, step, window, along), None)
+        part = self.teacher_part(theta, step, window, along)
+        return MetaGradient(ranks.summed(part, "teacher"), None)
 
 
 class FirstOrder(AbstractAdjoint):
@@ -92,4 +95,5 @@ class FirstOrder(AbstractAdjoint):
                 return gradients(objective.value(omega, snapshot, weights), omega)
 
         high, low = teacher_gradient(eps), teacher_gradient(-eps)
-        return MetaGradient(tree_map(lambda a, b: (b - a) / (2 * eps), high, low), None)
+        found = tree_map(lambda a, b: (b - a) / (2 * eps), high, low)
+        return MetaGradient(objective.ranks.summed(found, "teacher"), None)

@@ -143,6 +143,7 @@ class MentorNet(AbstractTeacher):
     """
 
     normalised = False
+    per_sample = False
     held: Tensor
     ahead: Tensor
     step: Tensor

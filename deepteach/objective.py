@@ -20,6 +20,7 @@ from torch.func import functional_call
 from deepteach.errors import ConfigError, NumericError
 from deepteach.features import Clock, Snapshot
 from deepteach.generators import States, replayed
+from deepteach.ranks import Ranks
 from deepteach.rules import Hyper, State
 from deepteach.student import Inputs, Outputs, Student
 from deepteach.teacher import AbstractTeacher
@@ -90,6 +91,9 @@ class Objective:
     derivative is taken ("deeper interactions"); without it the features are constants.
     Where neither that holds nor the teacher shapes the loss itself, L is linear in the
     weights given the features, which the derivatives below exploit.
+
+    On several ranks a batch is spread over them. The normaliser is that of the whole batch;
+    values and gradients are this rank's part, and L and its gradient the sums of the parts.
     """
 
     student: Student
@@ -98,6 +102,7 @@ class Objective:
     through_weights: bool
     forward_mode: bool = True
     examined: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
 
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """`(batch,)` losses; refuses a loss that already averages."""
@@ -125,9 +130,13 @@ class Objective:
     def weights(self, omega: Params, snapshot: Snapshot) -> Tensor:
         """u(omega) of a batch, `(batch,)`; features detached unless `through`."""
         if self.teacher.shapes_loss:
-            return torch.full_like(snapshot.losses, 1 / len(snapshot.losses))
+            return torch.full_like(snapshot.losses, 1 / self.ranks.size(len(snapshot.losses)))
         seen = snapshot if self.through else snapshot.detach()
         log_weights = functional_call(self.teacher, omega, (seen,))
+        if self.ranks.count > 1:
+            shares, count = self.ranks.shares(log_weights)
+            raw = shares if self.teacher.normalised else log_weights.exp() / count
+            return raw.to(seen.losses.dtype)
         if self.teacher.normalised:
             return normalise(log_weights).to(seen.losses.dtype)
         return (log_weights.exp() / len(log_weights)).to(seen.losses.dtype)
@@ -135,7 +144,10 @@ class Objective:
     def value(self, omega: Params, snapshot: Snapshot, weights: Tensor | None = None) -> Tensor:
         """L without lambda R, a scalar; `weights` are those of `snapshot` if known already."""
         if self.teacher.shapes_loss:
-            return functional_call(self.teacher, omega, (snapshot,)).mean()
+            shaped = functional_call(self.teacher, omega, (snapshot,))
+            if self.ranks.count > 1:
+                return shaped.sum() / self.ranks.size(len(shaped))
+            return shaped.mean()
         return (self.weights(omega, snapshot) if weights is None else weights) @ snapshot.losses
 
     def replay(self, theta: Params, step: Step) -> Snapshot:
@@ -223,6 +235,7 @@ class Validation:
     """M on one trusted batch: its gradient at any theta, and what the pass showed.
 
     The module runs in the mode that it is in, on cloned buffers; random draws are undone.
+    Every rank computes all of it, with the same draws: that moves nothing.
     """
 
     def __init__(
@@ -238,6 +251,7 @@ class Validation:
         student = self._objective.student
         theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
         with torch.enable_grad(), replayed(None):
+            self._objective.ranks.same_draws()
             outputs = student.functional(theta, student.buffers(), self._inputs)
             value = self._scalar(outputs.logits, self._labels)
             gradient = gradients(value, theta)
@@ -255,7 +269,8 @@ class Validation:
         return value
 
     def _check_finite(self, gradient: Params) -> None:
-        if not math.isfinite(self.loss) or not all_finite(gradient.values()):
+        sound = math.isfinite(self.loss) and all_finite(gradient.values())
+        if self._objective.ranks.any(not sound):
             raise NumericError(
                 "the validation loss or its gradient is not finite; nothing was changed: "
                 "check the trusted samples, or lower the student's learning rate"

@@ -54,7 +54,7 @@ def _contents(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name != ".lock" and not name.startswith(".tmp-")]
 
 
-def open_folder(folder: Path, config: Config, device: torch.device) -> None:
+def open_folder(folder: Path, config: Config, device: torch.device, processes: int = 1) -> None:
     """Write what is known before training. Raises StorageError where that cannot be done."""
     probe_writable(folder)
     write_atomic(folder / "config.yaml", dump(config).encode())
@@ -64,6 +64,7 @@ def open_folder(folder: Path, config: Config, device: torch.device) -> None:
         "platform": platform.platform(),
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
     write_atomic(folder / "environment.json", _json(environment))

@@ -30,6 +30,10 @@ class AbstractTeacher(nn.Module):
     shapes_loss: bool = False
     """`forward` returns the `(batch,)` losses themselves, to be averaged, not log weights."""
 
+    per_sample: bool = True
+    """What `forward` says of a sample does not depend on the others of its batch, which may
+    be on other ranks."""
+
     def forward(self, snapshot: Snapshot) -> Tensor:
         raise NotImplementedError
 

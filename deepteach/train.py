@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.augment import Augment, identity
-from deepteach.checkpoint import RunLock, Store
+from deepteach.checkpoint import RunLock, Store, from_bytes, to_bytes
 from deepteach.checks import as_array
 from deepteach.coach import Coach
-from deepteach.config import Config, make
+from deepteach.config import RUNTIME_KEYS, Config, make
 from deepteach.data import Data, from_arrays
 from deepteach.errors import CheckpointError, ConfigError
 from deepteach.evaluate import Trust, accuracy, noise_auroc, trust
@@ -28,8 +28,10 @@ from deepteach.fit import EpochEnd, Schedule, Training, steps_per_epoch
 from deepteach.generators import generator_states, set_generator_states
 from deepteach.interrupts import Interrupted, Interrupts, interrupts
 from deepteach.progress import Silent, Watcher
+from deepteach.ranks import Ranks, joined, refuse_other
 from deepteach.recording import claim, open_folder, versions, write_metrics, write_results
 from deepteach.resolve import resolve_device, resolve_method, resolve_student
+from deepteach.streams import stream
 from deepteach.student import Student
 from deepteach.teacher import AbstractTeacher
 
@@ -129,19 +131,27 @@ def run(
     resume: bool = False,
     watch: Watch | None = None,
 ) -> Result:
-    """One run and those beside it. `config.out` None writes nothing."""
+    """One run and those beside it. `config.out` None writes nothing.
+
+    Started by torchrun, or under a process group of the caller's, all its processes train
+    together; rank 0 writes.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     watch = watch or (lambda name, epochs, steps: nullcontext(Silent()))
     module, internal = resolve_student(config, data, module)
     device = resolve_device(config.device)
-    folder = None if config.out is None else Path(config.out)
-    if folder is not None:
-        claim(folder, config, resume)
-    lock = nullcontext() if folder is None else RunLock(folder)
-    with lock, interrupts() as signals:
+    with ExitStack() as stack:
+        ranks = stack.enter_context(joined(device))
+        # A folder named by the time of day has another name on every rank.
+        config = config.model_copy(update={"out": ranks.told(config.out)})
+        settings = config.model_dump_json(exclude=set(RUNTIME_KEYS))
+        parts = (data.x_train, data.y_train, data.x_valid, data.y_valid, data.x_test, data.y_test)
+        refuse_other(ranks, settings, parts)
+        folder = None if config.out is None else Path(config.out)
         if folder is not None:
-            claim(folder, config, resume)  # again: another run may have come and gone since
+            ranks.lead(lambda: _enter(stack, folder, config, resume))
+        signals = stack.enter_context(interrupts(relays=ranks.count > 1))
         fresh = copy.deepcopy(module)
         others: dict[str, _Run] = {}
         names = ["uniform"] if config.baseline and config.method != "uniform" else []
@@ -157,10 +167,14 @@ def run(
                 None,
                 None if out is None else Path(out),
                 signals,
+                ranks,
                 leads=False,
             )
         # All are made before any is trained: a setting that one cannot do is told at once.
-        main = _Run(config, data, module.to(device), internal, teacher, folder, signals, leads=True)
+        main = _Run(
+            *(config, data, module.to(device), internal, teacher, folder, signals, ranks),
+            leads=True,
+        )
         main.go(watch, resume)
         beside: dict[str, dict[str, Any]] = {}
         for name, other in others.items():
@@ -168,6 +182,12 @@ def run(
             beside[name] = other.finish({})
         summary = main.finish(beside)
     return Result(module, main.coach, config, summary, main.metrics, main.trust, folder, beside)
+
+
+def _enter(stack: ExitStack, folder: Path, config: Config, resume: bool) -> None:
+    claim(folder, config, resume)
+    stack.enter_context(RunLock(folder))
+    claim(folder, config, resume)  # again: another run may have come and gone since
 
 
 class _Run:
@@ -182,12 +202,14 @@ class _Run:
         teacher: AbstractTeacher | None,
         folder: Path | None,
         signals: Interrupts,
+        ranks: Ranks,
         *,
         leads: bool,
     ) -> None:
         """A run that `leads` takes its interval and window from the settings first; one beside
         it, where its method has no own."""
         self.config, self.data, self.folder, self.signals = config, data, folder, signals
+        self.ranks = ranks
         self.device = next(module.parameters()).device
         self.wrong = None if data.y_clean is None else data.y_clean != data.y_train
         torch.manual_seed(config.seed)
@@ -222,6 +244,7 @@ class _Run:
             device=self.device,
             through_weights=config.through_weights,
             validation_loss=config.validation_loss,
+            ranks=ranks,
         )
         self.coach = self.training.coach
         self.metrics: list[dict[str, Any]] = []
@@ -231,30 +254,30 @@ class _Run:
     def go(self, watch: Watch, resume: bool) -> None:
         """Train to the end, from the newest verified checkpoint where there is one."""
         store = None if self.folder is None else Store(self.folder / "checkpoints")
-        training, config = self.training, self.config
-        torch.manual_seed(config.seed)
+        training, config, ranks = self.training, self.config, self.ranks
+        self._seed()
         with watch(config.method, config.epochs, training.total) as watcher:
             if self.folder is not None:
-                open_folder(self.folder, config, self.device)
+                folder = self.folder
+                ranks.lead(lambda: open_folder(folder, config, self.device, ranks.count))
             if store is not None and resume:
                 self._restore(store, watcher)
             started = time.monotonic() - self.seconds
             for end in training.epoch_steps():
                 self.seconds = time.monotonic() - started
                 watcher.step(training.step)
-                if end is not None or self.signals.received:
+                stopped = self._stopped()
+                if end is not None or stopped:
                     training.refuse_non_finite()
                 if end is not None and not end.rehearsal:
                     line = self._line(end)
                     self.metrics.append(line)
                     self.history.append(end.weights.half())
                     watcher.epoch(line)
-                    if self.folder is not None:
-                        write_metrics(self.folder, self.metrics)
-                if store is not None and (end is not None or self.signals.received):
-                    store.commit(training.step, self._state(), meta=self._meta())
-                if self.signals.received:
-                    raise Interrupted(self.signals.received)
+                if end is not None or stopped:
+                    self._commit(store, end)
+                if stopped:
+                    raise Interrupted(stopped)
             data = self.data
             last = trust(self.coach, data.x_train, data.y_train, data.x_valid, data.y_valid)
             # A student that has memorised a wrong label makes it look right in the end, so
@@ -262,19 +285,50 @@ class _Run:
             mean = torch.stack(self.history).float().mean(0)
             self.trust = replace(last, weight=mean / mean.mean().clamp(min=1e-30))
 
+    def _seed(self) -> None:
+        """Seed the global generators, from which dropout draws: each rank has a stream."""
+        seed, rank = self.config.seed, self.ranks.rank
+        torch.manual_seed(seed if rank == 0 else stream(seed, "rank", rank).initial_seed())
+
+    def _stopped(self) -> int | None:
+        """The number of the signal that ends this step on all ranks, if one has come."""
+        if self.ranks.count == 1:
+            return self.signals.received
+        # The next step's exchange carries it to the others.
+        self.ranks.signal = self.signals.received or 0
+        return self.ranks.signalled or None
+
+    def _commit(self, store: Store | None, end: EpochEnd | None) -> None:
+        """Write the metrics after an epoch, and a checkpoint."""
+        step = self.training.step
+        self.coach.prove_equal(f"at the commit of step {step}")
+        if store is None or self.folder is None:
+            return
+        folder, state = self.folder, self._state()
+
+        def write() -> None:
+            if end is not None and not end.rehearsal:
+                write_metrics(folder, self.metrics)
+            store.commit(step, state, meta=self._meta())
+
+        self.ranks.lead(write)
+
     def finish(self, beside: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """The summary; written, with the samples' weights, where there is a folder."""
         summary = self._summary(beside)
         if self.folder is not None:
             modules = {"student": self.training.module, "teacher": self.coach.teacher}
-            write_results(self.folder, self.data, self.trust, self.history, modules, summary)
+            folder = self.folder
+            self.ranks.lead(
+                lambda: write_results(folder, self.data, self.trust, self.history, modules, summary)
+            )
         return summary
 
     def _line(self, end: EpochEnd) -> dict[str, Any]:
-        data, module = self.data, self.training.module
+        data = self.data
         tested = None
         if data.x_test is not None and data.y_test is not None:
-            tested = accuracy(module, data.x_test, data.y_test)
+            tested = self._accuracy(data.x_test, data.y_test)
         return {
             "epoch": end.epoch,
             "step": end.step,
@@ -282,7 +336,7 @@ class _Run:
             "lr": self.training.optimizer.param_groups[0]["lr"],
             "train_loss": end.train_loss,
             "valid_loss": end.valid_loss,
-            "valid_accuracy": accuracy(module, data.x_valid, data.y_valid),
+            "valid_accuracy": self._accuracy(data.x_valid, data.y_valid),
             "test_accuracy": tested,
             "effective_sample_size": end.effective_sample_size,
             "updates": end.updates,
@@ -319,35 +373,72 @@ class _Run:
             "baseline": plain,
         }
 
+    def _accuracy(self, inputs: Tensor, labels: Tensor) -> float:
+        """Each rank sees its part of the samples."""
+        ranks, own = self.ranks, self.ranks.part(labels)
+        if ranks.count == 1:
+            return accuracy(self.training.module, inputs, labels)
+        share = accuracy(self.training.module, ranks.part(inputs), own) if len(own) else 0.0
+        return float(ranks.table(round(share * len(own))).sum()) / len(labels)
+
     def _state(self) -> dict[str, Any]:
-        return {
+        state = {
             "training": self.training.state_dict(),
             "metrics": self.metrics,
             "history": torch.stack(self.history) if self.history else None,
             "generators": generator_states(self.device),
         }
+        if self.ranks.count > 1:
+            # Recorded steps are of the rank's own samples; the states they keep are not.
+            steps = [{**step, "state": None} for step in state["training"]["coach"]["steps"]]
+            own = {"steps": steps, "generators": state["generators"]}
+            state["others"] = [from_bytes(raw) for raw in self.ranks.collected(to_bytes(own))[1:]]
+        return state
 
     def _meta(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "threads": torch.get_num_threads(), **versions()}
+        here = {"threads": torch.get_num_threads(), "processes": self.ranks.count}
+        return {"seconds": self.seconds, **here, **versions()}
+
+    def _own(self, tree: dict[str, Any], processes: int) -> None:
+        """Put this rank's share of a checkpoint in the place of rank 0's."""
+        coach = tree["training"]["coach"]
+        if processes != self.ranks.count:
+            # Batches are spread differently now: the window begins anew.
+            coach["steps"] = []
+            if not self.ranks.first:
+                del tree["generators"]
+        elif not self.ranks.first:
+            own = tree["others"][self.ranks.rank - 1]
+            pairs = zip(own["steps"], coach["steps"], strict=True)
+            coach["steps"] = [{**step, "state": first["state"]} for step, first in pairs]
+            tree["generators"] = own["generators"]
 
     def _restore(self, store: Store, watcher: Watcher) -> None:
         found = store.newest()
+        step = -1 if found is None else found.step
+        if self.ranks.told(step) != step:
+            raise CheckpointError(
+                f"rank {self.ranks.rank} finds another newest checkpoint in {store.folder} than "
+                "rank 0: give all ranks one shared folder"
+            )
         if found is None:
             watcher.say("no checkpoint yet: training starts at step 0")
             return
         for skipped in found.skipped:
             watcher.say(f"damaged checkpoint passed over: {skipped}")
-        here = {"threads": torch.get_num_threads(), **versions()}
-        changed = [key for key, value in here.items() if found.meta.get(key) != value]
+        saved, here = {"processes": 1, **found.meta}, self._meta()
+        changed = [key for key in here if key != "seconds" and saved.get(key) != here[key]]
         if changed:
             watcher.say(f"not bit-reproducible: {', '.join(changed)} changed since the checkpoint")
         tree = found.tree
         try:
+            self._own(tree, saved["processes"])
             self.training.load_state_dict(tree["training"])
             self.metrics = tree["metrics"]
             self.history = [] if tree["history"] is None else list(tree["history"])
             self.seconds = float(found.meta["seconds"])
-            set_generator_states(tree["generators"])
+            if "generators" in tree or self.ranks.count == 1:
+                set_generator_states(tree["generators"])
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
             writer = found.meta.get("deepteach", "another version")
             raise CheckpointError(
@@ -356,7 +447,8 @@ class _Run:
                 "go on with that one and the same student, or choose another --out"
             ) from error
         if self.folder is not None:
-            write_metrics(self.folder, self.metrics)
+            folder = self.folder
+            self.ranks.lead(lambda: write_metrics(folder, self.metrics))
         watcher.say(f"resumed at step {found.step} of {self.training.total}")
 
 

@@ -1,20 +1,40 @@
-"""The table of docs/performance.md from results/bench.csv.
+"""The tables of the documents, from the committed results.
 
-deepteach bench --student resnet32 --batch_size 32 --repeats 5 --out results/bench.csv
-python experiments/bench_table.py
+    python experiments/fill_docs.py
+
+Each is written between its two markers, `<!-- NAME: start -->` and `<!-- NAME: end -->`.
 """
 
 from __future__ import annotations
 
 import csv
+import statistics
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-START, END = "<!-- bench: start -->", "<!-- bench: end -->"
+Rows = list[dict[str, str]]
+
+NOISES = {"flip-0.4": "flip 40 %", "uniform-0.6": "uniform 60 %", "clean": "clean labels"}
 
 
-def table(path: Path) -> str:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def read(path: str) -> Rows:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(header: str, lines: Iterable[list[str]]) -> str:
+    names = header.split(" | ")
+    rule = "|".join("---" for _ in names)
+    rows = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([f"| {header} |", f"|{rule}|", *rows])
+
+
+def number(text: str, digits: int) -> str:
+    return f"{float(text):.{digits}f}" if text and float(text) else ""
+
+
+def bench() -> str:
+    rows = read("results/bench.csv")
     first = rows[0]
     said = (
         f"{first['student']}, batch {first['batch']}, K = {first['interval']}, "
@@ -22,28 +42,92 @@ def table(path: Path) -> str:
         f"step takes {float(first['plain_seconds']) * 1e3:.0f} ms."
     )
     lines = [
-        said,
-        "",
-        "| row | B | x plain training | range | update, in steps | peak MiB | above start |",
-        "|---|---|---|---|---|---|---|",
+        [
+            row["row"],
+            row["optimizer"],
+            row["window"] if row["window"] != "0" else "",
+            number(row["ratio"], 3),
+            f"{number(row['low'], 3)} to {number(row['high'], 3)}",
+            number(row["units"], 2),
+            number(row["peak_mib"], 0),
+            number(row["extra_mib"], 0),
+        ]
+        for row in rows
     ]
-    for row in rows:
-        units = f"{float(row['units']):.2f}" if float(row["units"]) else ""
-        window = row["window"] if row["window"] != "0" else ""
-        spread = f"{float(row['low']):.3f}-{float(row['high']):.3f}"
-        memory = [f"{float(row[key]):.0f}" if row[key] else "" for key in ("peak_mib", "extra_mib")]
-        cells = [row["row"], window, f"{float(row['ratio']):.3f}", spread, units, *memory]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    header = "row | optimizer | B | x plain | range | update, in steps | peak MiB | above start"
+    return f"{said}\n\n{table(header, lines)}"
+
+
+def precision() -> str:
+    rows = read("results/precision.csv")
+    lines = []
+    for name in dict.fromkeys(row["precision"] for row in rows):
+        cells = [name]
+        for window in ("2", "5"):
+            found = [r["cosine"] for r in rows if (r["precision"], r["window"]) == (name, window)]
+            known = [float(value) for value in found if value != "refused"]
+            middle = statistics.median(known) if known else 0.0
+            cells += [f"{middle:.6f}", f"{min(known):.6f}"] if known else ["refused", ""]
+        lines.append(cells)
+    header = "precision | B = 2: median | worst | B = 5: median | worst"
+    return table(header, [cells for cells in lines if cells[0] != "float64"])
+
+
+def costs() -> str:
+    rows = read("results/costs.csv")
+    lines = [
+        [
+            f"`{row['method']}`",
+            number(row["ratio"], 2),
+            f"{number(row['low'], 2)} to {number(row['high'], 2)}",
+            row["trainings"],
+            number(row["whole"], 1),
+        ]
+        for row in rows
+    ]
+    return table("method | a step | range | trainings | in all", lines)
+
+
+def methods() -> str:
+    rows = read("results/methods.csv")
+    parts = []
+    for noise, name in NOISES.items():
+        lines = []
+        for method in dict.fromkeys(row["method"] for row in rows):
+            own = [r for r in rows if (r["noise"], r["method"]) == (noise, method)]
+            if not own:
+                continue
+            errors = [spread(own, f"error_{kind}") for kind in ("last", "selected", "best")]
+            lines.append([f"`{method}`", *errors, spread(own, "auroc", 3), str(len(own))])
+        header = "method | error, last | selected | best | AUROC | runs"
+        parts.append(f"**{name}**\n\n{table(header, lines)}")
+    return "\n\n".join(parts)
+
+
+def spread(rows: Rows, key: str, digits: int = 1) -> str:
+    values = [float(row[key]) for row in rows if row[key]]
+    if not values:
+        return "-"
+    middle = f"{statistics.mean(values):.{digits}f}"
+    return f"{middle} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else middle
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "bench": ("docs/performance.md", bench),
+    "precision": ("docs/performance.md", precision),
+    "costs": ("docs/methods.md", costs),
+    "methods": ("docs/methods.md", methods),
+}
 
 
 def main() -> None:
-    page = Path("docs/performance.md")
-    text = page.read_text()
-    head, rest = text.split(START)
-    _, tail = rest.split(END)
-    body = table(Path("results/bench.csv"))
-    page.write_text(f"{head}{START}\n{body}\n{END}{tail}")
+    for name, (page, body) in TABLES.items():
+        path = Path(page)
+        text = path.read_text(encoding="utf-8")
+        start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+        head, rest = text.split(start)
+        _, tail = rest.split(end)
+        path.write_text(f"{head}{start}\n{body()}\n{end}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":

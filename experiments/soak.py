@@ -44,6 +44,7 @@ from soak_bench import (
     timeless,
 )
 from soak_poison import POISONED, SITES, VALUES, finite, poison
+from soak_ranks import dead_ranks, rank_nonfinite, rank_signals
 
 import deepteach
 from deepteach import checkpoint
@@ -196,7 +197,7 @@ def signals(bench: Bench, tally: Tally) -> None:
                 if max(steps) > 1:
                     tally.failures.append(f"{what}: {max(steps)} steps lost")
         bench.resume(out, tally, what)
-    latencies.sort()
+    latencies = sorted(latencies) or [0.0]
     tally.notes |= {
         "steps lost at most": lost,
         "seconds to the exit p95": f"{latencies[int(0.95 * (len(latencies) - 1))]:.2f}",
@@ -307,6 +308,9 @@ CAMPAIGNS: dict[str, tuple[int, Callable[[Bench, Tally], None], str]] = {
     "truncations": (200, lambda bench, tally: damage(bench, tally, cut), "files cut short"),
     "fallbacks": (12, fallbacks, "damaged checkpoints met by --resume"),
     "nonfinite": (len(SITES) * len(VALUES), nonfinite, "NaN, inf and -inf at each site"),
+    "ranknonfinite": (2 * len(SITES) * len(VALUES), rank_nonfinite, "the same, on one rank of two"),
+    "ranksignals": (20, rank_signals, "SIGTERMs and SIGINTs to one rank of two"),
+    "deadranks": (20, dead_ranks, "one rank of two killed, or frozen"),
 }
 
 

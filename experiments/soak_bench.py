@@ -168,7 +168,11 @@ class Bench:
         return Child(process.pid, log, None)
 
     def start(
-        self, out: Path, fresh: bool | None = None, prepare: Callable[[], None] = lambda: None
+        self,
+        out: Path,
+        fresh: bool | None = None,
+        prepare: Callable[[], None] = lambda: None,
+        log: Path | None = None,
     ) -> Child:
         """The same command, forked, unless it is time for a fresh interpreter."""
         self.attempts += 1
@@ -176,7 +180,7 @@ class Bench:
             fresh = self.fresh > 0 and self.attempts % self.fresh == 0
         if fresh:
             return self.spawn(out, hash_seed=self.random.randrange(1, 2**32))
-        log, taken = Path(f"{out}.log"), Counter()
+        log, taken = log or Path(f"{out}.log"), Counter()
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
@@ -211,11 +215,13 @@ class Bench:
         finally:
             os._exit(code)
 
-    def compare(self, out: Path, tally: Tally, what: str) -> None:
+    def compare(
+        self, out: Path, tally: Tally, what: str, straight: dict[str, str] | None = None
+    ) -> None:
         """The finished run must be the undisturbed one, bit for bit."""
-        found = fingerprint(out)
-        names = self.straight.keys() | found.keys()
-        differing = sorted(n for n in names if self.straight.get(n) != found.get(n))
+        found, straight = fingerprint(out), straight or self.straight
+        names = straight.keys() | found.keys()
+        differing = sorted(n for n in names if straight.get(n) != found.get(n))
         if differing:
             tally.failures.append(f"{what}: differs in {', '.join(differing)}")
         shutil.rmtree(out)

@@ -27,7 +27,7 @@ def poison(site: str, value: float, verdict: Counter) -> None:
     """Spoil one quantity from step POISONED on; tell whether the failing step changed anything.
 
     `verdict` 0 becomes 1 where student, optimizer and teacher are bit for bit what they were
-    before the spoilt quantity was computed, -1 where not.
+    before the spoilt quantity was computed, -1 where not. A site of none only watches.
     """
     state: dict[str, Any] = {}
 
@@ -90,7 +90,10 @@ def poison(site: str, value: float, verdict: Counter) -> None:
     Objective: Any = objective.Objective
     Validation: Any = objective.Validation
     if site == "data":
-        Training.samples = spoilt(Training.samples, lambda pair: (first(pair[0]), pair[1]))
+        # The first and the last sample: one of them is in the part of any rank.
+        Training.samples = spoilt(
+            Training.samples, lambda pair: (first(first(pair[0]).flip(0)).flip(0), pair[1])
+        )
     elif site == "loss":
         Objective.sample_losses = spoilt(Objective.sample_losses, first)
     elif site == "weights":

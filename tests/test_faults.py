@@ -60,6 +60,9 @@ SHORT = {
     "truncations": 5,
     "fallbacks": 2,
     "nonfinite": 7,
+    "ranknonfinite": 2,
+    "ranksignals": 1,
+    "deadranks": 1,
 }
 
 
