@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deepteach import quality
 from deepteach.augment import Augment, identity
 from deepteach.checkpoint import RunLock, Store, from_bytes, to_bytes
 from deepteach.checks import as_array
@@ -34,6 +35,9 @@ from deepteach.resolve import resolve_device, resolve_method, resolve_student
 from deepteach.streams import stream
 from deepteach.student import Student
 from deepteach.teacher import AbstractTeacher
+
+MEASURED_STEPS = 500
+"""Length from which on a run measures its own meta-gradients."""
 
 WANTED_UPDATES = 200
 """Teacher updates that a run should have; the paper's K = 20 where it is long enough."""
@@ -250,6 +254,7 @@ class _Run:
         self.metrics: list[dict[str, Any]] = []
         self.history: list[Tensor] = []
         self.seconds = 0.0
+        self.quality: dict[str, dict[str, Any]] = {}
 
     def go(self, watch: Watch, resume: bool) -> None:
         """Train to the end, from the newest verified checkpoint where there is one."""
@@ -262,6 +267,8 @@ class _Run:
                 ranks.lead(lambda: open_folder(folder, config, self.device, ranks.count))
             if store is not None and resume:
                 self._restore(store, watcher)
+            if "start" not in self.quality:
+                self._measure("start", watcher)
             started = time.monotonic() - self.seconds
             for end in training.epoch_steps():
                 self.seconds = time.monotonic() - started
@@ -278,12 +285,31 @@ class _Run:
                     self._commit(store, end)
                 if stopped:
                     raise Interrupted(stopped)
+            self._measure("end", watcher)
             data = self.data
             last = trust(self.coach, data.x_train, data.y_train, data.x_valid, data.y_valid)
             # A student that has memorised a wrong label makes it look right in the end, so
             # samples are ranked by their mean weight over the epochs.
             mean = torch.stack(self.history).float().mean(0)
             self.trust = replace(last, weight=mean / mean.mean().clamp(min=1e-30))
+
+    def _measure(self, when: str, watcher: Watcher) -> None:
+        """Note how good the window's meta-gradient is and what an update costs.
+
+        By one process, and in runs that are long against the hundred steps that it takes.
+        """
+        if self.training.total < MEASURED_STEPS or self.ranks.count > 1:
+            return
+        found = quality.of(self.training)
+        if found is None:
+            return
+        self.quality[when] = asdict(found)
+        interval = self.training.schedule.interval
+        if when == "start":
+            watcher.say(
+                f"{self.config.method}: a teacher update costs {found.update_steps:.1f} training "
+                f"steps; every {interval} steps, teaching takes {found.overhead(interval):+.0%}"
+            )
 
     def _seed(self) -> None:
         """Seed the global generators, from which dropout draws: each rank has a stream."""
@@ -369,6 +395,7 @@ class _Run:
             "valid_accuracy_best": metrics[best]["valid_accuracy"],
             "valid_accuracy_last": metrics[-1]["valid_accuracy"],
             "noise_auroc": noise_auroc(self.trust.weight, self.wrong),
+            "gradient_quality": self.quality or None,
             "teacher_parameters": sum(p.numel() for p in self.coach.teacher.parameters()),
             "baseline": plain,
         }
@@ -397,7 +424,7 @@ class _Run:
 
     def _meta(self) -> dict[str, Any]:
         here = {"threads": torch.get_num_threads(), "processes": self.ranks.count}
-        return {"seconds": self.seconds, **here, **versions()}
+        return {"seconds": self.seconds, "quality": self.quality, **here, **versions()}
 
     def _own(self, tree: dict[str, Any], processes: int) -> None:
         """Put this rank's share of a checkpoint in the place of rank 0's."""
@@ -437,6 +464,7 @@ class _Run:
             self.metrics = tree["metrics"]
             self.history = [] if tree["history"] is None else list(tree["history"])
             self.seconds = float(found.meta["seconds"])
+            self.quality = found.meta.get("quality", {})
             if "generators" in tree or self.ranks.count == 1:
                 set_generator_states(tree["generators"])
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
