@@ -71,6 +71,8 @@ class Shuffled(AbstractTeacher):
     would have learned, and only which sample gets which weight is lost.
     """
 
+    per_sample = False
+
     def __init__(self, teacher: AbstractTeacher, seed: int) -> None:
         super().__init__()
         self.teacher, self.seed = teacher, seed
@@ -131,6 +133,8 @@ def _norm(tensors: list[Tensor]) -> Tensor:
 
 class Given(AbstractTeacher):
     """Weights that `Frozen` hands over before each step; elsewhere all samples weigh alike."""
+
+    per_sample = False
 
     def __init__(self) -> None:
         super().__init__()

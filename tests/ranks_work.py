@@ -25,6 +25,7 @@ from toy import Probe, dropout, noisy, settings
 
 import deepteach as dt
 from deepteach import ranks as ranks_module
+from deepteach.controls import Given, Shuffled
 from deepteach.interrupts import Interrupted
 from deepteach.ranks import Ranks, here
 from deepteach.train import run as train_run
@@ -226,6 +227,8 @@ def refused() -> dict[str, str]:
         dt.MentorNet(),
         dt.L2TLoss(3),
         dt.L2TData(3),
+        Given(),
+        Shuffled(dt.Teacher([dt.Loss()]), seed=0),
     ]
     found = {type(kind).__name__: raised(lambda k=kind: run.coach(teacher=k)) for kind in kinds}
     x, y = run.batches[0]

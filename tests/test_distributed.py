@@ -188,7 +188,7 @@ def test_refusals(both: list[Answers]) -> None:
     for answers in both:
         found = dict(answers["refused"])
         assert found.pop("empty").startswith("DataError: this rank's part of the batch is empty")
-        assert len(found) == 5
+        assert len(found) == 7
         for kind, text in found.items():
             assert f"ConfigError: {kind} weighs a sample by the others" in text
             assert text.endswith("use one process")
