@@ -5,7 +5,7 @@
 
 with the weights and features frozen. g(theta) and l(theta) were found in training where the
 step was recorded with its state, so one gradient, or one forward pass, is all that is added.
-s |dv| = eps^(1/3): truncation grows with s and rounding with eps / s. (A step in proportion
+s |dv| = eps^(2/5): truncation grows with s and rounding with eps / s. (A step in proportion
 to |theta| is far too long for networks with batch normalisation, whose loss turns within a
 fraction of their norm.) Networks with kinks leave no step that is good enough to be crossed
 twice, so the window is limited to two steps, of which one needs H dv. LOG.md has the figures.
@@ -86,6 +86,6 @@ class Differenced(Linearised):
 def _ahead(theta: Params, along: Params) -> tuple[Params, float]:
     """(theta + s along, s)."""
     eps = max(torch.finfo(leaf.dtype).eps for leaf in theta.values())
-    size = eps ** (1 / 3) / max(norm(along), 1e-300)
+    size = eps ** (2 / 5) / max(norm(along), 1e-300)
     moved = {n: torch.add(leaf.detach(), along[n], alpha=size) for n, leaf in theta.items()}
     return moved, size
