@@ -388,7 +388,7 @@ def _check_movement(start: Params, end: Params, reached: Params, slack: float) -
             f"the recorded steps do not connect the student's states (off by {error:.1e} of a "
             f"movement of {movement:.1e}): something besides coach.loss and the optimizer "
             "changed the student, such as an added loss term or a parameter update outside "
-            "optimizer.step()"
+            "optimizer.step(); or, where steps are undone, rounding lost them: use adjoint=Stored()"
         )
 
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ class Plan:
     batch: int = 32
     repeats: int = 5
     interval: int = 20
-    windows: tuple[int, ...] = (1, 2, 5, 20)
+    windows: tuple[int, ...] = (1, 2, 20)
     threads: int = 1
     quick: bool = False
 
@@ -106,7 +106,7 @@ class Plan:
         found = [Entry(TAUGHT, 0), *(Entry(name, b) for b in self.windows for name in rows)]
         if self.quick:
             return [*found, Entry(PUBLISHED, 1)]
-        # The graph of 20 steps of a large student may not fit: measured up to 5.
+        # The graph of 20 steps of a large student may not fit: one of the three shows it.
         found = [e for e in found if e.row not in ("Unrolled", "torchopt") or e.window <= 5]
         found = [e for e in found if e.row != "finite differences" or e.window <= LONGEST_WINDOW]
         for name in OPTIMIZERS:
@@ -258,68 +258,62 @@ class Work:
             descend(copied)
 
 
-def measure(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[Row]:
-    """All rows of a plan; `say` is told what is being measured.
+def measure(
+    plan: Plan, say: Callable[[str], None] = lambda _: None, done: Sequence[Row] = ()
+) -> Iterator[Row]:
+    """The rows of a plan as they are found, but for those `done`; `say` is told what is next.
 
     Raises:
-        ConfigError: an unknown student, or one without a linear layer.
+        ConfigError: an unknown student, or one without a linear layer; `done` is of another plan.
     """
+    known = {Entry(row.row, row.window, row.optimizer): row for row in done}
+    shared = {"student", "batch", "interval", "repeats", "threads"}
+    for row in done:
+        if any(getattr(row, name) != getattr(plan, name) for name in shared):
+            raise ConfigError("the rows measured before are of other settings: use another --out")
     before = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
     try:
-        ratios, seconds = _times(plan, say)
+        for entry in [Entry(PLAIN, 0), *plan.entries()]:
+            if entry not in known:
+                taught = known.get(Entry(TAUGHT, 0, entry.optimizer))
+                known[entry] = _row(plan, entry, taught, say)
+                yield known[entry]
     finally:
         torch.set_num_threads(before)
-    rows = []
-    taught = {e.optimizer: statistics.median(r) for e, r in ratios.items() if e.row == TAUGHT}
-    for entry in [Entry(PLAIN, 0), *plan.entries()]:
-        say(f"memory: {entry}")
-        wanted = not plan.quick or entry.row in (PLAIN, "Reversed")
-        peak, extra = _memory(plan, entry) if wanted else (None, None)
-        own = ratios.get(entry, [1.0])
-        middle = statistics.median(own)
-        updates = entry.row in STRATEGIES or entry.row in PEERS
-        rows.append(
-            Row(
-                **entry._asdict(),
-                student=plan.student,
-                batch=plan.batch,
-                interval=plan.interval,
-                repeats=plan.repeats,
-                threads=plan.threads,
-                torch=torch.__version__,
-                ratio=middle,
-                low=min(own),
-                high=max(own),
-                units=(middle - taught[entry.optimizer]) * plan.interval if updates else 0.0,
-                plain_seconds=statistics.median(seconds[entry.optimizer]) / plan.interval,
-                peak_mib=peak,
-                extra_mib=extra,
-            )
-        )
-    return rows
 
 
-def _times(
-    plan: Plan, say: Callable[[str], None]
-) -> tuple[dict[Entry, list[float]], dict[str, list[float]]]:
-    """Ratios by entry, and the seconds of plain cycles: plain, entry, plain, next entry, ..."""
-    ratios: dict[Entry, list[float]] = {entry: [] for entry in plan.entries()}
-    plain, cycles = {}, {}
-    for entry in ratios:
-        say(f"warming up: {entry}")
-        if entry.optimizer not in plain:
-            plain[entry.optimizer] = Work(plan, entry.optimizer).cycle(PLAIN, 0)
-            plain[entry.optimizer]()
-        cycles[entry] = Work(plan, entry.optimizer).cycle(entry.row, entry.window)
-        cycles[entry]()
-    seconds: dict[str, list[float]] = {name: [] for name in plain}
-    for repeat in range(plan.repeats):
-        for entry, cycle in cycles.items():
-            say(f"round {repeat + 1} of {plan.repeats}: {entry}")
-            seconds[entry.optimizer].append(_seconds(plain[entry.optimizer]))
-            ratios[entry].append(_seconds(cycle) / seconds[entry.optimizer][-1])
-    return ratios, seconds
+def _row(plan: Plan, entry: Entry, taught: Row | None, say: Callable[[str], None]) -> Row:
+    """One entry and plain training in turn, then its memory."""
+    say(str(entry))
+    plain = Work(plan, entry.optimizer).cycle(PLAIN, 0)
+    own = Work(plan, entry.optimizer).cycle(entry.row, entry.window)
+    plain()
+    own()
+    seconds, ratios = [], []
+    for _ in range(plan.repeats):
+        seconds.append(_seconds(plain))
+        ratios.append(_seconds(own) / seconds[-1])
+    middle = statistics.median(ratios)
+    wanted = not plan.quick or entry.row in (PLAIN, "Reversed")
+    peak, extra = _memory(plan, entry) if wanted else (None, None)
+    updates = taught is not None and (entry.row in STRATEGIES or entry.row in PEERS)
+    return Row(
+        **entry._asdict(),
+        student=plan.student,
+        batch=plan.batch,
+        interval=plan.interval,
+        repeats=plan.repeats,
+        threads=plan.threads,
+        torch=torch.__version__,
+        ratio=middle,
+        low=min(ratios),
+        high=max(ratios),
+        units=(middle - taught.ratio) * plan.interval if taught and updates else 0.0,
+        plain_seconds=statistics.median(seconds) / plan.interval,
+        peak_mib=peak,
+        extra_mib=extra,
+    )
 
 
 def _seconds(action: Callable[[], None]) -> float:
@@ -330,7 +324,9 @@ def _seconds(action: Callable[[], None]) -> float:
 
 def _memory(plan: Plan, entry: Entry) -> tuple[float, float]:
     """(peak, peak above the start) in MiB of a process that runs one cycle of an entry."""
-    short = {**asdict(plan), "interval": max(entry.window, 2)}
+    # Adam's first steps are lost to rounding when they are undone.
+    least = 2 if entry.optimizer == MOMENTUM else 10
+    short = {**asdict(plan), "interval": max(entry.window, least)}
     call = "import sys; from deepteach.bench import _report_memory; _report_memory(*sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", call, json.dumps(short), json.dumps(entry)],
@@ -368,17 +364,37 @@ def refuse_overwrite(path: Path) -> None:
         raise ConfigError(f"{path} exists: move it away, or name another file by --out")
 
 
-def write(rows: Sequence[Row | Cost], path: Path) -> None:
-    """The rows as CSV; the file must not exist."""
-    refuse_overwrite(path)
+def append(row: Row | Cost, path: Path) -> None:
+    """Add a row to a CSV file, which is made where there is none."""
+    names = [field.name for field in fields(row)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("x", newline="") as file:
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        names = [field.name for field in fields(rows[0])]
-        writer.writerow(names)
-        for row in rows:
-            values = [getattr(row, name) for name in names]
-            writer.writerow([f"{v:.4g}" if isinstance(v, float) else v for v in values])
+        if fresh:
+            writer.writerow(names)
+        values = [getattr(row, name) for name in names]
+        writer.writerow([f"{v:.4g}" if isinstance(v, float) else v for v in values])
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file that `append` wrote. Raises ConfigError where it is none."""
+    whole, text = ("window", "batch", "interval", "repeats", "threads"), ("row", "optimizer")
+    try:
+        with path.open(newline="") as file:
+            found = []
+            for line in csv.DictReader(file):
+                values: dict[str, Any] = {}
+                for name, value in line.items():
+                    kept = name in (*text, "student", "torch")
+                    number = int if name in whole else float
+                    values[name] = value if kept else number(value) if value else None
+                found.append(Row(**values))
+            return found
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} holds no rows of a bench ({error}): name another --out"
+        ) from None
 
 
 def cells_of(rows: list[Row]) -> list[list[str]]:

@@ -114,6 +114,7 @@ def _parser() -> _Parser:
     bench.add_argument("--repeats", type=int, default=5, metavar="N")
     bench.add_argument("--threads", type=int, default=1, metavar="N")
     bench.add_argument("--quick", action="store_true", help="only see that it runs")
+    bench.add_argument("--resume", action="store_true", help="go on with the rows of --out")
     bench.add_argument("--methods", action="store_true", help="a step of each method instead")
     bench.add_argument("--out", metavar="FILE.csv", help="default: in results/")
     bench.set_defaults(command=_bench)
@@ -284,26 +285,33 @@ def _bench(options: argparse.Namespace) -> int:
     from deepteach import bench, costs
 
     path = Path(options.out or f"results/{'costs' if options.methods else 'bench'}.csv")
-    bench.refuse_overwrite(path)
+    going_on = options.resume and path.exists() and not options.methods
+    rows = bench.read(path) if going_on else []
+    if not going_on:
+        bench.refuse_overwrite(path)
     plan = bench.Plan(options.student, options.batch_size, options.repeats, threads=options.threads)
+    plan = plan.shortened() if options.quick else plan
     console = Console()
     with console.status("") as status:
         if options.methods:
-            rows = costs.measure(1 if options.quick else plan.repeats, status.update)
-            header, *lines = costs.cells_of(rows)
-            title, missing = "digits: ratios to plain training", []
+            found = costs.measure(plan.repeats, status.update)
+            for cost in found:
+                bench.append(cost, path)
+            header, *lines = costs.cells_of(found)
+            title = "digits: ratios to plain training"
         else:
-            rows = bench.measure(plan.shortened() if options.quick else plan, status.update)
+            for row in bench.measure(plan, status.update, rows):
+                bench.append(row, path)
+            rows = bench.read(path)
             header, *lines = bench.cells_of(rows)
             title = f"{options.student}, batch {options.batch_size}: ratios to plain training"
-            missing = [name for name in bench.PEERS if name not in {row.row for row in rows}]
-    bench.write(rows, path)
     table = Table(*(Column(name, no_wrap=True) for name in header), title=title)
     for line in lines:
         table.add_row(*line)
     console.print(table)
-    for name in missing:
-        console.print(f"{name} is not installed: pip install 'deepteach[bench]'", markup=False)
+    for name in bench.PEERS:
+        if rows and name not in {row.row for row in rows}:
+            console.print(f"{name} is not installed: pip install 'deepteach[bench]'", markup=False)
     console.print(f"written: {path}", soft_wrap=True, markup=False)
     return 0
 
