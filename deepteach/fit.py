@@ -6,6 +6,7 @@ follows a schedule is a function of the step, so a run continues from any step e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -302,12 +303,18 @@ class Training:
         A gradient may be finite and its step not; the next loss would tell, but there may be
         no next one.
         """
-        modules = {"student": self.module, "teacher": self.coach.teacher}
+        teacher = self.coach.teacher
+        # A teacher may mark what it cannot know by -inf: a class without trusted samples.
+        marked = {n: b.masked_fill(b == -math.inf, 0) for n, b in teacher.named_buffers()}
+        owned = {
+            "student": self.module.state_dict(),
+            "teacher": {**dict(teacher.named_parameters()), **marked},
+        }
         bad = next(
             (
                 f"{name!r} of the {owner}"
-                for owner, module in modules.items()
-                for name, leaf in module.state_dict().items()
+                for owner, tensors in owned.items()
+                for name, leaf in tensors.items()
                 if leaf.is_floating_point() and not all_finite([leaf])
             ),
             None,
