@@ -11,6 +11,7 @@ import copy
 import csv
 import importlib.util
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -324,12 +325,13 @@ def _seconds(action: Callable[[], None]) -> float:
 
 def _memory(plan: Plan, entry: Entry) -> tuple[float, float]:
     """(peak, peak above the start) in MiB of a process that runs one cycle of an entry."""
-    # Adam's first steps are lost to rounding when they are undone.
-    least = 2 if entry.optimizer == MOMENTUM else 10
-    short = {**asdict(plan), "interval": max(entry.window, least)}
+    # What is freed goes back to the system: otherwise glibc's heap keeps the holes between the
+    # blocks that live on, and they are a sixth of the peak of a long window.
+    settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     call = "import sys; from deepteach.bench import _report_memory; _report_memory(*sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", call, json.dumps(short), json.dumps(entry)],
+        [sys.executable, "-c", call, json.dumps(asdict(plan)), json.dumps(entry)],
+        env={**os.environ, **settings},
         capture_output=True,
         text=True,
         check=True,
