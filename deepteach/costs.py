@@ -51,12 +51,12 @@ def measure(
     names, epochs = names or METHODS, epochs or EPOCHS
     ratios: dict[str, list[float]] = {name: [] for name in names if name != "uniform"}
     trainings: dict[str, float] = {}
+    settings = {**demo(), "epochs": epochs, "interval": INTERVAL, "method": "uniform"}
+    config = make({**settings, "baseline": False, "beside": tuple(ratios)})
+    data = load(config.data, config.seed, config.valid_size)
+    data = corrupt(data, config.noise.kind, config.noise.rate, config.seed)
     for repeat in range(repeats):
         say(f"round {repeat + 1} of {repeats}: plain training, then {len(ratios)} methods")
-        settings = {**demo(), "epochs": epochs, "interval": INTERVAL, "method": "uniform"}
-        config = make({**settings, "baseline": False, "beside": tuple(ratios)})
-        data = load(config.data, config.seed, config.valid_size)
-        data = corrupt(data, config.noise.kind, config.noise.rate, config.seed)
         result = run(config, data)
         plain = result.summary["seconds"] / result.summary["steps"]
         for name, summary in result.beside.items():
