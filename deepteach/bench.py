@@ -1,8 +1,10 @@
 """What a teacher update costs: against plain training, and against peers that are installed.
 
-Everything is a ratio to plain training of the same student on the same batches, measured
-right before it in the same process; medians and the range over repeats. Peak memory is that
-of a process of its own for each row, since torch's allocations are seen by no Python tool.
+Everything is a ratio to plain training of the same student on the same batches, measured in
+turn with it in the same process. What else the machine does only ever adds time, in bursts: so
+each step of a cycle is timed, and counts as its fastest over the repeats, on both sides. Peak
+memory is that of a process of its own for each row, since torch's allocations are seen by no
+Python tool.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ import importlib.util
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,9 +123,10 @@ class Plan:
 class Row:
     """One line of bench.csv.
 
-    `ratio` is the time of a cycle (K taught steps and an update) over that of K plain steps;
-    `low` and `high` its range; `units` the update alone, in plain steps. `peak_mib` is the
-    peak memory of a process that does only this, `extra_mib` what it adds to its start.
+    `ratio` is the time of a cycle (K taught steps and an update) over that of K plain steps,
+    each step at its fastest; `low` and `high` the range of whole cycles; `units` the update
+    alone, in plain steps. `peak_mib` is the peak memory of a process that does only this,
+    `extra_mib` what it adds to its start.
     """
 
     row: str
@@ -163,6 +166,7 @@ class Work:
             for _ in range(4)
         ]
         self.optimizer = OPTIMIZERS[optimizer](list(self.module.parameters()))
+        self.marks: list[float] = []
 
     def cycle(self, row: str, window: int) -> Callable[[], None]:
         """The work of one cycle of a row."""
@@ -189,7 +193,15 @@ class Work:
 
     def rows(self) -> Iterator[tuple[Tensor, Tensor]]:
         for number in range(self.plan.interval):
+            self.marks.append(time.perf_counter())
             yield self.batches[number % 3]
+
+    def timed(self, cycle: Callable[[], None]) -> list[float]:
+        """Seconds of each step of a cycle; what follows the last one counts to it."""
+        self.marks = []
+        cycle()
+        ends = [*self.marks[1:], time.perf_counter()]
+        return [end - start for start, end in zip(self.marks, ends, strict=True)]
 
     def plain(self) -> None:
         for x, y in self.rows():
@@ -221,7 +233,7 @@ class Work:
         The teacher is the cheapest there is, a function of the loss (whose gradient stops).
         """
         teacher = nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1), nn.Sigmoid())
-        batches = list(self.rows())
+        batches = self.rows()
 
         def loss(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             losses = F.cross_entropy(module(x), y, reduction="none")
@@ -236,7 +248,7 @@ class Work:
                 for ours, theirs in zip(self.module.parameters(), module.parameters(), strict=True):
                     ours.copy_(theirs)
 
-        for x, y in batches[: len(batches) - window]:
+        for x, y in islice(batches, self.plan.interval - window):
             self.optimizer.zero_grad()
             loss(self.module, x, y).backward()
             self.optimizer.step()
@@ -244,7 +256,7 @@ class Work:
             import higher  # pyright: ignore[reportMissingImports]
 
             with higher.innerloop_ctx(self.module, self.optimizer) as (copied, stepper):
-                for x, y in batches[len(batches) - window :]:
+                for x, y in batches:
                     stepper.step(loss(copied, x, y))
                 descend(copied)
         else:
@@ -254,7 +266,7 @@ class Work:
             stepper = torchopt.MetaSGD(
                 copied, lr=LR, momentum=0.9, weight_decay=5e-4, moment_requires_grad=True
             )
-            for x, y in batches[len(batches) - window :]:
+            for x, y in batches:
                 stepper.step(loss(copied, x, y))
             descend(copied)
 
@@ -287,15 +299,17 @@ def measure(
 def _row(plan: Plan, entry: Entry, taught: Row | None, say: Callable[[str], None]) -> Row:
     """One entry and plain training in turn, then its memory."""
     say(str(entry))
-    plain = Work(plan, entry.optimizer).cycle(PLAIN, 0)
-    own = Work(plan, entry.optimizer).cycle(entry.row, entry.window)
-    plain()
-    own()
-    seconds, ratios = [], []
-    for _ in range(plan.repeats):
-        seconds.append(_seconds(plain))
-        ratios.append(_seconds(own) / seconds[-1])
-    middle = statistics.median(ratios)
+    works = Work(plan, entry.optimizer), Work(plan, entry.optimizer)
+    cycles = works[0].cycle(PLAIN, 0), works[1].cycle(entry.row, entry.window)
+    for cycle in cycles:
+        cycle()
+    laps = [
+        [work.timed(cycle) for work, cycle in zip(works, cycles, strict=True)]
+        for _ in range(plan.repeats)
+    ]
+    ratios = [sum(own) / sum(plain) for plain, own in laps]
+    plain, own = (sum(map(min, zip(*side, strict=True))) for side in zip(*laps, strict=True))
+    ratio = own / plain
     wanted = not plan.quick or entry.row in (PLAIN, "Reversed")
     peak, extra = _memory(plan, entry) if wanted else (None, None)
     updates = taught is not None and (entry.row in STRATEGIES or entry.row in PEERS)
@@ -307,20 +321,14 @@ def _row(plan: Plan, entry: Entry, taught: Row | None, say: Callable[[str], None
         repeats=plan.repeats,
         threads=plan.threads,
         torch=torch.__version__,
-        ratio=middle,
+        ratio=ratio,
         low=min(ratios),
         high=max(ratios),
-        units=(middle - taught.ratio) * plan.interval if taught and updates else 0.0,
-        plain_seconds=statistics.median(seconds) / plan.interval,
+        units=(ratio - taught.ratio) * plan.interval if taught and updates else 0.0,
+        plain_seconds=plain / plan.interval,
         peak_mib=peak,
         extra_mib=extra,
     )
-
-
-def _seconds(action: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 def _memory(plan: Plan, entry: Entry) -> tuple[float, float]:
