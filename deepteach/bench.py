@@ -1,10 +1,9 @@
 """What a teacher update costs: against plain training, and against peers that are installed.
 
 Everything is a ratio to plain training of the same student on the same batches, measured in
-turn with it in the same process. What else the machine does only ever adds time, in bursts: so
-each step of a cycle is timed, and counts as its fastest over the repeats, on both sides. Peak
-memory is that of a process of its own for each row, since torch's allocations are seen by no
-Python tool.
+turn with it in the same process, step by step: what else the machine does comes in bursts,
+longer than a step, and falls on both. Peak memory is that of a process of its own for each row,
+since torch's allocations are seen by no Python tool.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import importlib.util
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +41,8 @@ from deepteach.student import Student
 from deepteach.teacher import AbstractTeacher, Teacher
 
 SHAPE, CLASSES = (3, 32, 32), 10
+DONE = object()
+Cycle = Callable[[], Iterator[None]]
 LR = 1e-3
 """Small: random labels make a steep loss, in which 20 steps are not undone at 1e-2."""
 
@@ -123,10 +124,10 @@ class Plan:
 class Row:
     """One line of bench.csv.
 
-    `ratio` is the time of a cycle (K taught steps and an update) over that of K plain steps,
-    each step at its fastest; `low` and `high` the range of whole cycles; `units` the update
-    alone, in plain steps. `peak_mib` is the peak memory of a process that does only this,
-    `extra_mib` what it adds to its start.
+    `ratio` is the time of a cycle (K taught steps and an update) over that of K plain steps:
+    the mean over its steps of the median over the repeats; `low` and `high` are the range of
+    whole cycles; `units` the update alone, in plain steps. `peak_mib` is the peak memory of a
+    process that does only this, `extra_mib` what it adds to its start.
     """
 
     row: str
@@ -148,7 +149,7 @@ class Row:
 
 
 class Work:
-    """A student, its optimizer and a few batches; a cycle is one call."""
+    """A student, its optimizer and a few batches; a cycle yields after each step."""
 
     def __init__(self, plan: Plan, optimizer: str = MOMENTUM) -> None:
         self.plan = plan
@@ -166,9 +167,8 @@ class Work:
             for _ in range(4)
         ]
         self.optimizer = OPTIMIZERS[optimizer](list(self.module.parameters()))
-        self.marks: list[float] = []
 
-    def cycle(self, row: str, window: int) -> Callable[[], None]:
+    def cycle(self, row: str, window: int) -> Cycle:
         """The work of one cycle of a row."""
         if row == PLAIN:
             return self.plain
@@ -193,47 +193,41 @@ class Work:
 
     def rows(self) -> Iterator[tuple[Tensor, Tensor]]:
         for number in range(self.plan.interval):
-            self.marks.append(time.perf_counter())
             yield self.batches[number % 3]
 
-    def timed(self, cycle: Callable[[], None]) -> list[float]:
-        """Seconds of each step of a cycle; what follows the last one counts to it."""
-        self.marks = []
-        cycle()
-        ends = [*self.marks[1:], time.perf_counter()]
-        return [end - start for start, end in zip(self.marks, ends, strict=True)]
-
-    def plain(self) -> None:
+    def plain(self) -> Iterator[None]:
         for x, y in self.rows():
             self.optimizer.zero_grad()
             F.cross_entropy(self.module(x), y).backward()
             self.optimizer.step()
+            yield
 
     def taught(
         self, teacher: AbstractTeacher, adjoint: AbstractAdjoint, window: int, interval: int
-    ) -> Callable[[], None]:
+    ) -> Cycle:
         student = Student(self.module, self.internal)
         coach = Coach(
             *(student, self.optimizer, teacher), interval=interval, window=window, adjoint=adjoint
         )
         coach.trust(self.batches[3])
 
-        def cycle() -> None:
+        def cycle() -> Iterator[None]:
             for x, y in self.rows():
                 self.optimizer.zero_grad()
                 coach.loss(x, y).backward()
                 self.optimizer.step()
                 coach.update(self.batches[3])
+                yield
 
         return cycle
 
-    def unroll(self, peer: str, window: int) -> None:
+    def unroll(self, peer: str, window: int) -> Iterator[None]:
         """The same cycle with a peer: its last steps as one graph, then carried back.
 
         The teacher is the cheapest there is, a function of the loss (whose gradient stops).
         """
         teacher = nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1), nn.Sigmoid())
-        batches = self.rows()
+        batches = list(self.rows())
 
         def loss(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             losses = F.cross_entropy(module(x), y, reduction="none")
@@ -248,16 +242,20 @@ class Work:
                 for ours, theirs in zip(self.module.parameters(), module.parameters(), strict=True):
                     ours.copy_(theirs)
 
-        for x, y in islice(batches, self.plan.interval - window):
+        for x, y in batches[: len(batches) - window]:
             self.optimizer.zero_grad()
             loss(self.module, x, y).backward()
             self.optimizer.step()
+            yield
+        *window_but_last, last = batches[len(batches) - window :]
         if peer == "higher":
             import higher  # pyright: ignore[reportMissingImports]
 
             with higher.innerloop_ctx(self.module, self.optimizer) as (copied, stepper):
-                for x, y in batches:
+                for x, y in window_but_last:
                     stepper.step(loss(copied, x, y))
+                    yield
+                stepper.step(loss(copied, *last))
                 descend(copied)
         else:
             import torchopt  # pyright: ignore[reportMissingImports]
@@ -266,9 +264,12 @@ class Work:
             stepper = torchopt.MetaSGD(
                 copied, lr=LR, momentum=0.9, weight_decay=5e-4, moment_requires_grad=True
             )
-            for x, y in batches:
+            for x, y in window_but_last:
                 stepper.step(loss(copied, x, y))
+                yield
+            stepper.step(loss(copied, *last))
             descend(copied)
+        yield
 
 
 def measure(
@@ -301,15 +302,13 @@ def _row(plan: Plan, entry: Entry, taught: Row | None, say: Callable[[str], None
     say(str(entry))
     works = Work(plan, entry.optimizer), Work(plan, entry.optimizer)
     cycles = works[0].cycle(PLAIN, 0), works[1].cycle(entry.row, entry.window)
-    for cycle in cycles:
-        cycle()
-    laps = [
-        [work.timed(cycle) for work, cycle in zip(works, cycles, strict=True)]
-        for _ in range(plan.repeats)
-    ]
-    ratios = [sum(own) / sum(plain) for plain, own in laps]
-    plain, own = (sum(map(min, zip(*side, strict=True))) for side in zip(*laps, strict=True))
-    ratio = own / plain
+    _in_turn(*cycles)
+    laps = [_in_turn(*cycles) for _ in range(plan.repeats)]
+    whole = [[sum(side) for side in zip(*steps, strict=True)] for steps in laps]
+    ratios = [own / plain for plain, own in whole]
+    ratio = statistics.mean(
+        statistics.median(own / plain for plain, own in step) for step in zip(*laps, strict=True)
+    )
     wanted = not plan.quick or entry.row in (PLAIN, "Reversed")
     peak, extra = _memory(plan, entry) if wanted else (None, None)
     updates = taught is not None and (entry.row in STRATEGIES or entry.row in PEERS)
@@ -325,10 +324,23 @@ def _row(plan: Plan, entry: Entry, taught: Row | None, say: Callable[[str], None
         low=min(ratios),
         high=max(ratios),
         units=(ratio - taught.ratio) * plan.interval if taught and updates else 0.0,
-        plain_seconds=plain / plan.interval,
+        plain_seconds=statistics.median(plain for plain, _ in whole) / plan.interval,
         peak_mib=peak,
         extra_mib=extra,
     )
+
+
+def _in_turn(plain: Cycle, own: Cycle) -> list[tuple[float, float]]:
+    """Seconds of each step of the two cycles, a step of one after a step of the other."""
+    found = []
+    sides = plain(), own()
+    while True:
+        started = time.perf_counter()
+        if next(sides[0], DONE) is DONE:
+            return found
+        between = time.perf_counter()
+        next(sides[1])
+        found.append((between - started, time.perf_counter() - between))
 
 
 def _memory(plan: Plan, entry: Entry) -> tuple[float, float]:
@@ -354,7 +366,8 @@ def _report_memory(plan: str, entry: str) -> None:
     torch.set_num_threads(made.threads)
     cycle = Work(made, wanted.optimizer).cycle(wanted.row, wanted.window)
     start = _peak()
-    cycle()
+    for _ in cycle():
+        pass
     print(json.dumps([start, _peak()]))
 
 

@@ -123,7 +123,7 @@ def demo() -> dict[str, Any]:
     the student is so small that more of them only wait for each other.
     """
     noise = {"kind": "flip", "rate": 0.4}
-    return {"data": "digits", "noise": noise, "epochs": 40, "threads": 1}
+    return {"data": "digits", "noise": noise, "student": "mlp", "epochs": 40, "threads": 1}
 
 
 def make(values: dict[str, Any]) -> Config:

@@ -51,7 +51,8 @@ def measure(
     names, epochs = names or METHODS, epochs or EPOCHS
     ratios: dict[str, list[float]] = {name: [] for name in names if name != "uniform"}
     trainings: dict[str, float] = {}
-    settings = {**demo(), "epochs": epochs, "interval": INTERVAL, "method": "uniform"}
+    settings = {**demo(), "student": "cnn", "epochs": epochs, "interval": INTERVAL}
+    settings["method"] = "uniform"
     config = make({**settings, "baseline": False, "beside": tuple(ratios)})
     data = load(config.data, config.seed, config.valid_size)
     data = corrupt(data, config.noise.kind, config.noise.rate, config.seed)

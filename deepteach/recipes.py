@@ -223,7 +223,11 @@ def human(scale: Scale) -> list[Cell]:
 
 
 def controls(scale: Scale) -> list[Cell]:
-    """The headline row, `deep` under 40 % flips, with one part of its signal taken away."""
+    """The headline row, `deep` under 40 % flips, with one part of its signal taken away.
+
+    Beside it plain training with as much compute, and both under another draw of the noise
+    with the same initial weights and order of samples.
+    """
     student = scale.students["resnet32"]
     place = Problem(scale.data["CIFAR-10"], student, scale.flip, "flip", 0.4)
     found: list[Cell] = []
@@ -236,6 +240,17 @@ def controls(scale: Scale) -> list[Cell]:
         frozen = Row("deep+control=frozen", "frozen at their mean")
         found.append(cell_of(scale, "controls", place, frozen, seed, source=whole))
         found.append(cell_of(scale, "controls", place, Row("probe", "probe, not taught"), seed))
+        # An update costs about 5.5 steps at B = 2, so teaching doubles a run at K = 7.
+        longer = {"epochs": 2 * scale.flip["epochs"]}
+        if "milestones" in scale.flip:
+            longer["milestones"] = tuple(2 * epoch for epoch in scale.flip["milestones"])
+        twice = Row("uniform", "twice the epochs", settings=longer)
+        found.append(cell_of(scale, "controls", place, twice, seed))
+        drawn = {"noise": {"kind": "flip", "rate": 0.4, "seed": 100 + seed}}
+        elsewhere = replace(place, noise_shown="flip, another draw,")
+        for row in (BASELINE, DEEP):
+            again = replace(row, settings=drawn)
+            found.append(cell_of(scale, "controls", elsewhere, again, seed))
     return found
 
 

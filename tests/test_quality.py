@@ -73,6 +73,7 @@ def test_the_cosine_is_that_of_the_two_windows(data: Data) -> None:
         coach.window = 2
         near = coach.meta_gradient(*trusted)
     assert found.cosine == pytest.approx(cosine(near, far), abs=1e-4)
+    assert found.cosine is not None
     assert abs(found.cosine) < 0.9999  # a comparison of one window with itself would say 1
 
 

@@ -142,7 +142,7 @@ def test_equal_cells_of_several_tables_are_one_run() -> None:
 
 
 def test_a_folder_is_named_by_the_settings_and_the_source() -> None:
-    cell = cells("controls", "cpu", seeds=1)[-2]
+    (cell,) = [c for c in cells("controls", "cpu", seeds=1) if c.variant == "frozen at their mean"]
     assert cell.source is not None
     settings = {**cell.settings, "lr": 0.3}
     other = replace(cell, settings=settings)
@@ -212,7 +212,7 @@ def test_what_a_scale_cannot_have_is_told() -> None:
 def test_transfer_names_its_source() -> None:
     found = [cell for cell in cells("transfer", "cpu", seeds=1) if cell.source is not None]
     targets = {(cell.student, cell.data) for cell in found}
-    assert ("resnet20", "CIFAR-10 (JPEG) 10,000 16x16") in targets
+    assert ("resnet20", "CIFAR-10 (JPEG) 4,000 16x16") in targets
     assert ("resnet8", "digits") in targets
     for cell in found:
         assert cell.source is not None and "frozen" in cell.variant
