@@ -126,7 +126,7 @@ class Row:
 
     `ratio` is the time of a cycle (K taught steps and an update) over that of K plain steps:
     the mean over its steps of the median over the repeats; `low` and `high` are the range of
-    whole cycles; `units` the update alone, in plain steps. `peak_mib` is the peak memory of a
+    its cycles; `units` the update alone, in plain steps. `peak_mib` is the peak memory of a
     process that does only this, `extra_mib` what it adds to its start.
     """
 
@@ -304,11 +304,9 @@ def _row(plan: Plan, entry: Entry, taught: Row | None, say: Callable[[str], None
     cycles = works[0].cycle(PLAIN, 0), works[1].cycle(entry.row, entry.window)
     _in_turn(*cycles)
     laps = [_in_turn(*cycles) for _ in range(plan.repeats)]
-    whole = [[sum(side) for side in zip(*steps, strict=True)] for steps in laps]
-    ratios = [own / plain for plain, own in whole]
-    ratio = statistics.mean(
-        statistics.median(own / plain for plain, own in step) for step in zip(*laps, strict=True)
-    )
+    steps = [[own / plain for plain, own in lap] for lap in laps]
+    ratios = list(map(statistics.mean, steps))
+    ratio = statistics.mean(map(statistics.median, zip(*steps, strict=True)))
     wanted = not plan.quick or entry.row in (PLAIN, "Reversed")
     peak, extra = _memory(plan, entry) if wanted else (None, None)
     updates = taught is not None and (entry.row in STRATEGIES or entry.row in PEERS)
@@ -324,7 +322,7 @@ def _row(plan: Plan, entry: Entry, taught: Row | None, say: Callable[[str], None
         low=min(ratios),
         high=max(ratios),
         units=(ratio - taught.ratio) * plan.interval if taught and updates else 0.0,
-        plain_seconds=statistics.median(plain for plain, _ in whole) / plan.interval,
+        plain_seconds=statistics.median(plain for lap in laps for plain, _ in lap),
         peak_mib=peak,
         extra_mib=extra,
     )
