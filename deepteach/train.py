@@ -306,9 +306,11 @@ class _Run:
         self.quality[when] = asdict(found)
         interval = self.training.schedule.interval
         if when == "start":
+            more = found.overhead(interval)
+            seconds = more * found.plain_seconds * self.training.total
             watcher.say(
                 f"{self.config.method}: a teacher update costs {found.update_steps:.1f} training "
-                f"steps; every {interval} steps, teaching takes {found.overhead(interval):+.0%}"
+                f"steps; every {interval} steps, teaching takes {more:+.0%}, about {seconds:.0f} s"
             )
 
     def _seed(self) -> None:
