@@ -167,6 +167,7 @@ class Work:
             for _ in range(4)
         ]
         self.optimizer = OPTIMIZERS[optimizer](list(self.module.parameters()))
+        self.reversible = optimizer in REVERSIBLE
 
     def cycle(self, row: str, window: int) -> Cycle:
         """The work of one cycle of a row."""
@@ -182,7 +183,8 @@ class Work:
             )
         teacher = Teacher([Internal(self.width()), Label(CLASSES)])
         if row == TAUGHT:
-            return self.taught(teacher, Stored(), 1, sys.maxsize)
+            kind = STRATEGIES["Reversed" if self.reversible else "Stored"]
+            return self.taught(teacher, kind(), 1, sys.maxsize)
         return self.taught(teacher, STRATEGIES[row](), window, self.plan.interval)
 
     def width(self) -> int:

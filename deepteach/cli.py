@@ -250,16 +250,18 @@ def _reproduce(options: argparse.Namespace) -> int:
     out, failures = Path(options.out), []
     if options.results is None:
         table, data = out / f"{options.table}.csv", options.data and Path(options.data)
+        # Its page is drawn from the runs themselves: rows are not enough.
+        kept = {} if options.table == "figure2" else reproduce.kept_rows(table)
         failures = reproduce.execute(
-            cells,
+            [cell for cell in cells if cell.folder not in kept],
             data or None,
             out,
             main,
             jobs=options.jobs,
             executor=executor,
-            done=lambda: reproduce.write_csv(reproduce.rows_of(cells, out), table),
+            done=lambda: reproduce.write_csv(reproduce.rows_of(cells, out, kept), table),
         )
-        rows = reproduce.rows_of(cells, out)
+        rows = reproduce.rows_of(cells, out, kept)
         if rows:
             reproduce.write_csv(rows, table)
     else:

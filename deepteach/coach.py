@@ -178,6 +178,7 @@ class Coach:
         self._trusted = TrustedBatches()
         changed = mixed_precision or clip_norm is not None
         self._audit = GradientAudit(scaled=mixed_precision, changed=changed)
+        self._learn_names()
         self._check()
         attach(
             self,
@@ -229,18 +230,21 @@ class Coach:
 
     def _parameters(self) -> Params:
         """The student's parameters that the optimizer trains, by name."""
-        names = {id(leaf): name for name, leaf in self.student.module.named_parameters()}
         named: Params = {}
         for group in self.optimizer.param_groups:
             for leaf in group["params"]:
-                if id(leaf) not in names:
+                if id(leaf) not in self._names:
                     raise ConfigError(
                         "the optimizer holds a parameter that is not the student's "
                         f"(shape {tuple(leaf.shape)}): give it an optimizer of its own"
                     )
                 if leaf.requires_grad:
-                    named[names[id(leaf)]] = leaf
+                    named[self._names[id(leaf)]] = leaf
         return named
+
+    def _learn_names(self) -> None:
+        """Once a step: walking through a deep module takes as long as weighing a batch."""
+        self._names = {id(leaf): name for name, leaf in self.student.module.named_parameters()}
 
     def _hyper(self, active: Params) -> dict[str, Hyper]:
         names = {id(leaf): name for name, leaf in active.items()}
@@ -271,6 +275,7 @@ class Coach:
             ConfigError: a second call before `optimizer.step()`, or autocast.
         """
         recording = torch.is_grad_enabled()
+        self._learn_names()
         if recording:
             self._refuse_unfinished(labels)
         if self.ranks.count > 1:
@@ -327,8 +332,8 @@ class Coach:
         except NumericError:
             self.student.restore_buffers(buffers)
             raise
-        # On several ranks, spare an exchange where the weights are those at hand.
-        known = self.ranks.count > 1 and self.objective.linear
+        # Weights that are constants of the step are those at hand.
+        known = self.objective.linear
         weights = step.weights if known else self.objective.weights(self.omega, snapshot)
         state = read_state(self.optimizer, self._parameters(), self.rule)
         position = self._since_update - (self.interval - self.window) if self._steps else 0

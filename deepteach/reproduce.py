@@ -187,11 +187,26 @@ def commit() -> str:
     return __version__
 
 
-def rows_of(cells: Sequence[Cell], out: Path) -> list[dict[str, str]]:
-    """The rows of the finished cells, as they stand in the CSV file."""
+def kept_rows(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of an earlier file of results by the name of their run's folder.
+
+    Raises:
+        DataError: the file is there and is none of results.
+    """
+    rows = read_csv(path) if path.exists() else []
+    return {Path(shlex.split(row["command"])[-1]).name: row for row in rows}
+
+
+def rows_of(
+    cells: Sequence[Cell], out: Path, kept: Mapping[str, Mapping[str, str]]
+) -> list[dict[str, str]]:
+    """The rows of the finished cells, as they stand in the CSV file; `kept` where no run is."""
     rows = []
     for cell in cells:
+        place = {name: str(getattr(cell, name)) for name in COLUMNS[:8]}
         if not is_finished(cell, out):
+            if cell.folder in kept:
+                rows.append({**kept[cell.folder], **place})
             continue
         try:
             summary = json.loads((out / cell.folder / "summary.json").read_text())
@@ -202,7 +217,7 @@ def rows_of(cells: Sequence[Cell], out: Path) -> list[dict[str, str]]:
                 "start again"
             ) from error
         values = {
-            **{name: getattr(cell, name) for name in COLUMNS[:8]},
+            **place,
             **{
                 f"test_error_{kind}": _error(summary[f"test_accuracy_{kind}"])
                 for kind in ("last", "best", "selected")

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,30 @@ def test_a_finished_table_is_only_shown(
     assert "| uniform | 1 |" in markdown
 
 
+def test_a_row_is_enough_to_go_on(tmp_path: Path, call: Command) -> None:
+    """A cell whose folder is gone keeps its row; one without a row is run."""
+    out = tmp_path / "out"
+    command = ("reproduce", "deeper", "--scale", "smoke", "--out", out)
+    assert call(*command).code == 0
+    first, *others = cells("deeper", "smoke")
+    rows = read_csv(out / "deeper.csv")
+    marked = {**rows[0], "seconds": "12345.00"}
+    reproduce.write_csv([marked], out / "deeper.csv")
+    for path in out.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    answer = call(*command)
+    assert answer.code == 0 and "missing" not in answer.out
+    again = read_csv(out / "deeper.csv")
+    assert again[0] == marked and not (out / first.folder).exists()
+    for row, old, cell in zip(again[1:], rows[1:], others, strict=True):
+        assert (out / cell.folder / "summary.json").is_file()
+        timeless = {"seconds": ""}
+        assert {**row, **timeless} == {**old, **timeless}
+    (out / "deeper.csv").write_text("damaged")
+    assert call(*command).code == 2
+
+
 def test_by_ray(tmp_path: Path) -> None:
     """A local Ray gives the same bits as this process."""
     run = shell(
@@ -185,7 +210,7 @@ def test_a_failing_or_dying_cell_does_not_stop_the_others(tmp_path: Path) -> Non
     assert told[by_method["spl"]].reason.startswith("deepteach: a reason")
     assert told[by_method["focalgamma=1"]].code == 1
     assert told[by_method["focalgamma=1"]].reason.startswith("its process died")
-    assert len(rows_of(found, tmp_path)) == len(found) - 2 == 3
+    assert len(rows_of(found, tmp_path, {})) == len(found) - 2 == 3
 
 
 def test_failures_are_listed_and_the_code_is_theirs(
@@ -239,7 +264,7 @@ def test_an_interrupted_cell_goes_on(tmp_path: Path) -> None:
     (tmp_path / cell.folder / "config.yaml").write_text("{}")
     execute([cell], None, tmp_path, pretend, executor=in_turn)
     assert CALLS[0].arguments[-1] == "--resume"
-    (row,) = rows_of([cell], tmp_path)
+    (row,) = rows_of([cell], tmp_path, {})
     assert row["command"] == "deepteach " + shlex.join(CALLS[0].arguments[:-1])
 
 
@@ -249,7 +274,7 @@ def test_the_commit_is_that_of_the_run(tmp_path: Path, monkeypatch: pytest.Monke
     execute(found[:1], None, tmp_path, pretend, executor=in_turn)
     monkeypatch.setattr(reproduce, "commit", lambda: "after")
     execute(found, None, tmp_path, pretend, executor=in_turn)
-    assert [row["commit"] for row in rows_of(found, tmp_path)] == ["before", "after", "after"]
+    assert [row["commit"] for row in rows_of(found, tmp_path, {})] == ["before", "after", "after"]
 
 
 @pytest.mark.parametrize(
