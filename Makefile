@@ -22,8 +22,9 @@ $(STAMP): pyproject.toml
 demo: install
 	$(RUN)/deepteach train
 
+# A file's tests share fixtures, so each file stays with one process.
 test: install
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n auto --dist loadfile
 
 check: install
 	$(RUN)/ruff format --check deepteach tests

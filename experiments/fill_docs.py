@@ -12,6 +12,9 @@ import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from deepteach.outcome import HEAD, summarise
+from deepteach.reproduce import read_csv
+
 Rows = list[dict[str, str]]
 
 NOISES = {"flip-0.4": "flip 40 %", "uniform-0.6": "uniform 60 %", "clean": "clean labels"}
@@ -90,6 +93,7 @@ def costs() -> str:
 
 def methods() -> str:
     rows = read("results/methods.csv")
+    steps = {row["method"]: number(row["ratio"], 2) for row in read("results/costs.csv")}
     parts = []
     for noise, name in NOISES.items():
         lines = []
@@ -98,8 +102,9 @@ def methods() -> str:
             if not own:
                 continue
             errors = [spread(own, f"error_{kind}") for kind in ("last", "selected", "best")]
-            lines.append([f"`{method}`", *errors, spread(own, "auroc", 3), str(len(own))])
-        header = "method | error, last | selected | best | AUROC | runs"
+            cost = steps.get(method.partition("+")[0], "1.00")
+            lines.append([f"`{method}`", *errors, spread(own, "auroc", 3), cost, str(len(own))])
+        header = "method | error, last | selected | best | AUROC | a step costs | runs"
         parts.append(f"**{name}**\n\n{table(header, lines)}")
     return "\n\n".join(parts)
 
@@ -112,11 +117,35 @@ def spread(rows: Rows, key: str, digits: int = 1) -> str:
     return f"{middle} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else middle
 
 
+RESULTS = "table2 table3 table4 table5 table6 table7 deeper transfer human controls".split()
+SHOWN = (
+    "method", "last, error %", "selected, error %", "gain, points", "95 % interval", "reading",
+    "AUROC", "paper %", "paper's gain",
+)  # fmt: skip
+
+
+def results() -> str:
+    """The tables of the paper as far as they have been run, their main columns."""
+    parts = []
+    for name in RESULTS:
+        path = Path(f"results/{name}.csv")
+        if not path.exists():
+            parts.append(f"**{name}** has not been run yet.")
+            continue
+        for sheet in summarise(read_csv(path), "cpu"):
+            if sheet.columns == HEAD:
+                columns = [HEAD.index(column) for column in SHOWN]
+                lines = [[row[c] for c in columns] for row in sheet.rows]
+                parts.append(f"**{sheet.title}**\n\n{table(' | '.join(SHOWN), lines)}")
+    return "\n\n".join(parts)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "bench": ("docs/performance.md", bench),
     "precision": ("docs/performance.md", precision),
     "costs": ("docs/methods.md", costs),
     "methods": ("docs/methods.md", methods),
+    "table6": ("docs/results.md", results),
 }
 
 
