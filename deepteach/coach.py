@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deepteach.adjoint import AbstractAdjoint, MetaGradient, Reversed, Window
 from deepteach.audit import GradientAudit, attach, weakly
+from deepteach.batchnorm import TwiceDifferentiable
 from deepteach.errors import CollapseWarning, ConfigError, DataError, NumericError
 from deepteach.features import Clock, Snapshot
 from deepteach.generators import States, generator_states, replayed, same_states
@@ -332,8 +333,8 @@ class Coach:
         except NumericError:
             self.student.restore_buffers(buffers)
             raise
-        # Weights that are constants of the step are those at hand.
-        known = self.objective.linear
+        # On several ranks, spare an exchange where the weights are those at hand.
+        known = self.ranks.count > 1 and self.objective.linear
         weights = step.weights if known else self.objective.weights(self.omega, snapshot)
         state = read_state(self.optimizer, self._parameters(), self.rule)
         position = self._since_update - (self.interval - self.window) if self._steps else 0
@@ -374,7 +375,8 @@ class Coach:
             return Outputs(outputs.logits.to(dtype), outputs.internal.to(dtype))
         # The graph must keep buffers of its own: later passes move the module's in place.
         buffers = self.student.buffers()
-        outputs = self.student.functional(theta or {}, buffers, inputs, update=True)
+        with nullcontext() if theta is None else TwiceDifferentiable():
+            outputs = self.student.functional(theta or {}, buffers, inputs, update=True)
         self.student.restore_buffers(buffers)
         return outputs
 

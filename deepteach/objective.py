@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from deepteach.batchnorm import TwiceDifferentiable
 from deepteach.errors import ConfigError, NumericError
 from deepteach.features import Clock, Snapshot
 from deepteach.generators import States, replayed
@@ -162,7 +164,8 @@ class Objective:
         """g = grad_theta L at `theta`, with the graph for its derivatives unless first order."""
         theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
         with torch.enable_grad():
-            snapshot = self.replay(theta, step)
+            with nullcontext() if first_order else TwiceDifferentiable():
+                snapshot = self.replay(theta, step)
             weights = step.weights if self.linear else None
             return self.linearise(theta, snapshot, omega, weights, first_order=first_order)
 

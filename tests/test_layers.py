@@ -12,7 +12,7 @@ import deepteach
 ORDER = """
     errors tree generators interrupts streams
     packing checkpoint ranks rundir
-    checks data noise augment pictures sources nets
+    checks data noise augment pictures sources nets batchnorm
     student features teacher rules objective microbatch differences adjoint exact lookahead
     trusted audit coach
     baselines mentornet course l2t_loss l2t_data evaluate rehearsals controls

@@ -1,0 +1,123 @@
+"""The second derivative of batch normalisation by hand, against torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from deepteach.batchnorm import TwiceDifferentiable
+
+SHAPES = [(6, 3), (4, 3, 5), (4, 3, 2, 3), (2, 3, 2, 2, 2)]
+
+
+def layer(shape: tuple[int, ...], **settings: object) -> nn.Module:
+    kinds: dict[int, Callable[..., nn.Module]] = {
+        2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d
+    }  # fmt: skip
+    made = kinds[len(shape)](shape[1], **settings).double()
+    for leaf in made.parameters():
+        nn.init.normal_(leaf)
+    return made
+
+
+def everything(module: nn.Module, x: Tensor) -> list[Tensor]:
+    """Values, first derivatives, and the second derivatives along a fixed direction."""
+    leaves = [x, *module.parameters()]
+    y = module(x)
+    # Not linear in y, so that gy depends on x as well.
+    first = torch.autograd.grad((y.sin() * y).sum(), leaves, create_graph=True)
+    g = torch.Generator().manual_seed(1)
+    along = [torch.randn(leaf.shape, generator=g, dtype=x.dtype) for leaf in first]
+    inner = sum((a * b).sum() for a, b in zip(first, along, strict=True))
+    return [y, *first, *torch.autograd.grad(inner, leaves)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("settings", [{}, {"track_running_stats": False}, {"eps": 0.3}])
+def test_all_derivatives_are_torch_s(shape: tuple[int, ...], settings: dict) -> None:
+    module = layer(shape, **settings)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    theirs = everything(module, x)
+    with TwiceDifferentiable():
+        ours = everything(module, x)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+
+
+def test_finite_differences() -> None:
+    module = layer((4, 3, 2, 3))
+    x = torch.randn(4, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def value(x: Tensor, *leaves: Tensor) -> Tensor:
+        with TwiceDifferentiable():
+            return nn.functional.batch_norm(x, None, None, *leaves, training=True).sin()
+
+    assert torch.autograd.gradgradcheck(value, (x, *module.parameters()))
+
+
+@pytest.mark.parametrize("settings", [{}, {"momentum": None}, {"momentum": 0.4}])
+def test_running_statistics_move_as_in_torch(settings: dict) -> None:
+    one, other = layer((4, 3, 5), **settings), layer((4, 3, 5), **settings)
+    other.load_state_dict(one.state_dict())
+    for _ in range(3):
+        x = torch.randn(4, 3, 5, dtype=torch.float64)
+        one(x)
+        with TwiceDifferentiable():
+            other(x)
+    for name, leaf in one.named_buffers():
+        assert torch.equal(leaf, other.get_buffer(name))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_a_weight_may_be_zero_or_negative(scale: float) -> None:
+    module = layer((4, 3, 2, 3))
+    with torch.no_grad():
+        module.weight.fill_(scale)  # type: ignore[union-attr, operator]
+    x = torch.randn(4, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    theirs = everything(module, x)
+    with TwiceDifferentiable():
+        ours = everything(module, x)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_channels_last() -> None:
+    module = layer((4, 3, 2, 3))
+    x = torch.randn(4, 3, 2, 3, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    theirs = everything(module, x)
+    with TwiceDifferentiable():
+        ours = everything(module, x)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("change", ["eval", "no weights"])
+def test_other_forms_are_left_to_torch(change: str) -> None:
+    module = layer((4, 3, 5), affine=change != "no weights")
+    module.train(change != "eval")
+    with TwiceDifferentiable():
+        y = module(torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True))
+    assert y.grad_fn is not None and "_Forward" not in y.grad_fn.name()
+
+
+def test_a_batch_of_one_value_is_refused_as_by_torch() -> None:
+    with TwiceDifferentiable(), pytest.raises(ValueError, match="more than 1 value"):
+        layer((1, 3))(torch.randn(1, 3, dtype=torch.float64))
+
+
+def test_what_it_cannot_do_raises() -> None:
+    module = layer((4, 3, 5))
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    with TwiceDifferentiable():
+        y = module(x)
+        (first,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match="not thrice"):
+            torch.autograd.grad(first.square().sum(), x, create_graph=True)
+        with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward"):
+            module(forward_ad.make_dual(x.detach(), torch.ones_like(x)))
