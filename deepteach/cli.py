@@ -251,7 +251,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     if options.results is None:
         table, data = out / f"{options.table}.csv", options.data and Path(options.data)
         # Its page is drawn from the runs themselves: rows are not enough.
-        kept = {} if options.table == "figure2" else reproduce.kept_rows(table)
+        kept = {} if options.table == "figure2" else reproduce.kept_rows(table, cells)
         failures = reproduce.execute(
             [cell for cell in cells if cell.folder not in kept],
             data or None,

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from deepteach.adjoint import AbstractAdjoint, MetaGradient, Reversed, Window
 from deepteach.audit import GradientAudit, attach, weakly
-from deepteach.batchnorm import TwiceDifferentiable
 from deepteach.errors import CollapseWarning, ConfigError, DataError, NumericError
 from deepteach.features import Clock, Snapshot
 from deepteach.generators import States, generator_states, replayed, same_states
@@ -39,6 +38,7 @@ from deepteach.student import Inputs, Outputs, Student
 from deepteach.teacher import AbstractTeacher
 from deepteach.tree import Params, all_finite, clone, norm
 from deepteach.trusted import TrustedBatches
+from deepteach.twice import TwiceDifferentiable
 
 COLLAPSED_FRACTION = 0.02
 """Below this effective sample fraction a batch teaches (almost) nothing."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
+from deepteach import strict
 from deepteach.errors import ConfigError
 
 NoiseKind = Literal["none", "uniform", "flip", "mwn-uniform", "mwn-flip"]
@@ -49,7 +50,8 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     data: str = Field(
-        default="digits", description="digits, npz:PATH, csv:PATH, folder:PATH, cifar10:DIR"
+        default="digits",
+        description="digits, npz:PATH, csv:PATH, folder:PATH, cifar10:DIR, cifar100:DIR",
     )
     valid_size: int | None = Field(default=None, gt=0, description="trusted samples to split off")
     noise: NoiseConfig = Field(default_factory=NoiseConfig)
@@ -143,9 +145,8 @@ def read(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from None
     try:
-        values = _StrictLoader(text).get_single_data()
-    # Scalars are parsed by int(), float() and date(), which raise errors of their own.
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        values = strict.load(text)
+    except ValueError as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{path} is not plain YAML: {reason}") from None
     if values is None:
@@ -185,19 +186,3 @@ def _lines(error: ValidationError) -> Iterator[str]:
             yield str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
         else:
             yield f"{key}: {item['msg'].lower()}, got {item['input']!r}"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses duplicate keys and anchors (alias bombs)."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not supported")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        doubled = {str(key) for key in keys if keys.count(key) > 1}
-        if doubled:
-            raise yaml.YAMLError(f"duplicate key {', '.join(sorted(doubled))}")
-        return super().construct_mapping(node, deep)

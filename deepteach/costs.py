@@ -2,7 +2,7 @@
 
 The training loop itself, on digits: each round trains plainly and then by every method, a few
 epochs each, and divides by its own plain training. Evaluation after each epoch is part of
-both. The interval is the demo's; a method with an interval of its own keeps that.
+both. The interval is 5 (the demo has 3); a method with an interval of its own keeps that.
 """
 
 from __future__ import annotations

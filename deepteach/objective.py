@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from deepteach.batchnorm import TwiceDifferentiable
 from deepteach.errors import ConfigError, NumericError
 from deepteach.features import Clock, Snapshot
 from deepteach.generators import States, replayed
@@ -27,6 +26,7 @@ from deepteach.rules import Hyper, State
 from deepteach.student import Inputs, Outputs, Student
 from deepteach.teacher import AbstractTeacher
 from deepteach.tree import Params, all_finite, dot
+from deepteach.twice import TwiceDifferentiable
 
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
 ValidationLoss = Callable[[Tensor, Tensor], Tensor]

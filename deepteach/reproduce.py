@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deepteach.cell import Cell
 from deepteach.checkpoint import probe_writable, write_atomic
-from deepteach.errors import DataError
+from deepteach.errors import ConfigError, DataError
 from deepteach.executors import Entry, Executor, Task, by_processes
 from deepteach.sheet import csv_text
 
@@ -187,14 +187,22 @@ def commit() -> str:
     return __version__
 
 
-def kept_rows(path: Path) -> dict[str, dict[str, str]]:
+def kept_rows(path: Path, cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
     """The rows of an earlier file of results by the name of their run's folder.
 
     Raises:
         DataError: the file is there and is none of results.
+        ConfigError: it has rows of other cells, which could not be made again from their runs.
     """
     rows = read_csv(path) if path.exists() else []
-    return {Path(shlex.split(row["command"])[-1]).name: row for row in rows}
+    kept = {Path(shlex.split(row["command"])[-1]).name: row for row in rows}
+    lost = set(kept) - {cell.folder for cell in cells}
+    if any(not (path.parent / name / "summary.json").is_file() for name in lost):
+        raise ConfigError(
+            f"{path} has rows of other cells (of more --seeds, of another --scale or version) "
+            "whose runs are gone: use another --out, or move the file away"
+        )
+    return kept
 
 
 def rows_of(

@@ -90,7 +90,7 @@ def _adopt(teacher: AbstractTeacher, config: Config, student: Student, width: in
     if changed:
         warnings.warn(
             f"this teacher was taught elsewhere ({', '.join(changed)}): one that reads a student's "
-            "own states does not transfer (docs/results.md)",
+            "own states reads coordinates that another student does not have",
             UserWarning,
             stacklevel=2,
         )

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from . import strict
 from .errors import DataError
 
 BASELINE = "baseline"  # the sub-folder of the uniform run on the same schedule
@@ -174,7 +174,7 @@ def _open(path: Path) -> Run:
             f"the run in {path} is unfinished (no summary.json): finish it with "
             f"`deepteach train --config {path / 'config.yaml'} --out {path} --resume`"
         )
-    config = _mapping(path / "config.yaml", yaml.safe_load)
+    config = _mapping(path / "config.yaml", strict.load)
     summary = _mapping(path / "summary.json", json.loads)
     if not isinstance(summary.get("method"), str):
         raise DataError(_damaged(path / "summary.json", "`method` is not a name"))
@@ -213,7 +213,7 @@ def _text(path: Path) -> str:
 def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
         found = parse(_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(_damaged(path, error)) from error
     if not isinstance(found, dict):
         raise DataError(_damaged(path, f"expected named fields, found {type(found).__name__}"))

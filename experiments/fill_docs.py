@@ -93,7 +93,8 @@ def costs() -> str:
 
 def methods() -> str:
     rows = read("results/methods.csv")
-    steps = {row["method"]: number(row["ratio"], 2) for row in read("results/costs.csv")}
+    known = read("results/costs.csv") if Path("results/costs.csv").exists() else []
+    steps = {row["method"]: number(row["ratio"], 2) for row in known}
     parts = []
     for noise, name in NOISES.items():
         lines = []
@@ -102,7 +103,7 @@ def methods() -> str:
             if not own:
                 continue
             errors = [spread(own, f"error_{kind}") for kind in ("last", "selected", "best")]
-            cost = steps.get(method.partition("+")[0], "1.00")
+            cost = "1.00" if method == "uniform" else steps.get(method.partition("+")[0], "")
             lines.append([f"`{method}`", *errors, spread(own, "auroc", 3), cost, str(len(own))])
         header = "method | error, last | selected | best | AUROC | a step costs | runs"
         parts.append(f"**{name}**\n\n{table(header, lines)}")
@@ -117,7 +118,7 @@ def spread(rows: Rows, key: str, digits: int = 1) -> str:
     return f"{middle} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else middle
 
 
-RESULTS = "table2 table3 table4 table5 table6 table7 deeper transfer human controls".split()
+RESULTS = "table1 table2 table3 table4 table5 table6 table7 deeper transfer human controls".split()
 SHOWN = (
     "method", "last, error %", "selected, error %", "gain, points", "95 % interval", "reading",
     "AUROC", "paper %", "paper's gain",

@@ -2,7 +2,10 @@
 
     python experiments/methods_table.py                     # what is missing, then the table
     python experiments/methods_table.py --noise flip-0.4 --seeds 1 --methods mwn,l2rw
-    python experiments/methods_table.py --grid              # trials of every method, by validation
+    python experiments/methods_table.py --grid --noise flip-0.4 --seeds 1 --out results/grid.csv
+
+The second is one seed of three trials a method, from which `CHOSEN` was read off by validation
+accuracy.
 
 Rows that stand in the table are kept and finished runs are not run again, so it can be stopped
 and started again at any time. Each row holds the command that repeats it. The student is the
@@ -157,7 +160,7 @@ def main() -> None:
     parser.add_argument("--noise", default=",".join(NOISES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=40, help="enough to learn noise by heart")
-    parser.add_argument("--grid", action="store_true", help="all trials, not the defaults alone")
+    parser.add_argument("--grid", action="store_true", help="all trials, not the chosen ones")
     parser.add_argument("--runs", default="runs/methods", type=Path)
     parser.add_argument("--out", default="results/methods.csv", type=Path)
     options = parser.parse_args()

@@ -38,7 +38,7 @@ def main() -> None:
     rows = {"train": first_of_each(truth, options.train),
             "valid": first_of_each(arrays["y_valid"], options.valid)}  # fmt: skip
     for name, array in arrays.items():
-        part = name.split("_")[1]
+        part = name.partition("_")[2].partition("_")[0]
         arrays[name] = array[rows[part]] if part in rows else array
     options.out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(options.out, **arrays)  # pyright: ignore[reportArgumentType]

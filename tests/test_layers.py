@@ -10,9 +10,9 @@ import pytest
 import deepteach
 
 ORDER = """
-    errors tree generators interrupts streams
+    errors strict tree generators interrupts streams
     packing checkpoint ranks rundir
-    checks data noise augment pictures sources nets batchnorm
+    checks data noise augment pictures sources nets twice
     student features teacher rules objective microbatch differences adjoint exact lookahead
     trusted audit coach
     baselines mentornet course l2t_loss l2t_data evaluate rehearsals controls

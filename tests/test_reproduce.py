@@ -142,6 +142,11 @@ def test_a_row_is_enough_to_go_on(tmp_path: Path, call: Command) -> None:
         assert (out / cell.folder / "summary.json").is_file()
         timeless = {"seconds": ""}
         assert {**row, **timeless} == {**old, **timeless}
+    other = {**marked, "command": marked["command"] + "-of-another-version"}
+    reproduce.write_csv([marked, other], out / "deeper.csv")
+    refused = call(*command)
+    assert refused.code == 2 and "rows of other cells" in refused.err
+    assert read_csv(out / "deeper.csv") == [marked, other]
     (out / "deeper.csv").write_text("damaged")
     assert call(*command).code == 2
 

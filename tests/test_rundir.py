@@ -95,6 +95,8 @@ def test_unfinished_names_the_command(tmp_path: Path) -> None:
     [
         ("config.yaml", "a: [1"),
         ("config.yaml", "- 1"),
+        ("config.yaml", "a: &a [1]\nb: [*a, *a]"),
+        ("config.yaml", "a: 1\na: 2"),
         ("config.yaml", "!!python/object/apply:os.getcwd []"),
         ("summary.json", '{"method": "deep"'),
         ("summary.json", '{"method": 3}'),

@@ -1,4 +1,4 @@
-"""The second derivative of batch normalisation by hand, against torch's own."""
+"""Second derivatives of batch normalisation and convolution by hand, against torch's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from deepteach.batchnorm import TwiceDifferentiable
+from deepteach.twice import TwiceDifferentiable
 
 SHAPES = [(6, 3), (4, 3, 5), (4, 3, 2, 3), (2, 3, 2, 2, 2)]
 
@@ -103,7 +103,7 @@ def test_other_forms_are_left_to_torch(change: str) -> None:
     module.train(change != "eval")
     with TwiceDifferentiable():
         y = module(torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True))
-    assert y.grad_fn is not None and "_Forward" not in y.grad_fn.name()
+    assert y.grad_fn is not None and "_Norm" not in y.grad_fn.name()
 
 
 def test_a_batch_of_one_value_is_refused_as_by_torch() -> None:
@@ -111,8 +111,50 @@ def test_a_batch_of_one_value_is_refused_as_by_torch() -> None:
         layer((1, 3))(torch.randn(1, 3, dtype=torch.float64))
 
 
-def test_what_it_cannot_do_raises() -> None:
-    module = layer((4, 3, 5))
+CONVOLUTIONS = [
+    (nn.Conv1d(4, 6, 3), (2, 4, 7)),
+    (nn.Conv2d(4, 6, 3, padding=1), (2, 4, 5, 4)),
+    (nn.Conv2d(4, 6, (3, 2), stride=2, padding=(1, 0), dilation=(1, 2), groups=2), (2, 4, 6, 7)),
+    (nn.Conv2d(4, 4, 1, stride=2, bias=False), (2, 4, 5, 5)),
+    (nn.Conv3d(2, 3, 2), (2, 2, 3, 4, 3)),
+    (nn.Conv2d(4, 6, 3, padding="same"), (2, 4, 5, 5)),  # left to torch
+    (nn.Conv2d(4, 6, 3, padding_mode="circular", padding=1), (2, 4, 5, 5)),
+]
+
+
+@pytest.mark.parametrize(("module", "shape"), CONVOLUTIONS)
+def test_convolutions(module: nn.Module, shape: tuple[int, ...]) -> None:
+    module = module.double()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    theirs = everything(module, x)
+    with TwiceDifferentiable():
+        ours = everything(module, x)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    for a, b in zip(ours[:3], theirs[:3], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("leaf", ["weight", "bias"])
+def test_a_convolution_of_data_and_one_leaf(leaf: str) -> None:
+    """The input, or one of the parameters, may need no gradient."""
+    module = nn.Conv2d(2, 3, 2).double()
+    x = torch.randn(2, 2, 4, 3, dtype=torch.float64)
+
+    def second() -> Tensor:
+        y = module(x)
+        chosen = module.get_parameter(leaf)
+        (first,) = torch.autograd.grad((y.sin() * y).sum(), chosen, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), chosen)[0]
+
+    theirs = second()
+    with TwiceDifferentiable():
+        torch.testing.assert_close(second(), theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["norm", "convolution"])
+def test_what_it_cannot_do_raises(kind: str) -> None:
+    module = layer((4, 3, 5)) if kind == "norm" else nn.Conv1d(3, 2, 2).double()
     x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
     with TwiceDifferentiable():
         y = module(x)
