@@ -311,7 +311,9 @@ def _row(plan: Plan, entry: Entry, taught: Row | None, say: Callable[[str], None
     ratio = statistics.mean(map(statistics.median, zip(*steps, strict=True)))
     wanted = not plan.quick or entry.row in (PLAIN, "Reversed")
     peak, extra = _memory(plan, entry) if wanted else (None, None)
-    updates = taught is not None and (entry.row in STRATEGIES or entry.row in PEERS)
+    # A peer's steps before its window are weighted by a function of the loss: plain ones.
+    base = 1.0 if entry.row in PEERS else taught.ratio if taught else 0.0
+    updates = base > 0 and (entry.row in STRATEGIES or entry.row in PEERS)
     return Row(
         **entry._asdict(),
         student=plan.student,
@@ -323,7 +325,7 @@ def _row(plan: Plan, entry: Entry, taught: Row | None, say: Callable[[str], None
         ratio=ratio,
         low=min(ratios),
         high=max(ratios),
-        units=(ratio - taught.ratio) * plan.interval if taught and updates else 0.0,
+        units=(ratio - base) * plan.interval if updates else 0.0,
         plain_seconds=statistics.median(plain for lap in laps for plain, _ in lap),
         peak_mib=peak,
         extra_mib=extra,

@@ -240,7 +240,7 @@ def controls(scale: Scale) -> list[Cell]:
         frozen = Row("deep+control=frozen", "frozen at their mean")
         found.append(cell_of(scale, "controls", place, frozen, seed, source=whole))
         found.append(cell_of(scale, "controls", place, Row("probe", "probe, not taught"), seed))
-        # An update costs about 5.5 steps at B = 2, so teaching doubles a run at K = 7.
+        # Teaching at K = 7 nearly doubles the time of a run.
         longer = {"epochs": 2 * scale.flip["epochs"]}
         if "milestones" in scale.flip:
             longer["milestones"] = tuple(2 * epoch for epoch in scale.flip["milestones"])
