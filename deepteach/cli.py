@@ -127,7 +127,14 @@ def _add_settings(group: Any) -> None:
     for key in configuration.known_keys():
         owner, _, name = key.rpartition(".")
         field = (configuration.NoiseConfig if owner else model).model_fields[name]
-        group.add_argument(f"--{key}", dest=f"set:{key}", metavar="VALUE", help=field.description)
+        told = field.description or ""
+        if field.default not in (None, ()) and "default" not in told:
+            told = f"{told} (default: {_shown(field.default)})".strip()
+        group.add_argument(f"--{key}", dest=f"set:{key}", metavar="VALUE", help=told)
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
