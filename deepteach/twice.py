@@ -58,7 +58,9 @@ def _normalise(
 ) -> Tensor:
     """`torch.nn.functional.batch_norm`, with its names."""
     statistics = (running_mean, running_var)
-    if not training or weight is None or bias is None or input.numel() == input.shape[1]:
+    known = weight is not None and bias is not None and input.dtype == weight.dtype
+    full = input.dtype in (torch.float32, torch.float64)  # half precision mixes types inside
+    if not (training and known and full) or input.numel() == input.shape[1]:
         return batch_norm(input, *statistics, weight, bias, training, momentum, eps)
     return _Norm.apply(input, weight, bias, *statistics, momentum, eps)  # type: ignore[no-any-return]
 

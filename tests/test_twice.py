@@ -97,12 +97,15 @@ def test_channels_last() -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("change", ["eval", "no weights"])
+@pytest.mark.parametrize("change", ["eval", "no weights", "half precision"])
 def test_other_forms_are_left_to_torch(change: str) -> None:
     module = layer((4, 3, 5), affine=change != "no weights")
     module.train(change != "eval")
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    if change == "half precision":
+        module, x = module.bfloat16(), x.detach().bfloat16().requires_grad_()
     with TwiceDifferentiable():
-        y = module(torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True))
+        y = module(x)
     assert y.grad_fn is not None and "_Norm" not in y.grad_fn.name()
 
 
