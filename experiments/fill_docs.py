@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from deepteach.outcome import HEAD, summarise
+from deepteach.recipes import cells
 from deepteach.reproduce import read_csv
 
 Rows = list[dict[str, str]]
@@ -133,7 +134,10 @@ def results() -> str:
         if not path.exists():
             parts.append(f"**{name}** has not been run yet.")
             continue
-        for sheet in summarise(read_csv(path), "cpu"):
+        rows, whole = read_csv(path), len(cells(name, "cpu"))
+        if len(rows) < whole:
+            parts.append(f"**{name}**: {len(rows)} of {whole} cells have been run.")
+        for sheet in summarise(rows, "cpu"):
             if sheet.columns == HEAD:
                 columns = [HEAD.index(column) for column in SHOWN]
                 lines = [[row[c] for c in columns] for row in sheet.rows]

@@ -1,7 +1,7 @@
 """The picture in the README: the top of a run's report, in headless Chromium.
 
-    deepteach train --beside mwn --out runs/demo
-    python experiments/screenshot.py runs/demo docs/report.png
+deepteach train --beside mwn --out runs/demo
+python experiments/screenshot.py runs/demo docs/report.png
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ Mode = enum.IntEnum("Mode", "A B")
         ({1, 2}, "set"),
         (1j, "complex"),
         (torch.float32, "torch.dtype"),
-        (torch.Generator(), "Generator"),
+        pytest.param(torch.Generator(), "Generator", id="generator"),
         (torch.zeros(2).to_sparse(), "torch.sparse_coo"),
         (torch.zeros(2, device="meta"), "meta"),
         (torch.zeros(2, dtype=torch.uint16), "torch.uint16"),
