@@ -150,21 +150,23 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "precision": ("docs/performance.md", precision),
     "costs": ("docs/methods.md", costs),
     "methods": ("docs/methods.md", methods),
-    "table6": ("docs/results.md", results),
+    "results": ("docs/results.md", results),
 }
 
 
 def main() -> None:
     for name, (page, body) in TABLES.items():
         path = Path(page)
-        if not Path(f"results/{name}.csv").exists():
-            print(f"results/{name}.csv is not there: its table is left as it is")
+        try:
+            filled = body()
+        except FileNotFoundError as missing:
+            print(f"{missing.filename} is not there: the table {name} is left as it is")
             continue
         text = path.read_text(encoding="utf-8")
         start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
         head, rest = text.split(start)
         _, tail = rest.split(end)
-        path.write_text(f"{head}{start}\n{body()}\n{end}{tail}", encoding="utf-8")
+        path.write_text(f"{head}{start}\n{filled}\n{end}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":
