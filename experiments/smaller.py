@@ -1,6 +1,6 @@
 """Cut a data set in deepteach's npz layout down to the size of the `cpu` scale.
 
-    python experiments/smaller.py worse-10000.npz data/worse.npz --train 4000 --valid 400
+    python experiments/smaller.py worse-10000.npz data/worse.npz --train 3000 --valid 400
 
 Keeps the first rows of each true class, so that files that differ in their labels alone keep
 the same rows. The test set stays whole.
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--train", type=int, default=4000)
+    parser.add_argument("--train", type=int, default=3000)
     parser.add_argument("--valid", type=int, default=400)
     options = parser.parse_args()
     if options.out.exists():

@@ -204,7 +204,7 @@ def test_what_a_scale_cannot_have_is_told() -> None:
     # Nothing small goes by a big name.
     for table in TABLES:
         for cell in cells(table, "cpu", seeds=1):
-            assert cell.data != "CIFAR-10" and cell.student in ("resnet8", "resnet20")
+            assert cell.data != "CIFAR-10" and cell.student in ("resnet8", "cnn")
     (reason,) = not_reproduced("transfer", "paper")
     assert "embedding" in reason
 
@@ -212,7 +212,7 @@ def test_what_a_scale_cannot_have_is_told() -> None:
 def test_transfer_names_its_source() -> None:
     found = [cell for cell in cells("transfer", "cpu", seeds=1) if cell.source is not None]
     targets = {(cell.student, cell.data) for cell in found}
-    assert ("resnet20", "CIFAR-10 (JPEG) 4,000 16x16") in targets
+    assert ("cnn", "CIFAR-10 (JPEG) 3,000 16x16") in targets
     assert ("resnet8", "digits") in targets
     for cell in found:
         assert cell.source is not None and "frozen" in cell.variant
