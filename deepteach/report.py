@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,17 @@ _EPOCH_COLUMNS = (
     "epoch step seconds lr train_loss valid_loss valid_accuracy test_accuracy "
     "effective_sample_size drift meta_gradient_norm updates noise_auroc"
 ).split()
+_QUALITY = {
+    "window": "steps of the window",
+    "longer": "steps of the longer window",
+    "cosine": "cosine of its meta-gradient to that of the longer window",
+    "differences": "cosine to its form by finite differences",
+    "drift": "drift of the undone steps",
+    "taught_steps": "a taught step, in plain steps",
+    "update_steps": "an update of the teacher, in plain steps",
+    "plain_seconds": "seconds of a plain step",
+}
+"""What is shown of `quality.Quality`."""
 
 
 @dataclass(frozen=True)
@@ -185,18 +197,32 @@ def _health(run: Run) -> Section:
 
 
 def _cost(run: Run) -> Section:
-    costs = flat(run.summary.get("cost") or {})
-    costs["seconds"] = number(run.summary.get("seconds"), 1)
+    costs = {"seconds": number(run.summary.get("seconds"), 1)}
     if run.baseline is not None:
         costs["seconds of the baseline"] = number(run.baseline.summary.get("seconds"), 1)
+    costs["updates of the teacher"] = str(sum(line.get("updates") or 0 for line in run.metrics))
     costs["parameters of the teacher"] = _cell(run.summary.get("teacher_parameters"))
-    return Section("Cost", sheets=(_pairs("What the run cost", costs),))
+    return Section("Cost", sheets=(_pairs("What the run cost", costs), *_measured(run)))
+
+
+def _measured(run: Run) -> list[Sheet]:
+    """What a run of some length measured of its own meta-gradients, at its start and end."""
+    moments: dict[str, dict[str, float | None]] = run.summary.get("gradient_quality") or {}
+    if not moments:
+        return []
+    names = list(dict.fromkeys(name for found in moments.values() for name in found))
+    told = [(key, _QUALITY[key]) for key in _QUALITY if key in names]
+    rows = tuple((text, *(_cell(m.get(key)) for m in moments.values())) for key, text in told)
+    return [Sheet("The meta-gradient, measured on copies", ("", *moments), rows)]
 
 
 def _settings(run: Run) -> Section:
     sheets = [_pairs("Settings", flat(run.config))]
     if run.environment:
-        sheets.append(_pairs("Where it ran", flat(run.environment)))
+        where = dict(run.environment)
+        if isinstance(where.get("command"), list):
+            where["command"] = shlex.join(map(str, where["command"]))
+        sheets.append(_pairs("Where it ran", flat(where)))
     return Section("Settings", sheets=tuple(sheets))
 
 

@@ -309,8 +309,8 @@ class _Run:
             more = found.overhead(interval)
             seconds = more * found.plain_seconds * self.training.total
             watcher.say(
-                f"{self.config.method}: a teacher update costs {found.update_steps:.1f} training "
-                f"steps; every {interval} steps, teaching takes {more:+.0%}, about {seconds:.0f} s"
+                f"a teacher update costs {found.update_steps:.1f} training steps; every "
+                f"{interval} steps, teaching takes {more:+.0%}, about {seconds:.0f} s"
             )
 
     def _seed(self) -> None:

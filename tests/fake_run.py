@@ -23,6 +23,11 @@ CONFIG: dict[str, Any] = {
     "window": 2,
     "seed": 0,
 }
+QUALITY = {
+    "window": 2, "longer": 8, "cosine": 0.91, "differences": None, "drift": 1e-7,
+    "effective_sample_size": 0.8, "plain_seconds": 0.01, "taught_steps": 1.02,
+    "update_steps": 4.375,
+}  # fmt: skip
 
 
 def make_run(
@@ -58,7 +63,7 @@ def make_run(
         "valid_accuracy_best": 0.93,
         "noise_auroc": (0.5 if method == "uniform" else 0.95) if truth else None,
         "teacher_parameters": 0 if method == "uniform" else 225,
-        "cost": {"updates": 3 * epochs, "seconds_teaching": 4.2},
+        "gradient_quality": None if method == "uniform" else {"start": QUALITY},
     }
     lines = [_epoch(e, epochs, selected, method, rng) for e in range(1, epochs + 1)]
     true = rng.integers(len(classes), size=n)

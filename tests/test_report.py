@@ -75,7 +75,8 @@ def test_says_everything(text: str) -> None:
         "10.00 points above plain training", "90.00 % test accuracy against 80.00 %",
         "flip label noise 40%", "on the same schedule", "One seed", "optimistic", "0.950",
         "Effective samples", "Learning curves", "What deep weighs", "Samples the teacher",
-        "drift", "Cost", "seconds_teaching", "Settings", "batch_size", "threads", "uniform",
+        "drift", "Cost", "in plain steps", "4.375", "updates of the teacher", "Settings",
+        "batch_size", "threads", "uniform",
     ):  # fmt: skip
         assert expected in words, expected
     assert "What uniform weighs" not in words
