@@ -2,7 +2,8 @@
 
 `paper` is the paper's own: students, epochs, schedule, K, B. `cpu` trains a ResNet-8 on
 3,000 images of 16x16 pixels, long enough to learn most wrong labels by heart (LOG.md): a
-quarter of an hour to half an hour for a table on two cores. `smoke` only shows that every cell runs.
+quarter of an hour to half an hour for a table on two cores. `smoke` only shows that every
+cell runs.
 """
 
 from __future__ import annotations
