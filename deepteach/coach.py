@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepteach.adjoint import AbstractAdjoint, MetaGradient, Reversed, Window
 from deepteach.audit import GradientAudit, attach, weakly
-from deepteach.errors import CollapseWarning, ConfigError, DataError, NumericError
+from deepteach.errors import CollapseWarning, ConfigError, NumericError
 from deepteach.features import Clock, Snapshot
 from deepteach.generators import States, generator_states, replayed, same_states
 from deepteach.microbatch import MicroBatched, MicroValidation
@@ -32,10 +32,19 @@ from deepteach.objective import (
     pack_step,
     unpack_step,
 )
-from deepteach.ranks import PERIOD, Ranks, digest, here, refuse_sharded, shown
+from deepteach.ranks import PERIOD, Ranks, here, refuse_sharded, shown
 from deepteach.rules import Clipped, Hyper, Rule, read_state, rule_for
 from deepteach.student import Inputs, Outputs, Student
 from deepteach.teacher import AbstractTeacher
+from deepteach.together import (
+    BAD_WEIGHTS,
+    Totals,
+    bad_losses,
+    prove_equal,
+    refuse_empty,
+    sum_gradients,
+    totals,
+)
 from deepteach.tree import Params, all_finite, clone, norm
 from deepteach.trusted import TrustedBatches
 from deepteach.twice import TwiceDifferentiable
@@ -45,15 +54,6 @@ COLLAPSED_FRACTION = 0.02
 
 LEAST_MIXED_TOLERANCE = 0.01
 """Half precision is off by more than the replays' usual tolerance."""
-
-
-class Totals(NamedTuple):
-    """A batch over all ranks: its size, mean loss, effective fraction and L."""
-
-    count: int
-    mean_loss: float
-    effective: Tensor
-    value: float
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ class Coach:
         # On several ranks all must know before any may stop: `_weigh` tells them.
         if self.ranks.count == 1 and not all_finite([snapshot.losses]):
             self.student.restore_buffers(buffers)
-            raise NumericError(_bad_losses(snapshot))
+            raise NumericError(bad_losses(snapshot))
         if not torch.is_grad_enabled():
             value = self.ranks.add(self.objective.value(self.omega, snapshot), "scalars")
             if self.ranks.count > 1 and not all_finite([value]):
@@ -524,44 +524,19 @@ class Coach:
         step.weights = self.objective.weights(self.omega, step.snapshot).detach()
         step.value = self.objective.value(self.omega, step.snapshot, step.weights).detach()
         if self.ranks.count > 1:
-            self.last_totals = self._totals(step)
+            self.last_totals = totals(self.ranks, step)
         elif not all_finite([step.weights, step.value]):
-            raise NumericError(
-                "the teacher's weights are not finite; nothing was changed: check the features' "
-                "scale or lower the teacher's learning rate"
-            )
-
-    def _totals(self, step: Step) -> Totals:
-        """Of a batch spread over ranks. What is not finite on one is known to all."""
-        losses, weights = step.snapshot.losses.double(), step.weights.double()
-        bad = (~torch.isfinite(losses)).sum()
-        own = [len(losses), bad, losses.sum(), step.value, weights.sum(), weights.square().sum()]
-        count, bad, total, value, mass, squares = self.ranks.table(*own).sum(0)
-        if bad > 0:
-            raise NumericError(_bad_losses(step.snapshot, int(bad), int(count)))
-        if not all_finite([value, mass, squares]):
-            raise NumericError(
-                "the teacher's weights are not finite; nothing was changed: check the features' "
-                "scale or lower the teacher's learning rate"
-            )
-        effective = mass.square() / (count * squares)
-        return Totals(int(count), float(total / count), effective, float(value))
+            raise NumericError(BAD_WEIGHTS)
 
     def _begin_together(self, labels: Tensor) -> None:
-        if len(labels) == 0:
-            raise DataError(
-                "this rank's part of the batch is empty: give every rank a sample in every step"
-            )
+        refuse_empty(labels)
         if not self._compared:
             self.prove_equal("at the start")
             self._compared = True
 
     def prove_equal(self, where: str) -> None:
         """Compare the bits of student and teacher over ranks. Raises NumericError."""
-        if self.ranks.count > 1:
-            modules = (self.student.module, self.teacher)
-            states = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in modules]
-            self.ranks.compare(digest(states), where)
+        prove_equal(self.ranks, self.student.module, self.teacher, where)
 
     def _refuse_unfinished(self, labels: Tensor) -> None:
         if self._pending is not None:
@@ -583,33 +558,17 @@ class Coach:
             engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
             engine.queue_callback(weakly(self._after_backward))
 
-    @torch.no_grad()
     def _after_backward(self) -> None:
-        """Sum the gradients over ranks, and bring running statistics together."""
+        """Several ranks: from here on gradients and statistics are those of the whole batch."""
         if self._pending is None:
             return
-        named, own, buffers = self._parameters(), len(self._pending.labels), self._pending.buffers
         assert self.last_totals is not None
-        total = self.ranks.summed(
-            {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()},
-            "gradient",
-        )
-        # Passes on the ranks moved their buffers apart: the mean movement, by their samples.
-        moved = {
-            name: (leaf.double() - buffers[name].double()) * (own / self.last_totals.count)
-            for name, leaf in self.student.module.named_buffers()
-            if leaf.is_floating_point()
-        }
-        used = torch.tensor([float(p.grad is not None) for p in named.values()]).double()
-        extra = self.ranks.summed({**moved, "": used.to(self._pending.labels.device)}, "buffers")
-        reached = extra.pop("").tolist()
-        for (name, leaf), used_by in zip(named.items(), reached, strict=True):
-            if used_by > 0:
-                leaf.grad = total[name]
-                self._audit.at_accumulation(name, leaf)
-        for name, leaf in self.student.module.named_buffers():
-            if name in extra:
-                leaf.copy_(buffers[name].double() + extra[name])
+        reached = sum_gradients(
+            self.ranks, self.student.module, self._parameters(), self._pending,
+            self.last_totals.count,
+        )  # fmt: skip
+        for name, leaf in reached.items():
+            self._audit.at_accumulation(name, leaf)
 
     def _after_accumulate(self, name: str, leaf: Tensor) -> None:
         self._audit.at_accumulation(name, leaf)
@@ -652,11 +611,11 @@ class Coach:
         self._steps.append(step)
         self.last_weights = step.weights
         self._since_update += 1
-        totals = self.last_totals
-        effective = effective_fraction(step.weights) if totals is None else totals.effective
+        whole = self.last_totals
+        effective = effective_fraction(step.weights) if whole is None else whole.effective
         self._effective = self._effective.to(step.weights) + effective.to(step.weights)
         seen = self.clock.step
-        loss = float(step.snapshot.losses.mean()) if totals is None else totals.mean_loss
+        loss = float(step.snapshot.losses.mean()) if whole is None else whole.mean_loss
         mean = (self.clock.mean_loss * seen + loss) / (seen + 1)
         self.clock = replace(self.clock, step=seen + 1, mean_loss=mean)
         if self.clock.step % PERIOD == 0:
@@ -693,14 +652,3 @@ class Coach:
         steps = (unpack_step(item) for item in state["steps"])
         self._steps = deque(steps, self._steps.maxlen)
         self._pending = None
-
-
-def _bad_losses(snapshot: Snapshot, total: int | None = None, count: int | None = None) -> str:
-    """The message; `total` of `count` on all ranks."""
-    bad = (~torch.isfinite(snapshot.losses)).nonzero().flatten().tolist()
-    where = f"first at batch positions {bad[:5]}" if bad else "on another rank"
-    return (
-        f"the loss of {len(bad) if total is None else total} of {count or len(snapshot.losses)} "
-        f"samples is not finite ({where}); nothing was changed: lower the learning rate or check "
-        "these samples"
-    )

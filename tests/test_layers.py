@@ -14,7 +14,7 @@ ORDER = """
     packing checkpoint ranks rundir
     checks data noise augment pictures sources nets twice
     student features teacher rules objective microbatch differences adjoint exact lookahead
-    trusted audit coach
+    together trusted audit coach
     baselines mentornet course l2t_loss l2t_data evaluate rehearsals controls
     methods config published scales cell recipes
     progress fit quality resolve recording train estimator doctor costs bench
