@@ -10,7 +10,7 @@ from pathlib import Path
 from deepteach.cell import Cell
 from deepteach.checkpoint import write_atomic
 from deepteach.errors import DataError
-from deepteach.gains import LITTLE_POWER, paired_gains
+from deepteach.gains import LITTLE_POWER, Gain, paired_gains
 from deepteach.pairing import UNIFORM
 from deepteach.recipes import TABLES, not_reproduced
 from deepteach.report import write_report
@@ -90,12 +90,12 @@ def _sheet(
         gain, number_there = gains.get(name), published.get((*key, *name))
         points = interval = p = reading = late = theirs = UNKNOWN
         if gain is not None:
-            points = f"{gain.mean:+.2f}" + ("" if gain.std is None else f" ± {gain.std:.2f}")
+            points = _points(gain)
             reading, p = gain.verdict, number(gain.p_holm, 3)
             if gain.low is not None and gain.high is not None:
                 interval = f"{gain.low:+.2f} to {gain.high:+.2f}"
         if name in at_last:
-            late = f"{at_last[name].mean:+.2f}"
+            late = _points(at_last[name])
         if base is not None and number_there is not None and name != plain:
             theirs = f"{base - number_there:+.2f}"
         lines.append((
@@ -103,7 +103,7 @@ def _sheet(
             str(len(selected[name])), mean_std(list(selected[name].values())), points, interval,
             reading, p, mean_std(list(last[name].values())), late,
             mean_std(list(_values(seeds, "test_error_best").values())),
-            mean_std(list(_values(seeds, "noise_auroc").values()), 3),
+            _auroc(list(_values(seeds, "noise_auroc").values())),
             mean_std(list(_values(seeds, "seconds").values()), 0),
             number(number_there, 2), theirs,
         ))  # fmt: skip
@@ -111,6 +111,15 @@ def _sheet(
     noisy = "clean labels" if noise == "none" else f"{noise} {100 * float(rate):g} %"
     title = f"{rows[0]['table']} at scale {scale}: {data}, {noisy}, {student}"
     return Sheet(title, HEAD, tuple(lines), _notes(selected))
+
+
+def _points(gain: Gain) -> str:
+    return f"{gain.mean:+.2f}" + ("" if gain.std is None else f" ± {gain.std:.2f}")
+
+
+def _auroc(values: Sequence[float]) -> str:
+    """Nothing where the weights are all alike: exactly one half, for every seed."""
+    return UNKNOWN if all(value == 0.5 for value in values) else mean_std(values, 3)
 
 
 def _notes(selected: Mapping[tuple[str, str], Mapping[str, float]]) -> tuple[str, ...]:

@@ -119,10 +119,10 @@ def spread(rows: Rows, key: str, digits: int = 1) -> str:
     return f"{middle} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else middle
 
 
-RESULTS = "table1 table2 table3 table4 table5 table6 table7 deeper transfer human controls".split()
+RESULTS = "table6 table5 human controls table2 table3 table4 table7 transfer deeper table1".split()
 SHOWN = (
-    "method", "last, error %", "selected, error %", "gain, points", "95 % interval", "reading",
-    "AUROC", "paper %", "paper's gain",
+    "method", "n", "last, error %", "selected, error %", "gain, points", "95 % interval",
+    "reading", "gain at last", "AUROC", "paper %", "paper's gain",
 )  # fmt: skip
 
 
