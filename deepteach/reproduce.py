@@ -226,16 +226,19 @@ def rows_of(
             ) from error
         values = {
             **place,
-            **{
-                f"test_error_{kind}": _error(summary[f"test_accuracy_{kind}"])
-                for kind in ("last", "best", "selected")
-            },
-            "noise_auroc": _figure(summary["noise_auroc"], 6),
+            **figures_of(summary),
             "seconds": _figure(summary["seconds"], 2),
             **record,
         }
         rows.append({name: str(values[name]) for name in COLUMNS})
     return rows
+
+
+def figures_of(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What a run found, as it stands in its row: the same again, to the last digit."""
+    kinds = ("last", "best", "selected")
+    errors = {f"test_error_{kind}": _error(summary[f"test_accuracy_{kind}"]) for kind in kinds}
+    return {**errors, "noise_auroc": _figure(summary["noise_auroc"], 6)}
 
 
 def _error(accuracy: float | None) -> str:

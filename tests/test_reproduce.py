@@ -106,6 +106,22 @@ def test_a_row_s_command_gives_its_figures(table6: tuple[Path, dict, str], call:
         assert Path("again", name).read_bytes() == (out / cell.folder / name).read_bytes()
 
 
+def test_committed_rows_can_be_checked(table6: tuple[Path, dict, str]) -> None:
+    """The script beside the results runs rows again and tells a figure that differs."""
+    out, _, _ = table6
+    script = Path(__file__).parent.parent / "experiments" / "again.py"
+    copy = out / "copy.csv"
+    for change, code, verdict in (("", 0, "2 of 2 rows"), ("9", 1, "0 of 2 rows")):
+        rows = [
+            {**r, "test_error_last": change or r["test_error_last"]}
+            for r in read_csv(out / "table6.csv")
+        ]
+        reproduce.write_csv(rows, copy)
+        command = [sys.executable, str(script), str(copy), "--rows", "2"]
+        found = subprocess.run(command, cwd=out, text=True, capture_output=True)
+        assert (found.returncode, verdict in found.stdout) == (code, True), found.stderr
+
+
 def test_a_finished_table_is_only_shown(
     table6: tuple[Path, dict, str], call: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
