@@ -17,9 +17,13 @@ CURVES = {
     "valid_accuracy": ("validation accuracy, %", 100.0),
     "test_accuracy": ("test accuracy, %", 100.0),
 }
-DIAGNOSTICS = {
+SHARES = {
     "effective_sample_size": ("effective sample size, %", 100.0),
     "noise_auroc": ("AUROC of wrong labels", 1.0),
+}
+"""What can be averaged over runs; norms and drifts are of any size."""
+DIAGNOSTICS = {
+    **SHARES,
     "meta_gradient_norm": ("norm of the meta-gradient", 1.0),
     "drift": ("drift of the reversal", 1.0),
 }
@@ -58,13 +62,15 @@ def mean_curves(
 ) -> Figure:  # fmt: skip
     """Learning curves over seeds: a method's mean, and the range of its runs as a band.
 
+    `columns` are keys of `CURVES` and `SHARES`.
+
     Raises:
         DataError: none of the columns was recorded.
     """
     known = recorded(columns, *(run for runs in groups.values() for run in runs))
     figure, axes = panels(len(known))
     for ax, column in zip(axes, known, strict=True):
-        title, scale = CURVES[column]
+        title, scale = {**CURVES, **SHARES}[column]
         for colour, (name, runs) in zip(method_colours(groups), groups.items(), strict=True):
             epochs = np.arange(1, min(len(run.metrics) for run in runs) + 1)
             values = scale * np.stack([run.column(column)[: len(epochs)] for run in runs])

@@ -73,6 +73,7 @@ def states_map(states: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
         DataError: the states are not a finite matrix.
     """
     from sklearn.manifold import TSNE  # takes a second to import: only when it is used
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     x = np.asarray(states, dtype=np.float64)
     if x.ndim != 2 or not len(x) or not np.isfinite(x).all():
@@ -87,7 +88,10 @@ def states_map(states: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
     init = "pca" if x.shape[1] > 1 else "random"
     perplexity = min(30.0, (len(x) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init=init, max_iter=500, random_state=seed)
-    return tsne.fit_transform(x)
+    # Threads wait for each other at each of its short steps: four times as long where the
+    # cores have other work, and other bits for another number of them.
+    with threadpool_limits(1, user_api="openmp"):
+        return tsne.fit_transform(x)
 
 
 def weight_histogram(data: Run | Weights, *, theme: Theme = "light") -> Figure:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from . import plots
 from .canvas import to_svg
-from .curves import CURVES, DIAGNOSTICS, together
+from .curves import CURVES, DIAGNOSTICS, SHARES, together
 from .errors import ConfigError, DataError, StorageError
 from .findings import Finding, Headline, findings_of, headline_of
 from .pairing import UNIFORM, flat
@@ -106,7 +106,7 @@ def write_comparison(runs: Sequence[Run], path: str | Path) -> Path:
         (),
         comparison.notes,
     )
-    sections = [_compared(setting) for setting in comparison.settings]
+    sections = [part for setting in comparison.settings for part in _compared(setting)]
     sections.append(_every_run(comparison))
     return _write(_render("deepteach comparison", headline, sections), path)
 
@@ -127,48 +127,48 @@ def _curves(run: Run) -> Section:
 
 
 def _weights(run: Run) -> list[Section]:
-    sections = []
-    for name, one in together(run).items():
-        if one.method == UNIFORM:
-            continue
-        try:
-            places = plots.states_map(one.samples["internal"])
-        except (KeyError, DataError):
-            places = None
-        figures: list[Picture | None] = [
-            picture(
-                partial(plots.weight_against_loss, one, limit=2000),
-                f"{name}: weight of each training sample against its loss, coloured by label",
-            )
-        ]
-        if places is not None:
-            figures += [
-                picture(
-                    partial(plots.states_by_class, one, positions=places),
-                    f"{name}: map of the internal states, coloured by given label",
-                ),
-                picture(
-                    partial(plots.states_by_weight, one, positions=places),
-                    f"{name}: the same map coloured by weight, red large and blue small",
-                ),
-            ]
+    taught = {name: one for name, one in together(run).items() if one.method != UNIFORM}
+    return [_weighed(name, one) for name, one in taught.items()]
+
+
+def _weighed(name: str, run: Run) -> Section:
+    """The weights of one run: a row of the paper's Figure 2, their spread, their course."""
+    try:
+        places = plots.states_map(run.samples["internal"])
+    except (KeyError, DataError):
+        places = None
+    figures: list[Picture | None] = [
+        picture(
+            partial(plots.weight_against_loss, run, limit=2000),
+            f"{name}: weight of each training sample against its loss, coloured by label",
+        )
+    ]
+    if places is not None:
         figures += [
-            picture(partial(plots.weight_histogram, one), f"{name}: histogram of the weights"),
             picture(
-                partial(plots.weights_over_time, one),
-                f"{name}: median and quantiles of the weights over the epochs",
+                partial(plots.states_by_class, run, positions=places),
+                f"{name}: map of the internal states, coloured by given label",
+            ),
+            picture(
+                partial(plots.states_by_weight, run, positions=places),
+                f"{name}: the same map coloured by weight, red large and blue small",
             ),
         ]
-        text = (
-            "Weights sum to the number of samples: 1 is the weight of plain training. Maps "
-            "place samples with similar internal states close together."
-        )
-        sections.append(Section(f"What {name} weighs", text, _drawn(figures)))
-    return sections
+    figures += [
+        picture(partial(plots.weight_histogram, run), f"{name}: histogram of the weights"),
+        picture(
+            partial(plots.weights_over_time, run),
+            f"{name}: median and quantiles of the weights over the epochs",
+        ),
+    ]
+    text = (
+        "Weights sum to the number of samples: 1 is the weight of plain training. Maps "
+        "place samples with similar internal states close together."
+    )
+    return Section(f"What {name} weighs", text, _drawn(figures))
 
 
-def _suspects(run: Run) -> Section:
-    title = "Samples the teacher trusts least"
+def _suspects(run: Run, title: str = "Samples the teacher trusts least") -> Section:
     if run.method == UNIFORM:
         return Section(title, "Plain training trusts every sample alike: there is nothing to rank.")
     findings, sheet = findings_of(run)
@@ -226,16 +226,16 @@ def _settings(run: Run) -> Section:
     return Section("Settings", sheets=tuple(sheets))
 
 
-def _compared(setting: Setting) -> Section:
+def _compared(setting: Setting) -> list[Section]:
+    """What was gained, and for each taught method the weights of its first seed."""
     groups = {cell.method: list(cell.runs.values()) for cell in setting.cells}
     gains = {cell.method: cell.gain for cell in setting.cells if cell.gain is not None}
     pictures = [
         picture(
             partial(plots.mean_curves, groups, columns=[column]),
-            f"{CURVES[column][0]} over the epochs: mean and range over seeds of "
-            f"{', '.join(groups)}",
+            f"{name} over the epochs: mean and range over seeds of {', '.join(groups)}",
         )
-        for column in CURVES
+        for column, (name, _) in {**CURVES, **SHARES}.items()
     ]
     if gains:
         words = "; ".join(
@@ -243,7 +243,14 @@ def _compared(setting: Setting) -> Section:
         )
         draw = partial(plots.gain_intervals, gains)
         pictures.insert(0, picture(draw, f"gain over the uniform baseline in points: {words}"))
-    return Section(setting.title, "", _drawn(pictures), (), (setting.sheet(),))
+    sections = [Section(setting.title, "", _drawn(pictures), (), (setting.sheet(),))]
+    for cell in setting.cells:
+        seed, run = next(iter(cell.runs.items()))
+        if run.method != UNIFORM:
+            name = f"{cell.method} (seed {seed})"
+            sections.append(_weighed(name, run))
+            sections.append(_suspects(run, f"Samples that {name} trusts least"))
+    return sections
 
 
 def _every_run(comparison: Comparison) -> Section:

@@ -195,7 +195,11 @@ def test_comparison(tmp_path: Path) -> None:
     self_contained(text)
     page = Page(text)
     assert not page.all("i")
-    for expected in ("6 runs compared", "+11.00 ± 1.00", "+8.52 to +13.48", "better", "<i>2",
-                     "little power"):  # fmt: skip
+    for expected in (
+        "6 runs compared", "+11.00 ± 1.00", "+8.52 to +13.48", "better", "<i>2", "little power",
+        "What deep (seed 0) weighs", "Samples that deep (seed 0) trusts least",
+    ):  # fmt: skip
         assert expected in page.words, expected
+    assert "What uniform" not in page.words and "What deep (seed 1)" not in page.words
+    assert any("AUROC of wrong labels over the epochs" in i["alt"] for i in page.all("img"))
     assert "deep +11.00, better" in next(i["alt"] for i in page.all("img") if "gain" in i["alt"])

@@ -124,7 +124,8 @@ def test_images_have_sizes_tables_sort_nothing_overflows(
 
 
 def test_comparison_renders(tmp_path: Path) -> None:
-    runs = [open_run(make_runs(tmp_path / str(s), seed=s, samples=False)) for s in range(2)]
+    runs = [open_run(make_runs(tmp_path / str(s), seed=s)) for s in range(2)]
     dom, errors = _dump(write_comparison(runs, tmp_path / "compare.html"))
     assert errors == []
     assert "4 runs compared" in dom and '<button type="button">' in dom
+    assert "coloured by weight, red large" in dom and "Sample " in dom
