@@ -89,13 +89,18 @@ def uniform(problem: Problem) -> Method:
 Control = Literal["none", "shuffled", "frozen", "random-features", "random-gradient"]
 
 
-def deep(problem: Problem, control: Control = "none") -> Method:
+def deep(problem: Problem, control: Control = "none", fine_tune: float = 0.0) -> Method:
     """The default: a trusted probe of the internal states, read by a linear teacher.
 
     An MLP in its place was no more accurate and ranked wrong labels far worse (LOG.md).
+    `fine_tune` is the share of the epochs, the last ones, that train on the trusted set alone.
     A `control` takes one part of its signal away; if it does as well, that part did nothing.
     """
     whole = Method(Teacher([TrustedProbe()]), teacher_rate=3e-2)
+    if fine_tune and control != "none":
+        raise ConfigError("fine_tune and control cannot be combined: choose one")
+    if fine_tune:
+        return replace(whole, course=controls.FineTuned(fine_tune))
     match control:
         case "none":
             return whole

@@ -38,9 +38,9 @@ NOISE_ROWS = (
     BASELINE, Row("mentornet", published="MentorNet"),
     Row("mwn", published="Meta-Weight-Net"), PAPER, DEEP,
 )  # fmt: skip
+FINE_TUNE = Row("fine-tune", "on the trusted set at last")
 TRUSTED_ROWS = (
-    Row("merged", "trusted set merged in"), Row("fine-tune", "on the trusted set at last"),
-    Row("trusted-only", "trusted set alone"),
+    Row("merged", "trusted set merged in"), FINE_TUNE, Row("trusted-only", "trusted set alone"),
 )  # fmt: skip
 """The same trusted samples used without a teacher."""
 
@@ -225,8 +225,9 @@ def human(scale: Scale) -> list[Cell]:
 def controls(scale: Scale) -> list[Cell]:
     """The headline row, `deep` under 40 % flips, with one part of its signal taken away.
 
-    Beside it plain training with as much compute, and both under another draw of the noise
-    with the same initial weights and order of samples.
+    Beside it twice as many updates; the trusted set trained on at last, with a teacher until
+    then and without; plain training with as much compute; and another draw of the noise with
+    the same initial weights and order of samples.
     """
     student = scale.students["resnet32"]
     place = Problem(scale.data["CIFAR-10"], student, scale.flip, "flip", 0.4)
@@ -240,6 +241,13 @@ def controls(scale: Scale) -> list[Cell]:
         frozen = Row("deep+control=frozen", "frozen at their mean")
         found.append(cell_of(scale, "controls", place, frozen, seed, source=whole))
         found.append(cell_of(scale, "controls", place, Row("probe", "probe, not taught"), seed))
+        often = {"interval": max(scale.window, scale.interval // 2)}
+        for row in (
+            Row("deep", "twice the updates", taught=True, settings=often),
+            FINE_TUNE,
+            Row("deep+fine_tune=0.34", FINE_TUNE.variant, taught=True),
+        ):
+            found.append(cell_of(scale, "controls", place, row, seed))
         # Teaching at K = 7 nearly doubles the time of a run.
         longer = {"epochs": 2 * scale.flip["epochs"]}
         if "milestones" in scale.flip:

@@ -166,6 +166,8 @@ def test_settings_behind_the_name() -> None:
         ("focal+gamma=-1", "0 or more"),
         ("cleanlab+folds=1", "2 folds"),
         ("fine-tune+share=1", "share"),
+        ("deep+fine_tune=1", "share"),
+        ("deep+fine_tune=0.3+control=shuffled", "cannot be combined"),
         ("l2t-data+episodes=-1", "episodes"),
         ("mentornet-dd+corrupted=0", "corrupted"),
     ],
@@ -212,6 +214,7 @@ def rows_of(training: Training) -> list[list[Tensor]]:
         ("trusted-only", lambda epoch: range(200, 260)),
         ("merged", lambda epoch: range(260)),
         ("fine-tune", lambda epoch: range(200) if epoch < 2 else range(200, 260)),
+        ("deep+fine_tune=0.34", lambda epoch: range(200) if epoch < 2 else range(200, 260)),
     ],
 )
 def test_controls_train_on_what_they_say(
