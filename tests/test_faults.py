@@ -26,11 +26,11 @@ import numpy as np
 import pytest
 import torch
 import toy
+from fake_disk import sealed
 from fake_run import make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
-from test_checkpoint import sealed
 from test_resume import results
 from toy import CLASSES, Command, Probe, arrays, command, files, noisy, write_npz
 from toy import settings as toy_settings

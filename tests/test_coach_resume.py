@@ -1,0 +1,143 @@
+"""A coached run: schedulers step anywhere, twice is the same, and so is one that resumed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from cases import CASE, CLASSES, TOLERANCE, Bench, Setting, bench
+from coach_loop import DROP, EVERY_STEP, MLP, NORM, everything, same, step, valid_loader
+from oracles import off, record, unrolled
+from torch import Tensor, nn
+
+import deepteach as dt
+
+
+@pytest.mark.parametrize("place", ["before loss", "before step", "after step", "after update"])
+def test_schedulers_may_step_anywhere(place: str) -> None:
+    """The rate that counts is the one in force when the optimizer stepped."""
+    run = bench(NORM, Setting(window=4))
+    coach = run.coach()
+    wanted = record(run, coach)
+    run = bench(NORM, run.setting)
+    coach = run.coach()
+    index = {"before loss": 0, "before step": 0, "after step": 1, "after update": 1}[place]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        run.optimizer, lambda t: 1.0 if t == 0 and not index else run.setting.rate(t - 1 + index)
+    )
+    torch.manual_seed(11)
+    for t, (x, y) in enumerate(run.batches):
+        run.optimizer.zero_grad()
+        if place == "before loss":
+            advance(scheduler)
+        if t < run.setting.warmup:
+            nn.functional.cross_entropy(run.module(x), y).backward()
+        else:
+            coach.loss(x, y).backward()
+        if place == "before step":
+            advance(scheduler)
+        run.optimizer.step()
+        if place == "after step":
+            advance(scheduler)
+        if t < run.setting.steps - 1:
+            assert coach.update(run.valid) is None
+        if place == "after update":
+            advance(scheduler)
+    assert off(coach.meta_gradient(*run.valid), unrolled(wanted)) < TOLERANCE["adjoints"]
+
+
+def advance(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """`scheduler.step()` without torch's warning about its order, which is the point here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scheduler.step()
+
+
+def journey(run: Bench, coach: dt.Coach, steps: range) -> list[Any]:
+    """Taught steps with updates from a shuffling loader; all that they leave behind."""
+    loader = valid_loader(run)
+    records = []
+    for t in steps:
+        for group in run.optimizer.param_groups:
+            group["lr"] = 0.3 * 0.95**t
+        step(run, coach, t)
+        records.append(coach.update(loader))
+    return [*everything(run, coach), records[-3:]]
+
+
+def probing(case: Any) -> dt.AbstractTeacher:
+    features = [dt.Internal(case.width), dt.Label(CLASSES, 2), dt.Surface(), dt.TrustedProbe()]
+    return dt.Teacher(features)
+
+
+@pytest.mark.parametrize("adjoint", [dt.Reversed, dt.Stored, dt.Unrolled, dt.Lookahead])
+def test_same_run_twice_is_bit_equal(adjoint: type[dt.AbstractAdjoint]) -> None:
+    def once() -> list[Any]:
+        run = bench(DROP, Setting(window=3, interval=4), teacher=probing)
+        torch.manual_seed(8)
+        return journey(run, run.coach(adjoint()), range(10))
+
+    assert same(once(), once())
+
+
+def plain(value: Any) -> Any:
+    """A deep copy that knows tensors and Python's own containers, and nothing else."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    assert value is None or type(value) in (bool, int, float, str), type(value)
+    return value
+
+
+@pytest.mark.parametrize("name", ["dropout", "batchnorm", "tuple", "dict", "lstm"])
+@pytest.mark.parametrize("adjoint", [dt.Reversed, dt.Stored, dt.Unrolled, dt.Lookahead])
+@pytest.mark.parametrize("cut", [0, 6, 8])
+def test_resume_is_bit_exact(cut: int, adjoint: type[dt.AbstractAdjoint], name: str) -> None:
+    """Cut at the start, in mid-window, and right after an update.
+
+    The lookahead teaches inside `coach.loss`, so it is shown the trusted data first.
+    """
+    setting = Setting(window=3, interval=4)
+    whole = bench(CASE[name], setting, teacher=probing)
+    if name in ("tuple", "dict"):
+        whole.valid = (whole.batches[0][0], whole.batches[0][1])
+    torch.manual_seed(8)
+    coach = whole.coach(adjoint())
+    travel(whole, coach, range(cut))
+    saved = plain([whole.module.state_dict(), whole.optimizer.state_dict(), coach.state_dict()])
+    generator = torch.get_rng_state()
+    want = travel(whole, coach, range(cut, 13))
+
+    other = bench(CASE[name], setting, teacher=probing)
+    other.valid = whole.valid
+    other.module.load_state_dict(saved[0])
+    other.optimizer.load_state_dict(saved[1])
+    resumed = other.coach(adjoint())
+    resumed.load_state_dict(saved[2])
+    if resumed.adjoint.before_step and cut:
+        resumed.update(other.valid if name in ("tuple", "dict") else valid_loader(other))
+    torch.set_rng_state(generator)
+    assert same(travel(other, resumed, range(cut, 13)), want)
+
+
+def travel(run: Bench, coach: dt.Coach, steps: range) -> list[Any]:
+    """`journey`, over one trusted batch where it is no tensor."""
+    if isinstance(run.valid[0], Tensor):
+        return journey(run, coach, steps)
+    for t in steps:
+        step(run, coach, t)
+        coach.update(run.valid)
+    return everything(run, coach)
+
+
+def test_state_is_saved_between_steps_only() -> None:
+    run = bench(MLP, EVERY_STEP)
+    coach = run.coach()
+    coach.loss(*run.batches[0])
+    with pytest.raises(dt.ConfigError, match="between optimizer.step"):
+        coach.state_dict()
