@@ -183,13 +183,18 @@ def transfer(scale: Scale) -> list[Cell]:
     same_classes = elsewhere[0] != "CIFAR-100"
     clean = Problem(data, own, scale.clean)
     noisy = Problem(data, own, scale.flip, "flip", 0.4)
+
+    def moved_to(place: Problem) -> Problem:
+        schedule = {**place.schedule, **scale.other_schedule}
+        return replace(place, student=other, schedule=schedule)
+
     state_only = _features("I0")
     moved = _taught("paper", "I0+M0") if same_classes else state_only
     plans = (
         (clean, clean, (PAPER,), ""),
-        (clean, replace(clean, student=other), (PAPER,), "other student"),
+        (clean, moved_to(clean), (PAPER,), "other student"),
         (clean, replace(clean, data=elsewhere), (moved,), "other data"),
-        (noisy, replace(noisy, student=other), (PAPER, DEEP), ""),
+        (noisy, moved_to(noisy), (PAPER, DEEP), ""),
     )
     found: list[Cell] = []
     for seed in range(scale.seeds):
