@@ -22,10 +22,6 @@ from deepteach.cli import main as deepteach
 from deepteach.reproduce import figures_of, read_csv
 
 
-def arguments(command: str) -> list[str]:
-    return shlex.split(command)[1:]
-
-
 def after(flag: str, words: list[str]) -> str | None:
     return words[words.index(flag) + 1] if flag in words else None
 
@@ -71,7 +67,7 @@ def main() -> None:
 
 
 def _words(row: dict[str, str]) -> list[str]:
-    return arguments(row["command"])
+    return shlex.split(row["command"])[1:]
 
 
 def _results(path: Path) -> list[dict[str, str]]:
