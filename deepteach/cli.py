@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from deepteach import config as configuration
 from deepteach.errors import ConfigError, DeepTeachError
-from deepteach.interrupts import Interrupted
-from deepteach.progress import Watcher, watching
+from deepteach.training import config as configuration
+from deepteach.training.progress import Watcher, watching
+from deepteach.training.signals import Interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -160,11 +160,12 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from deepteach import noise, sources
-    from deepteach.report import write_report
-    from deepteach.rundir import open_run
-    from deepteach.table import results_table, rows_of
-    from deepteach.train import run
+    from deepteach.data import noise
+    from deepteach.data import readers as sources
+    from deepteach.report.compare import results_table, rows_of
+    from deepteach.report.html import write_report
+    from deepteach.runs.reader import open_run
+    from deepteach.training.api import run
 
     values = _settings(options)
     if not values and not options.resume:
@@ -212,9 +213,9 @@ def _new_folder(config: configuration.Config) -> str:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from deepteach.report import write_comparison
-    from deepteach.rundir import open_run
-    from deepteach.table import compare
+    from deepteach.report.compare import compare
+    from deepteach.report.html import write_comparison
+    from deepteach.runs.reader import open_run
 
     runs = [open_run(path) for path in options.runs]
     comparison = compare(runs)
@@ -226,8 +227,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _weights(options: argparse.Namespace) -> int:
-    from deepteach.ranking import ranked, write
-    from deepteach.rundir import open_run
+    from deepteach.report.export import ranked, write
+    from deepteach.runs.reader import open_run
 
     if options.top is not None and options.top < 1:
         raise ConfigError(f"--top must be 1 or more, got {options.top}")
@@ -240,15 +241,18 @@ def _weights(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from deepteach.report import write_report
-    from deepteach.rundir import open_run
+    from deepteach.report.html import write_report
+    from deepteach.runs.reader import open_run
 
     print(write_report(open_run(options.run)))
     return 0
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from deepteach import executors, outcome, recipes, reproduce
+    from deepteach.reproduction import launch as executors
+    from deepteach.reproduction import runner as reproduce
+    from deepteach.reproduction import summary as outcome
+    from deepteach.reproduction import tables as recipes
 
     cells = recipes.cells(options.table, options.scale, options.seeds)
     executor = recipes.named("executor", options.executor, executors.EXECUTORS)
@@ -291,7 +295,8 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from rich.table import Column, Table
 
-    from deepteach import bench, costs
+    from deepteach.benchmarks import method_cost as costs
+    from deepteach.benchmarks import update_cost as bench
 
     path = Path(options.out or f"results/{'costs' if options.methods else 'bench'}.csv")
     going_on = options.resume and path.exists() and not options.methods
@@ -326,8 +331,8 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from deepteach import sources
-    from deepteach.doctor import examine
+    from deepteach.data import readers as sources
+    from deepteach.training.doctor import examine
 
     names = ("student", "internal", "data", "batch_size", "window", "interval")
     config = configuration.make({name: getattr(options, name) for name in names})

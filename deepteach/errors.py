@@ -4,6 +4,8 @@ Every leaf also inherits the builtin a caller would expect to catch, and carries
 exit code with which the command line ends.
 """
 
+from __future__ import annotations
+
 
 class DeepTeachError(Exception):
     """Base of every error that deepteach raises on purpose."""

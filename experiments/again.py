@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from deepteach.cli import main as deepteach
-from deepteach.reproduce import figures_of, read_csv
+from deepteach.reproduction.runner import figures_of, read_csv
 
 
 def after(flag: str, words: list[str]) -> str | None:

@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from deepteach.outcome import HEAD, summarise
-from deepteach.recipes import cells
-from deepteach.reproduce import read_csv
+from deepteach.reproduction.runner import read_csv
+from deepteach.reproduction.summary import HEAD, summarise
+from deepteach.reproduction.tables import cells
 
 Rows = list[dict[str, str]]
 

@@ -22,11 +22,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from deepteach.config import make
-from deepteach.methods import METHODS
-from deepteach.noise import corrupt
-from deepteach.sources import load
-from deepteach.train import run
+from deepteach.data.noise import corrupt
+from deepteach.data.readers import load
+from deepteach.teachers.registry import METHODS
+from deepteach.training.api import run
+from deepteach.training.config import make
 
 NOISES = {"flip-0.4": ("flip", 0.4), "uniform-0.6": ("uniform", 0.6), "clean": ("none", 0.0)}
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deepteach as dt
+from deepteach.data.noise import corrupt
+from deepteach.data.readers import load
 from deepteach.errors import DeepTeachError
-from deepteach.nets import build
-from deepteach.noise import corrupt
-from deepteach.sources import load
+from deepteach.models import build
 from deepteach.tree import Params, cosine, distance
 
 STUDENTS = ("cnn", "resnet8", "resnet32")

@@ -26,8 +26,8 @@ import torch.distributed as dist
 from soak_ranks import free_port
 
 import deepteach as dt
-from deepteach.nets import build
-from deepteach.ranks import Ranks, here
+from deepteach.distributed.collectives import Ranks, here
+from deepteach.models import build
 
 SHAPE, CLASSES, PROCESSES = (3, 32, 32), 10, 2
 FIELDS = (

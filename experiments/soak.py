@@ -47,9 +47,9 @@ from soak_poison import POISONED, SITES, VALUES, finite, poison
 from soak_ranks import dead_ranks, rank_nonfinite, rank_signals
 
 import deepteach
-from deepteach import checkpoint
-from deepteach.checkpoint import Store, write_atomic
 from deepteach.errors import CheckpointError
+from deepteach.runs import checkpoint
+from deepteach.runs.checkpoint import Store, write_atomic
 
 
 def reruns(bench: Bench, tally: Tally) -> None:

@@ -31,10 +31,11 @@ import torch
 import torch._dynamo  # making an optimizer imports it: here once, not in every child
 from torch import Tensor
 
-import deepteach.sources  # noqa: F401 - once, as above
-from deepteach import cli, report
-from deepteach.checkpoint import Store
-from deepteach.progress import Watcher
+import deepteach.data.readers  # noqa: F401 - once, as above
+from deepteach import cli
+from deepteach.report import html as report
+from deepteach.runs.checkpoint import Store
+from deepteach.training.progress import Watcher
 
 PER_EPOCH, EPOCHS, CLASSES = 5, 8, 3
 STEPS = PER_EPOCH * EPOCHS

@@ -10,9 +10,10 @@ import torch
 from soak_bench import PER_EPOCH, Counter, timeless
 from torch import Tensor
 
-from deepteach import coach as coaching
-from deepteach import fit, objective
+from deepteach.core import coach as coaching
+from deepteach.core import objective
 from deepteach.errors import NumericError
+from deepteach.training import loop as fit
 
 SITES = ("data", "loss", "gradient", "weights", "validation", "meta-gradient", "student")
 """What may cease to be finite: a batch, the student's loss or gradient, the teacher's weights,

@@ -16,7 +16,7 @@ from pathlib import Path
 from soak_bench import METHODS, Bench, Counter, Tally, committed, fingerprint, last
 from soak_poison import POISONED, SITES, VALUES, finite, poison
 
-from deepteach.checkpoint import Store
+from deepteach.runs.checkpoint import Store
 
 ALL_GONE = 30.0
 """Seconds within which the ranks that are left must have ended."""

@@ -30,5 +30,5 @@ def call(
 ) -> Command:
     """The command line in an empty folder, its report not drawn."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("deepteach.report.write_report", lambda run: run.path / "report.html")
+    monkeypatch.setattr("deepteach.report.html.write_report", lambda run: run.path / "report.html")
     return command(capsys)

@@ -10,9 +10,9 @@ import pytest
 from fake_run import make_run
 from toy import Answer, Command, arrays, command, files, settings, write_npz
 
+from deepteach.data.readers import load
 from deepteach.errors import ConfigError, DataError
-from deepteach.sources import load
-from deepteach.train import run, train
+from deepteach.training.api import run, train
 
 GOOD = arrays()
 

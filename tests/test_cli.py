@@ -20,11 +20,11 @@ from toy import Command, command, files, write_npz
 
 import deepteach
 from deepteach.cli import main
-from deepteach.config import Config, make, read
-from deepteach.interrupts import Interrupted
-from deepteach.methods import METHODS
-from deepteach.nets import build
-from deepteach.rundir import open_run
+from deepteach.models import build
+from deepteach.runs.reader import open_run
+from deepteach.teachers.registry import METHODS
+from deepteach.training.config import Config, make, read
+from deepteach.training.signals import Interrupted
 
 EPOCHS = 2
 
@@ -171,7 +171,7 @@ def test_without_arguments_it_is_the_demo(call: Command, monkeypatch: pytest.Mon
         raise Interrupted(2)
 
     # The package's attribute `train` is the function, not the file.
-    monkeypatch.setattr(sys.modules["deepteach.train"], "run", remember)
+    monkeypatch.setattr(sys.modules["deepteach.training.api"], "run", remember)
     assert call("train").code == 130
     (config,) = asked
     assert (config.data, config.noise.kind, config.noise.rate) == ("digits", "flip", 0.4)
@@ -221,7 +221,7 @@ def test_a_full_disk_ends_with_5(call: Command, monkeypatch: pytest.MonkeyPatch)
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("deepteach.checkpoint._write", full)
+    monkeypatch.setattr("deepteach.runs.checkpoint._write", full)
     answer = call("train", "--method", "uniform", "--epochs", "1", "--out", "run")
     assert answer.code == 5 and len(answer.err.splitlines()) == 1
     assert "No space left" in answer.err and "free some space" in answer.err
@@ -311,7 +311,7 @@ def test_an_interrupted_command_ends_with_130(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deepteach.rundir.open_run", interrupt)
+    monkeypatch.setattr("deepteach.runs.reader.open_run", interrupt)
     try:
         answer = call("report", "run")
     except KeyboardInterrupt:

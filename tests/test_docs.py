@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import deepteach
-from deepteach.nets import Mlp
+from deepteach.models import Mlp
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

@@ -1,44 +1,67 @@
-"""Files import only downwards, so the package can be read in one order."""
+"""Imports point downwards, folder by folder, and no file is in a circle."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import deepteach
 
-ORDER = """
-    errors strict tree generators interrupts streams
-    packing checkpoint ranks rundir
-    checks data noise augment pictures sources nets twice
-    student features teacher rules objective microbatch differences adjoint exact lookahead
-    together trusted audit coach
-    baselines mentornet course l2t_loss l2t_data evaluate rehearsals controls
-    methods config published scales cell recipes
-    progress fit quality resolve recording train estimator doctor costs bench
-    pairing gains sheet canvas curves scatter plots findings ranking table report
-    executors reproduce outcome cli
-""".split()
-FILES = sorted(Path(deepteach.__file__).parent.glob("*.py"))
-MODULES = [file for file in FILES if not file.stem.startswith("__")]
+PACKAGE = Path(deepteach.__file__).parent
+
+LAYERS = (
+    "errors tree rng",
+    "distributed data models runs",
+    "core report",
+    "teachers",
+    "training",
+    "integrations",
+    "benchmarks reproduction",
+    "cli",
+)
+"""Ground floor first. What stands on one line knows nothing of its neighbours."""
+
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
+FILES = {
+    ".".join(["deepteach", *file.relative_to(PACKAGE).with_suffix("").parts]): file
+    for file in PACKAGE.rglob("*.py")
+    if file.name not in ("__main__.py", "__init__.py")
+}
 
 
-def imported(file: Path) -> set[str]:
-    """The modules of this package that a file imports, inside functions too."""
+def room(module: str) -> str:
+    """The folder, or the file, directly in the package."""
+    return module.split(".")[1]
+
+
+def imported(module: str, *, at_run_time: bool = False) -> set[str]:
+    """The modules of this package that a module imports, inside functions too.
+
+    `at_run_time`: only at its top, where a circle would stop the import.
+    """
+    tree = ast.parse(FILES[module].read_text())
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in tree.body if at_run_time else ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            source = ".".join(filter(None, ["deepteach" if node.level else "", node.module]))
-            found.update([source, *(f"{source}.{alias.name}" for alias in node.names)])
-    return {file.stem for file in MODULES if f"deepteach.{file.stem}" in found}
+            assert node.level == 0, f"{module} imports relatively: name the folder"
+            found.update([f"{node.module}", *(f"{node.module}.{a.name}" for a in node.names)])
+    return {name for name in FILES if name in found and name != module}
 
 
-@pytest.mark.parametrize("file", MODULES, ids=lambda file: file.stem)
-def test_imports_point_downwards(file: Path) -> None:
-    assert file.stem in ORDER, f"give {file.name} its place in ORDER"
-    below = ORDER[: ORDER.index(file.stem)]
-    assert imported(file) <= set(below), f"{file.name} imports upwards"
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_downwards(module: str) -> None:
+    assert room(module) in RANK, f"give {room(module)} its place in LAYERS"
+    own = RANK[room(module)]
+    for other in imported(module):
+        same = room(other) == room(module)
+        assert same or RANK[room(other)] < own, f"{module} imports {other}"
+
+
+def test_no_circle() -> None:
+    graph = {module: imported(module, at_run_time=True) for module in FILES}
+    assert len(tuple(TopologicalSorter(graph).static_order())) == len(FILES)

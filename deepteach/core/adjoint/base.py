@@ -1,0 +1,219 @@
+"""How the meta-gradient is computed: one backward recursion, several sources of states.
+
+With d_theta = dM/dtheta_{t+1} and cotangents of the optimizer's slots, one recorded step is
+crossed backwards by the rule's `pull` (giving dv, the cotangent of g_t) and by
+
+    d_omega += (dg_t/domega)^T dv        d_theta += (d^2 L_t/dtheta^2) dv
+
+Here M is the validation loss, so d_omega is what a minimiser descends. The adjoints differ
+only in where theta_t comes from. See Fan et al., arXiv 2007.04649, Eq. 3 and Algorithm 1;
+docs/paper.md lists the corrections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from deepteach.core.adjoint import guards
+from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
+from deepteach.core.linearised import Linearised
+from deepteach.core.objective import Objective, Validation
+from deepteach.core.optim import Hyper, Rule, State
+from deepteach.core.record import Step
+from deepteach.errors import ConfigError, ReplayError
+from deepteach.tree import Params, all_finite, clone, tree_map, zeros_like
+
+EXACT, FINITE_DIFFERENCE = "exact", "finite-difference"
+
+
+@dataclass
+class Window:
+    """Recorded steps, oldest first, and the state after the last one.
+
+    The window proper begins at `start`; the older steps are there for adjoints that find
+    its first state by running forward from a kept one.
+    """
+
+    steps: Sequence[Step]
+    final: State
+    objective: Objective
+    rule: Rule
+    omega: Params
+    start: int = 0
+    held: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the optimizer holds after the last step, by parameter."""
+
+    memo: dict[Any, Any] = field(default_factory=dict)
+    """The adjoint's own scratch of one sweep."""
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """d_omega by teacher parameter, and the relative drift of the recovered states."""
+
+    gradient: Params
+    drift: float | None
+
+
+class AbstractAdjoint:
+    """Crosses a window backwards. Subclasses say where the states come from.
+
+    Args:
+        tolerance: relative error of a replayed loss or recovered state that is an error.
+        derivatives: "exact", or "finite-difference" for Hessian-vector and directional
+            derivatives along dv by differences of gradients and losses; cheaper and
+            approximate, so it has to be asked for (`deepteach doctor` shows its error).
+    """
+
+    before_step: bool = False
+    """Teach inside `coach.loss`, before the batch is used, instead of in `coach.update`."""
+
+    shares: bool = True
+    """The window's last training pass may hand its graph to the sweep."""
+
+    same_kernels: bool = False
+    """Training passes must use the kernels of replays, to repeat their bits."""
+
+    undoes: bool = False
+    """States are found by undoing steps, which needs the very gradients that were used."""
+
+    def __init__(self, tolerance: float = 1e-3, *, derivatives: str = EXACT) -> None:
+        if derivatives not in (EXACT, FINITE_DIFFERENCE):
+            raise ConfigError(
+                f"derivatives must be {EXACT!r} or {FINITE_DIFFERENCE!r}, got {derivatives!r}"
+            )
+        self.tolerance, self.derivatives = tolerance, derivatives
+
+    def derived(self, objective: Objective) -> Objective | FiniteDifferences:
+        """The objective, or its differences. Raises ConfigError where it has none."""
+        exact = self.derivatives == EXACT
+        return objective if exact else FiniteDifferences(objective)
+
+    def check(self, rule: Rule, hyper: Sequence[Hyper], window: int, dtype: torch.dtype) -> None:
+        """Refuse, before anything runs, what this adjoint cannot do exactly."""
+        if self.derivatives == FINITE_DIFFERENCE and window > LONGEST_WINDOW:
+            raise ConfigError(
+                f"finite differences lose the meta-gradient over {window} steps: use "
+                f"window={LONGEST_WINDOW} or derivatives='exact'"
+            )
+
+    def spare(self, window: int) -> int:
+        """How many steps before the window to remember as well."""
+        return 0
+
+    def keep(self, state: State, position: int, window: int) -> State | None:
+        """What to remember of the state before a step (references in, copies out).
+
+        `position` counts from the step that opens the window; it is negative before that.
+        """
+        raise NotImplementedError
+
+    def theta_before(self, position: int, later: State, window: Window) -> Params:
+        """theta_t of `window.steps[position]`, given the state after that step."""
+        raise NotImplementedError
+
+    def state_before(
+        self, position: int, theta: Params, gradient: Params, later: State, window: Window
+    ) -> State:
+        """(theta_t, slots_t) once g_t is known."""
+        raise NotImplementedError
+
+    def gradient(self, window: Window, validation: Validation) -> MetaGradient:
+        """d_omega over the window: the validation gradient at its end, carried back."""
+        objective, rule, ranks = window.objective, window.rule, window.objective.ranks
+        d_theta = validation.gradient(window.final.theta)
+        d_slots = {slot: zeros_like(d_theta) for slot in rule.slot_names}
+        cotangent = State(d_theta, d_slots)
+        d_omega = zeros_like(window.omega)
+        later = window.final
+        for position in reversed(range(window.start, len(window.steps))):
+            step = window.steps[position]
+            theta = self.theta_before(position, later, window)
+            self._check_state(theta, position)
+            # The earliest step needs no d_theta: a first-order directional derivative will do.
+            if position == window.start and rule.linear and objective.linear:
+                along = rule.pull(later, {}, step.hyper, cotangent).gradient
+                part = self.teacher_part(theta, step, window, along)
+                d_omega = tree_map(torch.add, d_omega, part)
+                break
+            graph = self._linearised(theta, step, window)
+            gradient = {name: leaf.detach() for name, leaf in graph.gradient.items()}
+            gradient = ranks.summed(gradient, "replays")
+            earlier = self.state_before(position, theta, gradient, later, window)
+            pull = rule.pull(earlier, gradient, step.hyper, cotangent)
+            if position == window.start:
+                with guards.kept_intact():
+                    part = graph.pull_back_teacher(pull.gradient, objective, step)
+            else:
+                with guards.kept_intact():
+                    curvature, part = graph.pull_back(pull.gradient, objective, step)
+                curvature = ranks.summed(curvature, "curvature")
+                cotangent = State(tree_map(torch.add, pull.theta, curvature), pull.slots)
+            d_omega = tree_map(torch.add, d_omega, part)
+            later = earlier
+        return MetaGradient(ranks.summed(d_omega, "teacher"), self._drift(theta, window))
+
+    def teacher_part(self, theta: Params, step: Step, window: Window, along: Params) -> Params:
+        """(dg/domega)^T along at one step, by forward mode where every operator has it.
+
+        This rank's part of it, as everything that comes from a pass.
+        """
+        objective = window.objective
+        if self.derivatives == FINITE_DIFFERENCE:
+            losses, slopes = FiniteDifferences(objective).directional(theta, step, along)
+            # They are those of a point nearby: the replay is checked only roughly.
+            guards.compare_losses(losses, step, max(self.tolerance, 0.1))
+            return objective.teacher_gradient(window.omega, step, slopes)
+        if objective.linear and objective.forward_mode:
+            try:
+                losses, slopes = objective.directional(theta, step, along)
+            except (NotImplementedError, RuntimeError) as error:
+                if not lacks_forward_rule(error):
+                    raise
+                # Some operators (LSTM kernels) have no forward rule: double backward is
+                # as exact, only dearer. Asked once, then remembered.
+                objective.forward_mode = False
+            else:
+                guards.compare_losses(losses, step, self.tolerance)
+                return objective.teacher_gradient(window.omega, step, slopes)
+        return self._linearised(theta, step, window).pull_back_teacher(along, objective, step)
+
+    def _linearised(self, theta: Params, step: Step, window: Window) -> Linearised:
+        """g at a replayed step; the training pass's own graph where it was shared."""
+        if step.shared is not None:
+            # A graph can be differentiated once; a second sweep replays the step.
+            graph, step.shared = step.shared, None
+            return graph
+        graph = self.derived(window.objective).linearised(theta, step, window.omega)
+        guards.compare_losses(graph.losses, step, self.tolerance)
+        return graph
+
+    def _check_state(self, theta: Params, position: int) -> None:
+        if not all_finite(theta.values()):
+            raise ReplayError(
+                f"the state recovered for step {position} of the window is not finite: "
+                "shorten the window or use adjoint=Stored()"
+            )
+
+    def _drift(self, theta: Params, window: Window) -> float | None:
+        """How far the recovered start of the window is from the true one, where known."""
+        return None
+
+
+def copy(state: State) -> State:
+    return State(clone(state.theta), {slot: clone(tree) for slot, tree in state.slots.items()})
+
+
+def kept(step: Step) -> State:
+    if step.state is None:
+        raise ReplayError("no state was kept for a recorded step: make a new Coach")
+    return step.state
+
+
+def lacks_forward_rule(error: Exception) -> bool:
+    text = str(error)
+    return "forward AD" in text or "forward-mode" in text or "jvp" in text

@@ -1,0 +1,43 @@
+"""Plain automatic differentiation through the window: the oracle of the other adjoints."""
+
+from __future__ import annotations
+
+import torch
+
+from deepteach.core.adjoint import guards
+from deepteach.core.adjoint.base import MetaGradient, Window, kept
+from deepteach.core.adjoint.stored import Stored
+from deepteach.core.linearised import gradients
+from deepteach.core.objective import Validation
+from deepteach.core.optim import State
+from deepteach.tree import distance
+
+
+class Unrolled(Stored):
+    """Plain automatic differentiation through the window: slow, and the oracle of the rest."""
+
+    shares = False
+
+    def gradient(self, window: Window, validation: Validation) -> MetaGradient:
+        objective, rule, ranks = window.objective, window.rule, window.objective.ranks
+        d_theta = validation.gradient(window.final.theta)
+        omega = {name: leaf.detach().requires_grad_() for name, leaf in window.omega.items()}
+        state = kept(window.steps[window.start])
+        with torch.enable_grad():
+            start = state.theta
+            theta = {name: leaf.detach().requires_grad_() for name, leaf in start.items()}
+            state = State(theta, state.slots)
+            for step in window.steps[window.start :]:
+                snapshot = objective.replay(state.theta, step)
+                recorded = objective.weights(omega, step.snapshot) if objective.linear else None
+                value = objective.value(omega, snapshot, recorded)
+                gradient = gradients(value, state.theta, create_graph=True)
+                gradient = ranks.summed(gradient, "replays")
+                state = rule.step(state, gradient, step.hyper)
+            moved = {name: leaf for name, leaf in state.theta.items() if leaf.requires_grad}
+            end = torch.stack([(moved[name] * d_theta[name]).sum() for name in moved]).sum()
+            # Every rank has this end, and the end is the sum of what ranks have.
+            d_omega = gradients(end / ranks.count, omega)
+            d_omega = ranks.summed(d_omega, "teacher")
+        guards.check_movement(start, window.final.theta, state.theta, self.tolerance)
+        return MetaGradient(d_omega, distance(state.theta, window.final.theta))

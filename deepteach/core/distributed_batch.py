@@ -1,0 +1,101 @@
+"""A batch of which every rank has a part: what the ranks know and sum together.
+
+Called where there are several ranks; what is not finite is worded here for one, too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deepteach.core.record import Step
+from deepteach.core.snapshot import Snapshot
+from deepteach.core.teacher import AbstractTeacher
+from deepteach.distributed.collectives import Ranks, digest
+from deepteach.errors import DataError, NumericError
+from deepteach.tree import Params, all_finite
+
+BAD_WEIGHTS = (
+    "the teacher's weights are not finite; nothing was changed: check the features' "
+    "scale or lower the teacher's learning rate"
+)
+
+
+class Totals(NamedTuple):
+    """A batch over all ranks: its size, mean loss, effective fraction and L."""
+
+    count: int
+    mean_loss: float
+    effective: Tensor
+    value: float
+
+
+def bad_losses(snapshot: Snapshot, total: int | None = None, count: int | None = None) -> str:
+    """The message on losses that are not finite: `total` of `count` on all ranks."""
+    bad = (~torch.isfinite(snapshot.losses)).nonzero().flatten().tolist()
+    where = f"first at batch positions {bad[:5]}" if bad else "on another rank"
+    return (
+        f"the loss of {len(bad) if total is None else total} of {count or len(snapshot.losses)} "
+        f"samples is not finite ({where}); nothing was changed: lower the learning rate or check "
+        "these samples"
+    )
+
+
+def refuse_empty(labels: Tensor) -> None:
+    """Raises DataError: a rank without a sample."""
+    if len(labels) == 0:
+        raise DataError(
+            "this rank's part of the batch is empty: give every rank a sample in every step"
+        )
+
+
+def prove_equal(ranks: Ranks, module: nn.Module, teacher: AbstractTeacher, where: str) -> None:
+    """Compare the bits of student and teacher over ranks. Raises NumericError."""
+    if ranks.count > 1:
+        owners = (module, teacher)
+        states = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in owners]
+        ranks.compare(digest(states), where)
+
+
+def totals(ranks: Ranks, step: Step) -> Totals:
+    """Of a weighted batch. Raises NumericError: what is not finite on one is known to all."""
+    losses, weights = step.snapshot.losses.double(), step.weights.double()
+    bad = (~torch.isfinite(losses)).sum()
+    own = [len(losses), bad, losses.sum(), step.value, weights.sum(), weights.square().sum()]
+    count, bad, total, value, mass, squares = ranks.table(*own).sum(0)
+    if bad > 0:
+        raise NumericError(bad_losses(step.snapshot, int(bad), int(count)))
+    if not all_finite([value, mass, squares]):
+        raise NumericError(BAD_WEIGHTS)
+    effective = mass.square() / (count * squares)
+    return Totals(int(count), float(total / count), effective, float(value))
+
+
+@torch.no_grad()
+def sum_gradients(ranks: Ranks, module: nn.Module, named: Params, step: Step, count: int) -> Params:
+    """Sum the gradients of `named` over ranks, and bring running statistics together.
+
+    `step` is this rank's part of a batch of `count`. Returns the parameters that the loss
+    reached on any rank.
+    """
+    zero_or_own = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
+    total = ranks.summed(zero_or_own, "gradient")
+    # Passes on the ranks moved their buffers apart: the mean movement, by their samples.
+    share = len(step.labels) / count
+    moved = {
+        name: (leaf.double() - step.buffers[name].double()) * share
+        for name, leaf in module.named_buffers()
+        if leaf.is_floating_point()
+    }
+    used = torch.tensor([float(p.grad is not None) for p in named.values()]).double()
+    extra = ranks.summed({**moved, "": used.to(step.labels.device)}, "buffers")
+    counts = extra.pop("").tolist()
+    reached = {n: p for (n, p), times in zip(named.items(), counts, strict=True) if times > 0}
+    for name, leaf in reached.items():
+        leaf.grad = total[name]
+    for name, leaf in module.named_buffers():
+        if name in extra:
+            leaf.copy_(step.buffers[name].double() + extra[name])
+    return reached

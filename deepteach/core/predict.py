@@ -1,0 +1,41 @@
+"""Predictions of a student in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+CHUNK = 512
+"""Samples per evaluation pass."""
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every submodule's own mode is put back."""
+    flags = [(layer, layer.training) for layer in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, flag in flags:
+            layer.training = flag
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next(iter(module.parameters())).device
+
+
+def logits(module: nn.Module, inputs: Tensor) -> Tensor:
+    """`(n, classes)` logits on the CPU, in eval mode."""
+    device = device_of(module)
+    with evaluating(module):
+        parts = [module(part.to(device)) for part in inputs.split(CHUNK)]
+    return torch.cat([getattr(part, "logits", part).float().cpu() for part in parts])
+
+
+def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    return float((logits(module, inputs).argmax(1) == labels.cpu()).float().mean())

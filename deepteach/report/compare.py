@@ -1,0 +1,284 @@
+"""Results as tables: one run's methods side by side, and many runs compared by seed.
+
+Accuracies are compared in per cent, so differences are points. A method is paired with
+the uniform baseline by seed, and only where every setting but the teacher's agrees.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from deepteach.errors import DataError
+from deepteach.report.pairing import UNIFORM, seed_of, setting_of, variants_of
+from deepteach.report.stats import LITTLE_POWER, Gain, paired_gains
+from deepteach.report.table import UNKNOWN, Sheet, csv_text, mean_std, number, percent, times
+from deepteach.runs.reader import Run
+
+MEASURES = {
+    "test_accuracy_selected": "test accuracy, at the epoch selected on validation",
+    "valid_accuracy_best": "best validation accuracy (optimistic; a run has no test set)",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's result in the table at the end of a run; accuracies in 0..1."""
+
+    method: str
+    last: float | None
+    best: float | None
+    selected: float | None
+    auroc: float | None
+    seconds: float | None
+    relative_cost: float | None  # seconds over those of the uniform baseline
+
+
+def row_of(summary: Mapping[str, Any], baseline_seconds: float | None = None) -> Row:
+    """The row of one `summary.json`; the cost is relative to the baseline's seconds."""
+    seconds = summary.get("seconds")
+    relative = seconds / baseline_seconds if seconds and baseline_seconds else None
+    return Row(
+        method=summary["method"],
+        last=summary.get("test_accuracy_last"),
+        best=summary.get("test_accuracy_best"),
+        selected=summary.get("test_accuracy_selected"),
+        auroc=summary.get("noise_auroc"),
+        seconds=seconds,
+        relative_cost=relative,
+    )
+
+
+def rows_of(run: Run) -> list[Row]:
+    """The rows of a run and of the runs beside it, the uniform baseline first."""
+    runs = sorted([run, *run.beside], key=lambda other: other.method != UNIFORM)
+    base = next((r.summary.get("seconds") for r in runs if r.method == UNIFORM), None)
+    return [row_of(other.summary, base) for other in runs]
+
+
+def results_sheet(rows: Sequence[Row]) -> Sheet:
+    """The methods of one run beside each other; "best" is named for what it is."""
+    columns = (
+        "method", "selected %", "last %", "optimistic best %", "AUROC", "seconds", "cost",
+    )  # fmt: skip
+    cells = tuple(
+        (
+            row.method, percent(row.selected), percent(row.last), percent(row.best),
+            number(row.auroc, 3), number(row.seconds, 1), times(row.relative_cost),
+        )
+        for row in rows
+    )  # fmt: skip
+    notes = (
+        "test accuracy; selected: at the epoch with the best validation accuracy;",
+        "optimistic best: over epochs, chosen on the test set itself;",
+        "AUROC: how well low weight finds wrong labels; cost: seconds over uniform's",
+    )
+    return Sheet("Results", columns, cells, notes)
+
+
+def results_table(rows: Sequence[Row]) -> Table:
+    """`results_sheet` for the terminal."""
+    return results_sheet(rows).to_rich()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method in one setting: its runs by seed, and its gain over the baseline."""
+
+    method: str
+    runs: Mapping[str, Run]  # by seed
+    accuracy: Mapping[str, float]  # by seed, in per cent
+    gain: Gain | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The runs of one data set, noise, student and schedule, by method."""
+
+    title: str
+    measure: str
+    cells: tuple[Cell, ...]
+    notes: tuple[str, ...]
+
+    def sheet(self) -> Sheet:
+        accuracy = "selected %" if self.measure == "test_accuracy_selected" else "best valid %"
+        columns = (
+            "method", "n", accuracy, "gain, points", "95 % interval", "reading", "p (t, Holm)",
+            "p (Wilcoxon)", "last %", "optimistic best %", "AUROC", "seconds",
+        )  # fmt: skip
+        return Sheet(self.title, columns, tuple(map(_cells, self.cells)), self.notes)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every setting that the runs cover, and what keeps the settings apart."""
+
+    settings: tuple[Setting, ...]
+    notes: tuple[str, ...] = ()
+
+    def sheets(self) -> tuple[Sheet, ...]:
+        return tuple(setting.sheet() for setting in self.settings)
+
+    def to_text(self) -> str:
+        return "\n".join([*(sheet.to_text() for sheet in self.sheets()), *self.notes])
+
+    def to_markdown(self) -> str:
+        parts = [sheet.to_markdown() for sheet in self.sheets()]
+        return "\n".join([*parts, *self.notes])
+
+    def to_csv(self) -> str:
+        """One line per setting and method, numbers unrounded, with every run's number."""
+        head = (
+            "setting measure method n mean std last_mean best_mean gain gain_std low high "
+            "p p_holm p_wilcoxon noise_auroc seconds reading by_seed"
+        ).split()
+        lines = [_csv_line(setting, cell) for setting in self.settings for cell in setting.cells]
+        return csv_text([head, *lines])
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Group runs by setting and method, and pair each method with uniform by seed.
+
+    The runs beside a run count as runs too. Accuracy is that of the epoch selected on
+    validation; a setting in which a run has no test set shows validation accuracy instead.
+
+    Raises:
+        DataError: no runs.
+    """
+    if not runs:
+        raise DataError("expected runs to compare, found none: name at least one run's folder")
+    everything = {r.path.resolve(): r for run in runs for r in (run, *run.beside)}
+    grouped: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in everything.values():
+        grouped.setdefault(setting_of(run), []).append(run)
+    shared = set.intersection(*(set(key) for key in grouped))
+    settings = tuple(_setting(dict(key), set(key) - shared, grouped[key]) for key in grouped)
+    if len(grouped) == 1:
+        return Comparison(settings)
+    names = sorted({name for key in grouped for name, _ in set(key) - shared})
+    note = f"The tables differ in {', '.join(names)}: runs of different tables are not paired."
+    return Comparison(settings, (note,))
+
+
+def _setting(values: Mapping[str, str], apart: set[tuple[str, str]], runs: list[Run]) -> Setting:
+    tested = all(run.summary.get("test_accuracy_selected") is not None for run in runs)
+    measure = "test_accuracy_selected" if tested else "valid_accuracy_best"
+    notes = [MEASURES[measure]]
+    by_method: dict[str, dict[str, Run]] = {}
+    for run, name in zip(runs, variants_of(runs), strict=True):
+        seeds = by_method.setdefault(name, {})
+        first = seeds.setdefault(seed_of(run), run)
+        if not _same_result(first, run):
+            notes.append(
+                f"{name}, seed {seed_of(run)} is there twice with different results: "
+                f"{first.path} counts, {run.path} does not"
+            )
+    accuracy = {
+        name: {
+            seed: 100 * value
+            for seed, run in sorted(seeds.items(), key=lambda item: _natural(item[0]))
+            if (value := run.summary.get(measure)) is not None
+        }
+        for name, seeds in by_method.items()
+    }
+    base = accuracy.get(UNIFORM, {})
+    differences = {
+        name: [value - base[seed] for seed, value in found.items() if seed in base]
+        for name, found in accuracy.items()
+        if name != UNIFORM
+    }
+    gains = paired_gains({name: d for name, d in differences.items() if d})
+    notes += _caveats(accuracy, gains)
+    order = sorted(by_method, key=lambda name: (name != UNIFORM, name))
+    cells = tuple(Cell(m, by_method[m], accuracy[m], gains.get(m)) for m in order)
+    return Setting(_title(values, apart), measure, cells, tuple(notes))
+
+
+def _caveats(accuracy: Mapping[str, Mapping[str, float]], gains: Mapping[str, Gain]) -> list[str]:
+    """What a reader of the gains must know."""
+    others = [name for name in accuracy if name != UNIFORM]
+    if others and not accuracy.get(UNIFORM):
+        return ["no uniform baseline on this schedule: no gain can be stated"]
+    notes = []
+    for name in others:
+        pairs, runs = gains[name].n if name in gains else 0, len(accuracy[name])
+        if pairs < runs:
+            notes.append(f"{name}: {pairs} of {runs} seeds have a uniform run to pair with")
+    small = [gain.n for gain in gains.values() if 2 <= gain.n <= LITTLE_POWER]
+    if small:
+        notes.append(
+            f"n <= {LITTLE_POWER} pairs: the tests have little power (at {max(small)} "
+            f"the smallest p value of Wilcoxon's is {2.0 ** (1 - max(small)):.3g})"
+        )
+    if gains:
+        note = f"gain: mean of the paired differences to {UNIFORM}, by seed"
+        tested = sum(gain.p is not None for gain in gains.values())
+        many = f"; p values are corrected over {tested} methods (Holm)" if tested > 1 else ""
+        notes.append(note + many)
+    return notes
+
+
+def _title(values: Mapping[str, str], apart: set[tuple[str, str]]) -> str:
+    kind, rate = values.get("noise.kind", "none"), values.get("noise.rate", "")
+    noise = "no added noise" if kind in ("none", "None") else f"{kind} noise {rate}"
+    parts = [values.get("data", ""), noise, values.get("student", "")]
+    shown = ["epochs", "batch_size", "lr"]
+    shown += sorted({k for k, _ in apart} - set(shown) - {"data", "student", "noise.kind"})
+    parts += [f"{k} {values[k]}" for k in shown if k in values and k != "noise.rate"]
+    return ", ".join(part for part in parts if part)
+
+
+def _same_result(one: Run, other: Run) -> bool:
+    names = (*MEASURES, "test_accuracy_last")
+    return all(one.summary.get(name) == other.summary.get(name) for name in names)
+
+
+def _summaries(cell: Cell, name: str, scale: float = 1) -> list[float]:
+    values = (run.summary.get(name) for run in cell.runs.values())
+    return [scale * value for value in values if value is not None]
+
+
+def _cells(cell: Cell) -> tuple[str, ...]:
+    gain = cell.gain
+    interval = std = p_holm = p_wilcoxon = mean = reading = UNKNOWN
+    if gain is not None:
+        std = "" if gain.std is None else f" ± {gain.std:.2f}"
+        mean, reading = f"{gain.mean:+.2f}{std}", gain.verdict
+        p_holm, p_wilcoxon = number(gain.p_holm, 3), number(gain.p_wilcoxon, 3)
+        if gain.low is not None and gain.high is not None:
+            interval = f"{gain.low:+.2f} to {gain.high:+.2f}"
+    return (
+        cell.method, str(len(cell.accuracy)), mean_std(list(cell.accuracy.values())),
+        mean, interval, reading, p_holm, p_wilcoxon,
+        mean_std(_summaries(cell, "test_accuracy_last", 100)),
+        mean_std(_summaries(cell, "test_accuracy_best", 100)),
+        mean_std(_summaries(cell, "noise_auroc"), 3), mean_std(_summaries(cell, "seconds"), 1),
+    )  # fmt: skip
+
+
+def _csv_line(setting: Setting, cell: Cell) -> tuple[object, ...]:
+    def mean(values: Sequence[float]) -> float | None:
+        return float(np.mean(values)) if len(values) else None
+
+    values, gain = list(cell.accuracy.values()), cell.gain
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    paired = (None,) * 7 if gain is None else (
+        gain.mean, gain.std, gain.low, gain.high, gain.p, gain.p_holm, gain.p_wilcoxon
+    )  # fmt: skip
+    return (
+        setting.title, setting.measure, cell.method, len(values), mean(values), std,
+        mean(_summaries(cell, "test_accuracy_last", 100)),
+        mean(_summaries(cell, "test_accuracy_best", 100)), *paired,
+        mean(_summaries(cell, "noise_auroc")), mean(_summaries(cell, "seconds")),
+        gain.verdict if gain else None,
+        "; ".join(f"{seed}: {value:.4f}" for seed, value in cell.accuracy.items()),
+    )  # fmt: skip
+
+
+def _natural(seed: str) -> list[int | str]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", seed)]

@@ -1,0 +1,160 @@
+"""Results of a table's cells beside the paper's numbers: spread, gain, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+from deepteach.errors import DataError
+from deepteach.report.html import write_report
+from deepteach.report.pairing import UNIFORM
+from deepteach.report.stats import LITTLE_POWER, Gain, paired_gains
+from deepteach.report.table import UNKNOWN, Sheet, mean_std, number
+from deepteach.reproduction.cell import Cell
+from deepteach.reproduction.scale import SCALES
+from deepteach.reproduction.tables import TABLES, not_reproduced
+from deepteach.runs.checkpoint import write_atomic
+from deepteach.runs.reader import open_run
+
+Rows = Sequence[Mapping[str, str]]
+SETTING = ("data", "noise", "rate", "student")
+HEAD = (
+    "method", "n", "selected, error %", "gain, points", "95 % interval", "reading", "p (t, Holm)",
+    "last, error %", "gain at last", "optimistic best %", "AUROC", "seconds", "paper %",
+    "paper's gain",
+)  # fmt: skip
+
+
+def summarise(rows: Rows, scale: str) -> tuple[Sheet, ...]:
+    """A sheet per data set, noise and student of one table's rows, and one of what is missing.
+
+    Gains are differences in error to uniform, paired by seed on the same schedule: above 0 is
+    better. The paper's number is that of the cell that a row stands for, at the paper's scale.
+
+    Raises:
+        DataError: no rows, or a figure that is not a number.
+    """
+    if not rows:
+        raise DataError("expected rows of results, found none: run `deepteach reproduce` first")
+    published = _published(rows[0]["table"])
+    groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in SETTING), []).append(row)
+    sheets = [_sheet(key, group, published, scale) for key, group in groups.items()]
+    missing = not_reproduced(rows[0]["table"], scale)
+    if missing:
+        lines = tuple(tuple(reason.split(": ", 1)) for reason in missing)
+        sheets.append(Sheet("Not reproduced", ("of the paper", "why"), lines))
+    return tuple(sheets)
+
+
+def figure2_page(cells: Sequence[Cell], out: Path) -> Path:
+    """`out/figure2.html`: the report of T1 with T0 and plain training beside it, all six panels.
+
+    Of the first seed. Raises DataError where its runs are not finished.
+    """
+    runs = {cell.variant[:2]: open_run(out / cell.folder) for cell in cells if cell.seed == 0}
+    beside = tuple(replace(runs[name], beside=()) for name in ("", "T0"))
+    page = write_report(replace(runs["T1"], beside=beside))
+    path = out / "figure2.html"
+    write_atomic(path, page.read_bytes())
+    return path
+
+
+def _published(table: str) -> dict[tuple[str, ...], float]:
+    """The paper's number by the columns of a row; the same cell may be of several scales."""
+    every: list[Cell] = list(chain.from_iterable(TABLES[table](s) for s in SCALES.values()))
+    return {_key(cell): cell.published for cell in every if cell.published is not None}
+
+
+def _key(cell: Cell) -> tuple[str, ...]:
+    return tuple(str(getattr(cell, name)) for name in (*SETTING, "method", "variant"))
+
+
+def _sheet(
+    key: tuple[str, ...], rows: Rows, published: Mapping[tuple[str, ...], float], scale: str
+) -> Sheet:
+    by_method: dict[tuple[str, str], dict[str, Mapping[str, str]]] = {}
+    for row in rows:
+        by_method.setdefault((row["method"], row["variant"]), {})[row["seed"]] = row
+    selected = {name: _values(seeds, "test_error_selected") for name, seeds in by_method.items()}
+    last = {name: _values(seeds, "test_error_last") for name, seeds in by_method.items()}
+    plain = (UNIFORM, "")
+    gains = _gains(selected, plain)
+    at_last = _gains(last, plain)
+    base = published.get((*key, *plain))
+    lines = []
+    for name, seeds in by_method.items():
+        gain, number_there = gains.get(name), published.get((*key, *name))
+        points = interval = p = reading = late = theirs = UNKNOWN
+        if gain is not None:
+            points = _points(gain)
+            reading, p = gain.verdict, number(gain.p_holm, 3)
+            if gain.low is not None and gain.high is not None:
+                interval = f"{gain.low:+.2f} to {gain.high:+.2f}"
+        if name in at_last:
+            late = _points(at_last[name])
+        if base is not None and number_there is not None and name != plain:
+            theirs = f"{base - number_there:+.2f}"
+        lines.append((
+            " ".join(filter(None, (name[0], f"({name[1]})" if name[1] else ""))),
+            str(len(selected[name])), mean_std(list(selected[name].values())), points, interval,
+            reading, p, mean_std(list(last[name].values())), late,
+            mean_std(list(_values(seeds, "test_error_best").values())),
+            _auroc(list(_values(seeds, "noise_auroc").values())),
+            mean_std(list(_values(seeds, "seconds").values()), 0),
+            number(number_there, 2), theirs,
+        ))  # fmt: skip
+    data, noise, rate, student = key
+    noisy = "clean labels" if noise == "none" else f"{noise} {100 * float(rate):g} %"
+    title = f"{rows[0]['table']} at scale {scale}: {data}, {noisy}, {student}"
+    return Sheet(title, HEAD, tuple(lines), _notes(selected))
+
+
+def _points(gain: Gain) -> str:
+    return f"{gain.mean:+.2f}" + ("" if gain.std is None else f" ± {gain.std:.2f}")
+
+
+def _auroc(values: Sequence[float]) -> str:
+    """Nothing where the weights are all alike: exactly one half, for every seed."""
+    return UNKNOWN if all(value == 0.5 for value in values) else mean_std(values, 3)
+
+
+def _notes(selected: Mapping[tuple[str, str], Mapping[str, float]]) -> tuple[str, ...]:
+    most = max(map(len, selected.values()))
+    notes = [
+        "test error in %, mean ± sample std over n seeds; selected: at the epoch with the best "
+        "validation accuracy; optimistic best: chosen on the test set itself",
+        "gain: error of uniform on the same schedule minus the method's, paired by seed; p values "
+        "corrected over the methods (Holm); a row that trains on the trusted set selects on it, "
+        "too: read its last epoch",
+        "paper: the number of the same cell at the paper's scale, no spread reported",
+    ]
+    if 2 <= most <= LITTLE_POWER:
+        notes.append(f"n <= {LITTLE_POWER}: these tests have little power")
+    if (UNIFORM, "") not in selected:
+        notes.append("no uniform baseline on this schedule: no gain can be stated")
+    return tuple(notes)
+
+
+def _gains(values: Mapping[tuple[str, str], Mapping[str, float]], plain: tuple[str, str]) -> dict:
+    base = values.get(plain, {})
+    differences = {
+        name: [base[seed] - error for seed, error in found.items() if seed in base]
+        for name, found in values.items()
+        if name != plain
+    }
+    joined = {"\0".join(name): d for name, d in differences.items() if d}
+    found = paired_gains(joined)
+    return {name: found["\0".join(name)] for name in differences if "\0".join(name) in found}
+
+
+def _values(seeds: Mapping[str, Mapping[str, str]], column: str) -> dict[str, float]:
+    """The figures of a column by seed, in the order of seeds; empty ones left out."""
+    try:
+        ordered = sorted(seeds, key=int)
+        return {seed: float(seeds[seed][column]) for seed in ordered if seeds[seed][column]}
+    except ValueError as error:
+        raise DataError(f"a figure of column {column} is not a number: {error}") from error

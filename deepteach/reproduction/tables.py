@@ -1,0 +1,319 @@
+"""The paper's tables as runs: a recipe is a function of a scale and returns its cells.
+
+A cell that a scale cannot have is left out with a reason (`not_reproduced`), never replaced
+under the same name: data and student are columns.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from deepteach.errors import ConfigError
+from deepteach.reproduction.cell import Cell, Problem, Row, cell_of, cells_of
+from deepteach.reproduction.published import (
+    OURS,
+    PUBLISHED_1,
+    PUBLISHED_2,
+    PUBLISHED_3,
+    PUBLISHED_4,
+    PUBLISHED_5,
+    PUBLISHED_6,
+    PUBLISHED_7,
+    PUBLISHED_BASELINE,
+    PUBLISHED_DEEPER,
+    PUBLISHED_TRANSFER,
+)
+from deepteach.reproduction.scale import SCALES, Scale
+
+T = TypeVar("T")
+
+
+BASELINE = Row("uniform", published="Baseline")
+PAPER = Row("paper", published=OURS, taught=True)
+DEEP = Row("deep", taught=True)
+NOISE_ROWS = (
+    BASELINE, Row("mentornet", published="MentorNet"),
+    Row("mwn", published="Meta-Weight-Net"), PAPER, DEEP,
+)  # fmt: skip
+FINE_TUNE = Row("fine-tune", "on the trusted set at last")
+TRUSTED_ROWS = (
+    Row("merged", "trusted set merged in"), FINE_TUNE, Row("trusted-only", "trusted set alone"),
+)  # fmt: skip
+"""The same trusted samples used without a teacher."""
+
+
+def _ablation(scale: Scale) -> Problem:
+    """CIFAR-10, clean labels, ResNet-32 or what stands for it."""
+    return Problem(scale.data["CIFAR-10"], scale.students["resnet32"], scale.clean)
+
+
+def _each(
+    scale: Scale, table: str, variants: Sequence[tuple[Row, float]], problem: Problem | None = None
+) -> list[Cell]:
+    """The baseline, and variants of the paper's teacher with a number each."""
+    rows = [(BASELINE, PUBLISHED_BASELINE), *variants]
+    problem = problem or _ablation(scale)
+    return [
+        cell_of(scale, table, problem, row, seed, number)
+        for seed in range(scale.seeds)
+        for row, number in rows
+    ]
+
+
+def _taught(method: str, variant: str, **settings: Any) -> Row:
+    return Row(method, variant, taught=True, settings=settings)
+
+
+# --- the tables ---------------------------------------------------------------------------
+
+
+def table1(scale: Scale) -> list[Cell]:
+    """Clean labels: every method on every student. Focal's gamma as the paper searched it."""
+    rows = (
+        BASELINE, Row("l2t-data", published="L2T-data"), Row("l2t-loss", published="L2T-loss"),
+        *(Row(f"focal+gamma={g}", f"gamma={g}", "Focal") for g in (0.5, 1, 2)),
+        Row("spl", published="SPL"), PAPER,
+    )  # fmt: skip
+    found: list[Cell] = []
+    for (data, student), numbers in PUBLISHED_1.items():
+        if data not in scale.data or student not in scale.students:
+            continue
+        place = (scale.data[data][0], scale.students[student])
+        if place in {(cell.data, cell.student) for cell in found}:
+            continue  # one student stands for several: shown once, as that of ResNet-32
+        have = [row for row in rows if row.published in numbers]  # the paper's N/A are left out
+        problem = Problem(scale.data[data], scale.students[student], scale.clean)
+        found += cells_of(scale, "table1", problem, have, numbers)
+    return found
+
+
+def table2(scale: Scale) -> list[Cell]:
+    """What the teacher reads."""
+    rows = [(_features(names), number) for names, number in PUBLISHED_2.items()]
+    return _each(scale, "table2", rows)
+
+
+def _features(names: str) -> Row:
+    default = names == "I0.M0"
+    return _taught("paper" if default else f"paper+features={names}", names.replace(".", "+"))
+
+
+def table3(scale: Scale) -> list[Cell]:
+    """Which level's internal state it reads."""
+    rows = [(_taught("paper", "I0+M0"), PUBLISHED_3[0])]
+    for level in (1, 2, 3):
+        settings = {"internal": scale.levels[level], "pool": "avg"}
+        rows.append((_taught("paper", f"I{level}+M0", **settings), PUBLISHED_3[level]))
+    problem = _ablation(scale)
+    if scale.students["resnet32"] == "mlp":  # it has no feature maps
+        problem = replace(problem, student="resnet8")
+    return _each(scale, "table3", rows, problem)
+
+
+def table4(scale: Scale) -> list[Cell]:
+    """Hidden layers of the teacher."""
+    names = ("paper", "paper+hidden_layers=1", "paper+hidden_layers=2")
+    rows = [(_taught(name, f"MLP-{i}"), PUBLISHED_4[i]) for i, name in enumerate(names)]
+    return _each(scale, "table4", rows)
+
+
+def table5(scale: Scale) -> list[Cell]:
+    """Uniform noise."""
+    return _noise(scale, "table5", "uniform", scale.uniform, "wrn-28-10", PUBLISHED_5, NOISE_ROWS)
+
+
+def table6(scale: Scale) -> list[Cell]:
+    """Flip noise, with the trusted set used without a teacher beside it."""
+    rows = (*NOISE_ROWS, *TRUSTED_ROWS)
+    return _noise(scale, "table6", "flip", scale.flip, "resnet32", PUBLISHED_6, rows)
+
+
+def _noise(
+    scale: Scale,
+    table: str,
+    kind: str,
+    schedule: Mapping[str, Any],
+    student: str,
+    published: Mapping[tuple[str, float], Mapping[str, float]],
+    rows: Sequence[Row],
+) -> list[Cell]:
+    found: list[Cell] = []
+    for (data, rate), numbers in published.items():
+        if data in scale.data:
+            place = Problem(scale.data[data], scale.students[student], schedule, kind, rate)
+            found += cells_of(scale, table, place, rows, numbers)
+    return found
+
+
+def table7(scale: Scale) -> list[Cell]:
+    """Interval K and window B, as they are at every scale."""
+    rows = [
+        (_taught("paper", f"K={k} B={b}", interval=k, window=b), number)
+        for (k, b), number in PUBLISHED_7.items()
+    ]
+    return _each(scale, "table7", rows)
+
+
+def figure2(scale: Scale) -> list[Cell]:
+    """T0, a teacher of surface information alone, and T1, one of internal states."""
+    rows = [(replace(_features(names), variant=f"{name} ({names})"), PUBLISHED_2[names])
+            for name, names in (("T0", "M1"), ("T1", "I0"))]  # fmt: skip
+    return _each(scale, "figure2", rows)
+
+
+def deeper(scale: Scale) -> list[Cell]:
+    """Deeper interactions: the student's gradient passes through the weights, too."""
+    through = _taught("paper", "through weights", through_weights=True)
+    rows = [(_features("I0.M0"), PUBLISHED_2["I0.M0"]), (through, PUBLISHED_DEEPER)]
+    return _each(scale, "deeper", rows)
+
+
+def transfer(scale: Scale) -> list[Cell]:
+    """Appendix B: a taught teacher, frozen, for a student that starts from scratch.
+
+    Onto the student it was taught on, onto another student, onto other data. The label
+    embedding fits no other number of classes, so a teacher of I0 alone goes to CIFAR-100.
+    The default teacher reads no coordinate of the student's; it is moved under label noise.
+    """
+    own, other = scale.teacher_students
+    data, elsewhere = scale.data["CIFAR-10"], scale.data["other"]
+    same_classes = elsewhere[0] != "CIFAR-100"
+    clean = Problem(data, own, scale.clean)
+    noisy = Problem(data, own, scale.flip, "flip", 0.4)
+
+    def moved_to(place: Problem) -> Problem:
+        schedule = {**place.schedule, **scale.other_schedule}
+        return replace(place, student=other, schedule=schedule)
+
+    state_only = _features("I0")
+    moved = _taught("paper", "I0+M0") if same_classes else state_only
+    plans = (
+        (clean, clean, (PAPER,), ""),
+        (clean, moved_to(clean), (PAPER,), "other student"),
+        (clean, replace(clean, data=elsewhere), (moved,), "other data"),
+        (noisy, moved_to(noisy), (PAPER, DEEP), ""),
+    )
+    found: list[Cell] = []
+    for seed in range(scale.seeds):
+        for origin, target, rows, name in plans:
+            if name == "other data" and elsewhere == data:
+                continue  # there are no other data at this scale
+            found.append(cell_of(scale, "transfer", target, BASELINE, seed))
+            for row in rows:
+                reads = "I0, " if row is state_only else ""
+                there = f"{origin.data[0]} {origin.student}"
+                number = None if row is state_only else PUBLISHED_TRANSFER.get(name)
+                taught = replace(row, variant=f"{reads}taught")
+                frozen = replace(
+                    row, variant=f"{reads}frozen, taught on {there}", settings={"window": 1}
+                )
+                source = cell_of(scale, "transfer", origin, row, seed)
+                found.append(cell_of(scale, "transfer", target, taught, seed))
+                found.append(cell_of(scale, "transfer", target, frozen, seed, number, source))
+    return found
+
+
+def human(scale: Scale) -> list[Cell]:
+    """Labels that people gave (CIFAR-10N); not in the paper."""
+    found: list[Cell] = []
+    student = scale.students["resnet32"]
+    for name, spec, rate in scale.labels:
+        data = (scale.data["CIFAR-10"][0], spec)
+        place = Problem(data, student, scale.flip, scale.human_noise, rate, name)
+        found += cells_of(scale, "human", place, NOISE_ROWS)
+    return found
+
+
+def controls(scale: Scale) -> list[Cell]:
+    """The headline row, `deep` under 40 % flips, with one part of its signal taken away.
+
+    Beside it twice as many updates; the trusted set trained on at last, with a teacher until
+    then and without; plain training with as much compute; and another draw of the noise with
+    the same initial weights and order of samples.
+    """
+    student = scale.students["resnet32"]
+    place = Problem(scale.data["CIFAR-10"], student, scale.flip, "flip", 0.4)
+    found: list[Cell] = []
+    for seed in range(scale.seeds):
+        whole = cell_of(scale, "controls", place, DEEP, seed)
+        found += [cell_of(scale, "controls", place, BASELINE, seed), whole]
+        for name in ("shuffled", "random-features", "random-gradient"):
+            row = Row(f"deep+control={name}", name, taught=True)
+            found.append(cell_of(scale, "controls", place, row, seed))
+        frozen = Row("deep+control=frozen", "frozen at their mean")
+        found.append(cell_of(scale, "controls", place, frozen, seed, source=whole))
+        found.append(cell_of(scale, "controls", place, Row("probe", "probe, not taught"), seed))
+        often = {"interval": max(scale.window, scale.interval // 2)}
+        for row in (
+            Row("deep", "twice the updates", taught=True, settings=often),
+            FINE_TUNE,
+            Row("deep+fine_tune=0.34", FINE_TUNE.variant, taught=True),
+        ):
+            found.append(cell_of(scale, "controls", place, row, seed))
+        # Teaching at K = 7 nearly doubles the time of a run.
+        longer = {"epochs": 2 * scale.flip["epochs"]}
+        if "milestones" in scale.flip:
+            longer["milestones"] = tuple(2 * epoch for epoch in scale.flip["milestones"])
+        twice = Row("uniform", "twice the epochs", settings=longer)
+        found.append(cell_of(scale, "controls", place, twice, seed))
+        drawn = {"noise": {"kind": "flip", "rate": 0.4, "seed": 100 + seed}}
+        elsewhere = replace(place, noise_shown="flip, another draw,")
+        for row in (BASELINE, DEEP):
+            again = replace(row, settings=drawn)
+            found.append(cell_of(scale, "controls", elsewhere, again, seed))
+    return found
+
+
+TABLES: dict[str, Callable[[Scale], list[Cell]]] = {
+    "table1": table1, "table2": table2, "table3": table3, "table4": table4, "table5": table5,
+    "table6": table6, "table7": table7, "figure2": figure2, "deeper": deeper,
+    "transfer": transfer, "human": human, "controls": controls,
+}  # fmt: skip
+
+
+def cells(table: str, scale: str, seeds: int | None = None) -> list[Cell]:
+    """The cells of a table. Raises ConfigError: an unknown table or scale, with the nearest."""
+    recipe = named("table", table, TABLES)
+    chosen = named("scale", scale, SCALES)
+    if seeds is not None and seeds < 1:
+        raise ConfigError(f"--seeds must be 1 or more, got {seeds}")
+    return recipe(chosen if seeds is None else replace(chosen, seeds=seeds))
+
+
+def not_reproduced(table: str, scale: str) -> list[str]:
+    """What this scale leaves out of a table, and why."""
+    place, reasons = SCALES[scale], []
+    published: dict[str, list[str]] = {
+        "table1": [f"{data} with {student}" for data, student in PUBLISHED_1],
+        "table5": [f"{data} with wrn-28-10, {100 * p:g} %" for data, p in PUBLISHED_5],
+        "table6": [f"{data} with resnet32, {100 * p:g} %" for data, p in PUBLISHED_6],
+        "transfer": ["CIFAR-10 to CIFAR-100 with resnet32", "resnet32 to resnet110 on CIFAR-10"],
+    }
+    for cell in published.get(table, ["CIFAR-10 with resnet32"]):
+        why = []
+        if "CIFAR-100" in cell and "CIFAR-100" not in place.data:
+            why.append("its images are not among the data of this scale")
+        big = [name for name in ("resnet32", "resnet110", "wrn-28-10") if name in cell]
+        here = [name for name in big if place.students.get(name) != name]
+        if here:
+            why.append(f"{here[0]} at its epochs needs a GPU")
+        if why and table not in ("human", "controls"):
+            reasons.append(f"{cell}: {'; '.join(why)}")
+    if table == "transfer" and "CIFAR-100" in place.data:
+        reasons.append(
+            "I0+M0 to CIFAR-100: an embedding of 10 labels fits no 100, and the paper does not "
+            "say what it did; a teacher of I0 alone is moved instead"
+        )
+    return reasons
+
+
+def named(what: str, name: str, known: Mapping[str, T]) -> T:
+    """`known[name]`. Raises ConfigError with the nearest name."""
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f", did you mean {near[0]!r}?" if near else f": use one of {', '.join(known)}"
+    raise ConfigError(f"unknown {what} {name!r}{hint}")

@@ -1,0 +1,52 @@
+"""Random generators: record what a pass drew from, and let a replay draw the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+States = dict[str, Tensor]
+"""Generator states by device name ("cpu", "cuda:0")."""
+
+
+def generator_states(device: torch.device) -> States:
+    """The states of the global generators that a pass on `device` may draw from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states[str(device)] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_generator_states(states: States) -> None:
+    for device, state in states.items():
+        if device == "cpu":
+            torch.set_rng_state(state.cpu())
+        else:
+            torch.cuda.set_rng_state(state.cpu(), device)
+
+
+def same_states(left: States, right: States) -> bool:
+    return all(torch.equal(left[device], right[device]) for device in left)
+
+
+@contextmanager
+def replayed(states: States | None) -> Iterator[None]:
+    """Draw from recorded states (None: whatever is there) and restore the present ones."""
+    present = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    used = [device for device in states or {} if device != "cpu"]
+    with torch.random.fork_rng(devices=used if states is not None else present):
+        if states is not None:
+            set_generator_states(states)
+        yield
+
+
+def stream(seed: int, purpose: str, index: int = 0) -> torch.Generator:
+    """A fresh CPU generator that depends on its name alone."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
+    generator = torch.Generator()
+    generator.manual_seed(int.from_bytes(digest[:7], "big"))
+    return generator

@@ -1,0 +1,79 @@
+"""cleanlab: find label issues by cross-validation, prune, retrain."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepteach.core.predict import logits
+from deepteach.errors import ConfigError
+from deepteach.rng import stream
+from deepteach.teachers.curriculum import Course, Room
+
+
+class Pruned(Course):
+    """cleanlab: find label issues by cross-validation, drop them, train on the rest.
+
+    Northcutt et al., Confident Learning, JAIR 2021. Each of `folds` trainings of the same
+    length predicts the part that it has not seen (stratified by given label); the reported
+    training follows. Trusted samples are not used. The run costs `folds` + 1 trainings.
+
+    Raises:
+        ConfigError: cleanlab is not installed, or there are fewer than 2 folds.
+    """
+
+    def __init__(self, folds: int = 5) -> None:
+        if importlib.util.find_spec("cleanlab") is None:
+            raise ConfigError(
+                "method cleanlab needs the package cleanlab: pip install 'deepteach[compare]'"
+            )
+        if folds < 2:
+            raise ConfigError(f"cross-validation needs 2 folds or more, got {folds}")
+        self.folds, self.episodes = folds, folds + 1
+        self.probabilities: Tensor | None = None
+        self.kept: Tensor | None = None
+
+    def rows(self, room: Room) -> Tensor:
+        if self.kept is not None:
+            return self.kept
+        return (self._fold(room) != room.episode).nonzero().squeeze(1)
+
+    def episode_end(self, room: Room) -> None:
+        if self.kept is not None:
+            return
+        held = self._fold(room) == room.episode
+        scores = logits(room.module, room.x[held.to(room.x.device)]).softmax(1).double()
+        if self.probabilities is None:
+            self.probabilities = torch.zeros(len(held), scores.shape[1], dtype=torch.float64)
+        self.probabilities[held] = scores
+        if room.episode == self.folds - 1:
+            wrong = torch.from_numpy(_issues(room.y.cpu(), self.probabilities))
+            self.kept = (~wrong).nonzero().squeeze(1)
+            room.weights.copy_((~wrong).to(room.weights))
+
+    def _fold(self, room: Room) -> Tensor:
+        """`(n,)` part of each training sample; every class is spread evenly."""
+        labels = room.y.cpu()
+        order = torch.randperm(len(labels), generator=stream(room.seed, "folds"))
+        order = order[torch.argsort(labels[order], stable=True)]
+        fold = torch.empty_like(labels)
+        fold[order] = torch.arange(len(labels)) % self.folds
+        return fold
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"probabilities": self.probabilities, "kept": self.kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.probabilities, self.kept = state["probabilities"], state["kept"]
+
+
+def _issues(labels: Tensor, probabilities: Tensor) -> Any:
+    from cleanlab.filter import find_label_issues
+
+    classes = int(labels.max()) + 1  # cleanlab takes no column without a label
+    seen = probabilities[:, :classes]
+    seen = seen / seen.sum(1, keepdim=True)
+    return find_label_issues(labels.numpy(), seen.numpy(), n_jobs=1)

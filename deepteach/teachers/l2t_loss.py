@@ -1,0 +1,80 @@
+"""L2T-loss: a teacher that shapes the loss function itself (Wu et al., NeurIPS 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deepteach.core.adjoint.stored import Stored
+from deepteach.core.snapshot import Snapshot
+from deepteach.core.teacher import AbstractTeacher
+from deepteach.errors import ConfigError
+
+
+class L2TLoss(AbstractTeacher):
+    """l_i = -sigmoid( [W_t^T log p_i + b_t]_{y_i} ), W_t = sum_k a_k W_k, a = softmax(V s_t).
+
+    s_t is the teacher's state: progress, accuracy on the batch, accuracy on the last trusted
+    batch and its precision per class. `slots` matrices W_k start at the identity, with a
+    little noise that lets them part, b_k and V at 0 and noise: teaching begins at the loss
+    -sigmoid(log p_y). `mix` adds that share of cross-entropy (the authors' code has 0.5).
+
+    Not linear in per-sample weights: derivatives go through the engine's general term, and
+    the sample weights are all 1.
+
+    Raises:
+        ConfigError: no slots, a mix outside [0, 1], or labels that are not class indices.
+    """
+
+    shapes_loss = True
+    per_sample = False
+    accuracy: Tensor
+    precision: Tensor
+
+    def __init__(self, classes: int, *, slots: int = 4, mix: float = 0.0) -> None:
+        super().__init__()
+        if slots < 1 or not 0 <= mix < 1:
+            raise ConfigError(
+                f"L2TLoss takes slots >= 1 and a mix in [0, 1), got slots={slots}, mix={mix}"
+            )
+        self.classes, self.mix = classes, mix
+        noise = 0.01 * torch.randn(slots, classes, classes)
+        self.form = nn.Parameter(torch.eye(classes).expand(slots, -1, -1) + noise)
+        self.offset = nn.Parameter(torch.zeros(slots, classes))
+        self.attention = nn.Parameter(0.1 * torch.randn(slots, 3 + classes))
+        self.register_buffer("accuracy", torch.zeros(()))
+        self.register_buffer("precision", torch.zeros(classes))
+
+    def default_adjoint(self) -> Stored:
+        return Stored()
+
+    @property
+    def reads_trusted(self) -> bool:
+        return True
+
+    def state(self, snapshot: Snapshot) -> Tensor:
+        """s_t, `(3 + classes,)`; a constant of the student."""
+        right = (snapshot.logits.argmax(1) == snapshot.labels).to(self.form.dtype).mean()
+        head = torch.stack([right.new_tensor(snapshot.clock.progress), right, self.accuracy])
+        return torch.cat([head, self.precision]).detach()
+
+    def forward(self, snapshot: Snapshot) -> Tensor:
+        labels = snapshot.labels
+        if labels.is_floating_point() or labels.dim() != 1:
+            raise ConfigError("L2TLoss needs integer labels of shape (batch,): use another teacher")
+        share = (self.attention @ self.state(snapshot)).softmax(0)
+        form, offset = torch.einsum("k,kij->ij", share, self.form), share @ self.offset
+        scores = snapshot.logits[:, : self.classes].log_softmax(1).to(form.dtype) @ form + offset
+        shaped = -scores.gather(1, labels.unsqueeze(1)).squeeze(1).sigmoid()
+        if not self.mix:
+            return shaped
+        return self.mix * snapshot.losses + (1 - self.mix) * shaped
+
+    @torch.no_grad()
+    def fit(self, trusted: Snapshot) -> None:
+        """Note the accuracy and the precision per class; 0 for a class never predicted."""
+        predicted, labels = trusted.logits[:, : self.classes].argmax(1), trusted.labels
+        right = (predicted == labels).to(self.accuracy)
+        member = nn.functional.one_hot(predicted, self.classes).to(right)
+        self.accuracy = right.mean()
+        self.precision = (member.T @ right) / member.sum(0).clamp(min=1)

@@ -1,0 +1,68 @@
+"""The teacher of the paper: a linear map or a small network of features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from deepteach.core.feature import Feature
+from deepteach.core.snapshot import Snapshot
+from deepteach.core.teacher import AbstractTeacher
+from deepteach.errors import ConfigError
+
+
+class Teacher(AbstractTeacher):
+    """w = sigmoid(z), z a linear map or an MLP of the concatenated features.
+
+    With `hidden_layers=0` and the features `Internal`, `Label` this is the paper's teacher
+    sigmoid(W_I I + W_M E y + b) (Fan et al., section 3.3). Each hidden layer is followed by
+    a ReLU and is as wide as the input unless `hidden_width` says otherwise.
+
+    The last layer starts near zero: teaching begins as plain training.
+
+    Raises:
+        ConfigError: no features, or something that is not a `Feature`.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        hidden_layers: int = 0,
+        *,
+        hidden_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not features or not all(isinstance(item, Feature) for item in features):
+            raise ConfigError("Teacher takes a non-empty list of dt.Feature objects")
+        if hidden_layers < 0:
+            raise ConfigError(f"hidden_layers must be 0 or more, got {hidden_layers}")
+        self.features = nn.ModuleList(features)
+        width = sum(feature.width for feature in features)
+        hidden = hidden_width or width
+        layers: list[nn.Module] = []
+        for _ in range(hidden_layers):
+            layers += [nn.Linear(width, hidden), nn.ReLU()]
+            width = hidden
+        last = nn.Linear(width, 1)
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.zeros_(last.bias)
+        self.score = nn.Sequential(*layers, last)
+        self.width = width
+
+    def forward(self, snapshot: Snapshot) -> Tensor:
+        dtype = next(self.score.parameters()).dtype
+        columns = [feature(snapshot).to(dtype) for feature in self._each_feature()]
+        return nn.functional.logsigmoid(self.score(torch.cat(columns, 1)).squeeze(1))
+
+    def fit(self, trusted: Snapshot) -> None:
+        for feature in self._each_feature():
+            feature.fit(trusted)
+
+    @property
+    def reads_trusted(self) -> bool:
+        return any(feature.reads_trusted for feature in self._each_feature())
+
+    def _each_feature(self) -> list[Feature]:
+        return [feature for feature in self.features if isinstance(feature, Feature)]

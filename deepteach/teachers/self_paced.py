@@ -1,0 +1,85 @@
+"""Self-paced learning by fractions of each batch."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from deepteach.core.losses import log_of
+from deepteach.core.snapshot import Snapshot
+from deepteach.core.teacher import AbstractTeacher
+from deepteach.errors import ConfigError
+
+Softness = Literal["hard", "linear", "logarithmic", "logistic"]
+
+
+class SelfPaced(AbstractTeacher):
+    """Easy samples first: the share r of a batch with the lowest losses (Kumar et al., 2010).
+
+    r grows from `start` to `end` with the progress of training, linearly or geometrically
+    (`pace`), reaching `end` at `full`. lambda is the r-quantile of the batch's losses, so the
+    pace means the same on any data and at any stage. v, zero above lambda but for the last:
+
+        hard 1;  linear 1 - l/lambda;  logarithmic log(.9 l/lambda + .1) / log .1;
+        logistic (1 + e^-lambda) / (1 + e^(l - lambda))
+
+    The logarithmic form is published for 0 < lambda < 1: here the loss is measured in units
+    that put lambda at 0.9. Weights are normalised, so that a step is as long for few samples
+    as for many. Nothing is remembered between batches.
+    """
+
+    per_sample = False
+
+    def __init__(
+        self,
+        kind: Softness = "hard",
+        *,
+        start: float = 0.5,
+        end: float = 1.0,
+        full: float = 0.8,
+        pace: Literal["linear", "geometric"] = "linear",
+    ) -> None:
+        super().__init__()
+        if kind not in _PACED:
+            raise ConfigError(f"SelfPaced's kind must be one of {', '.join(_PACED)}, got {kind!r}")
+        if pace not in ("linear", "geometric"):
+            raise ConfigError(f"SelfPaced's pace must be linear or geometric, got {pace!r}")
+        if not 0 < start <= end <= 1 or not 0 < full <= 1:
+            raise ConfigError(
+                "SelfPaced takes 0 < start <= end <= 1 and 0 < full <= 1, got "
+                f"start={start}, end={end}, full={full}"
+            )
+        self.kind, self.start, self.end, self.full, self.pace = kind, start, end, full, pace
+
+    def share(self, progress: float) -> float:
+        """r after that fraction of the training."""
+        done = min(1.0, progress / self.full)
+        if self.pace == "linear":
+            return self.start + (self.end - self.start) * done
+        return self.start * (self.end / self.start) ** done
+
+    def forward(self, snapshot: Snapshot) -> Tensor:
+        losses = snapshot.losses
+        count = max(1, math.floor(self.share(snapshot.clock.progress) * len(losses) + 0.5))
+        threshold = losses.kthvalue(count).values
+        weights = _PACED[self.kind](losses, threshold)
+        if self.kind != "logistic":
+            weights = torch.where(losses <= threshold, weights, 0.0)
+        # A batch of equal losses, or a single kept sample, has no soft order: all weigh alike.
+        weights = torch.where(weights.max() > 0, weights, (losses <= threshold).to(losses.dtype))
+        return log_of(weights)
+
+
+def _ratio(losses: Tensor, threshold: Tensor) -> Tensor:
+    return losses / threshold.clamp(min=torch.finfo(losses.dtype).tiny)
+
+
+_PACED = {
+    "hard": lambda l, t: torch.ones_like(l),  # noqa: E741
+    "linear": lambda l, t: 1 - _ratio(l, t),  # noqa: E741
+    "logarithmic": lambda l, t: (0.9 * _ratio(l, t) + 0.1).log() / math.log(0.1),  # noqa: E741
+    "logistic": lambda l, t: (1 + (-t).exp()) / (1 + (l - t).exp()),  # noqa: E741
+}

@@ -1,0 +1,190 @@
+"""`train` and `run`: a model, data and settings in, a finished run out."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from deepteach.core.coach import Coach
+from deepteach.core.teacher import AbstractTeacher
+from deepteach.data.dataset import Data, from_arrays
+from deepteach.data.validation import as_array
+from deepteach.distributed.launch import joined, refuse_other
+from deepteach.errors import ConfigError
+from deepteach.runs.checkpoint import RunLock
+from deepteach.training.build import resolve_device, resolve_student
+from deepteach.training.config import RUNTIME_KEYS, Config, make
+from deepteach.training.evaluate import Trust
+from deepteach.training.progress import Silent
+from deepteach.training.run import Watch, _Run
+from deepteach.training.run_folder import claim
+from deepteach.training.signals import interrupts
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    `summary` holds the fields of summary.json; `trust` the training samples as the teacher
+    sees them at the end; `beside` the runs trained on the same schedule, "uniform" among
+    them unless `baseline` was off.
+    """
+
+    model: nn.Module
+    coach: Coach
+    config: Config
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    trust: Trust
+    path: Path | None
+    beside: dict[str, dict[str, Any]]
+
+
+def train(
+    model: nn.Module | str,
+    train_data: Any,
+    valid_data: Any = None,
+    test_data: Any = None,
+    teacher: str | AbstractTeacher = "deep",
+    *,
+    y_clean: Any = None,
+    classes: int | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
+    **settings: Any,
+) -> Result:
+    """Train `model` (in place) with a teacher that learns from the trusted `valid_data`.
+
+    Each of the data sets is a pair `(x, y)` of arrays or tensors, or a map-style Dataset.
+    Without `valid_data` a stratified part of the training data is split off. Floating inputs
+    reach the model as they are; whole-numbered ones (pixels) are normalised per channel by
+    the training samples. `settings` are the fields of `deepteach.config.Config` (epochs,
+    batch_size, lr, out, seed, ...).
+
+    Raises:
+        DataError, ConfigError: before anything is trained; one line with the remedy.
+    """
+    splits = [_arrays(item) for item in (train_data, valid_data, test_data)]
+    pairs = [item if item is not None else (None, None) for item in splits]
+    if "noise" in settings:
+        raise ConfigError(
+            "train takes labels as they are, so it has no setting noise: change the labels with "
+            "deepteach.noise and pass y_clean"
+        )
+    name = settings.setdefault("data", "arrays")
+    settings["noise"] = {"kind": "none", "rate": 0.0}
+    settings["method"] = teacher if isinstance(teacher, str) else type(teacher).__name__
+    if settings.get("out") is not None:
+        settings["out"] = os.fspath(settings["out"])
+    config = make({**settings, "student": model if isinstance(model, str) else "custom"})
+    data = from_arrays(
+        *pairs[0],
+        *pairs[1],
+        *pairs[2],
+        y_clean,
+        name=name,
+        seed=config.seed,
+        classes=classes,
+        valid_size=config.valid_size,
+        normalise=as_array(pairs[0][0]).dtype.kind != "f",
+    )
+    for note in data.notes:
+        if note.startswith("no x_valid"):
+            warnings.warn(note, UserWarning, stacklevel=2)
+    return run(
+        config,
+        data,
+        module=None if isinstance(model, str) else model,
+        teacher=None if isinstance(teacher, str) else teacher,
+        resume=resume,
+        watch=watch,
+    )
+
+
+def run(
+    config: Config,
+    data: Data,
+    *,
+    module: nn.Module | None = None,
+    teacher: AbstractTeacher | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
+) -> Result:
+    """One run and those beside it. `config.out` None writes nothing.
+
+    Started by torchrun, or under a process group of the caller's, all its processes train
+    together; rank 0 writes.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    watch = watch or (lambda name, epochs, steps: nullcontext(Silent()))
+    module, internal = resolve_student(config, data, module)
+    device = resolve_device(config.device)
+    with ExitStack() as stack:
+        ranks = stack.enter_context(joined(device))
+        # A folder named by the time of day has another name on every rank.
+        config = config.model_copy(update={"out": ranks.told(config.out)})
+        settings = config.model_dump_json(exclude=set(RUNTIME_KEYS))
+        parts = (data.x_train, data.y_train, data.x_valid, data.y_valid, data.x_test, data.y_test)
+        refuse_other(ranks, settings, parts)
+        folder = None if config.out is None else Path(config.out)
+        if folder is not None:
+            ranks.lead(lambda: _enter(stack, folder, config, resume))
+        signals = stack.enter_context(interrupts(relays=ranks.count > 1))
+        fresh = copy.deepcopy(module)
+        others: dict[str, _Run] = {}
+        names = ["uniform"] if config.baseline and config.method != "uniform" else []
+        for name in [*names, *(name for name in config.beside if name != config.method)]:
+            place = "baseline" if name == "uniform" else name
+            settings = {"method": name, "baseline": False, "beside": (), "adjoint": "method"}
+            out = None if folder is None else str(folder / place)
+            others[name] = _Run(
+                config.model_copy(update={**settings, "teacher_lr": None, "out": out}),
+                data,
+                copy.deepcopy(fresh).to(device),
+                internal,
+                None,
+                None if out is None else Path(out),
+                signals,
+                ranks,
+                leads=False,
+            )
+        # All are made before any is trained: a setting that one cannot do is told at once.
+        main = _Run(
+            *(config, data, module.to(device), internal, teacher, folder, signals, ranks),
+            leads=True,
+        )
+        main.go(watch, resume)
+        beside: dict[str, dict[str, Any]] = {}
+        for name, other in others.items():
+            other.go(watch, resume)
+            beside[name] = other.finish({})
+        summary = main.finish(beside)
+    return Result(module, main.coach, config, summary, main.metrics, main.trust, folder, beside)
+
+
+def _enter(stack: ExitStack, folder: Path, config: Config, resume: bool) -> None:
+    claim(folder, config, resume)
+    stack.enter_context(RunLock(folder))
+    claim(folder, config, resume)  # again: another run may have come and gone since
+
+
+def _arrays(source: Any) -> tuple[Any, Any] | None:
+    if source is None:
+        return None
+    if isinstance(source, tuple | list) and len(source) == 2:
+        return source[0], source[1]
+    pairs = [source[i] for i in range(len(source))]
+    return (
+        torch.stack([torch.as_tensor(np.asarray(x)) for x, _ in pairs]),
+        torch.tensor([int(y) for _, y in pairs]),
+    )

@@ -1,0 +1,181 @@
+"""How far a window's meta-gradient can be trusted and what it costs, measured on copies.
+
+Nothing that is measured here changes the run: students, optimizers and teachers are copied,
+random draws are undone.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deepteach.core.adjoint.base import FINITE_DIFFERENCE, AbstractAdjoint
+from deepteach.core.adjoint.reversed import Reversed
+from deepteach.core.adjoint.stored import Stored
+from deepteach.core.coach import Coach, UpdateRecord
+from deepteach.core.finite_differences import LONGEST_WINDOW
+from deepteach.core.losses import cross_entropy
+from deepteach.rng import replayed, stream
+from deepteach.training.loop import Training
+from deepteach.tree import cosine
+
+LONGER, LONGEST = 4, 20
+"""The window is compared with one four times as long, of 20 steps at most."""
+
+REPEATS = 3
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to measure on. `coach(adjoint, window)` is fresh, on copies; interval = window."""
+
+    coach: Callable[[AbstractAdjoint, int], Coach]
+    batch: Callable[[int], Batch]
+    trusted: Batch
+    adjoint: Callable[[], AbstractAdjoint]
+    window: int
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One measurement. Costs are medians, in plain training steps.
+
+    `cosine` is that of the window's meta-gradient to the one of `longer` steps, None where
+    the window is too long for that; `differences` that of its finite-difference form to the
+    exact one, None where that is refused. `drift` is None where the adjoint
+    recovers nothing.
+    """
+
+    window: int
+    longer: int
+    cosine: float | None
+    differences: float | None
+    drift: float | None
+    effective_sample_size: float
+    plain_seconds: float
+    taught_steps: float
+    update_steps: float
+
+    def overhead(self, interval: int) -> float:
+        """What teaching adds to plain training, as a fraction of it."""
+        return self.taught_steps - 1 + self.update_steps / interval
+
+
+def measure(case: Case) -> Quality:
+    """Train copies for a few steps and look back."""
+    with replayed(None):
+        longer = max(case.window, min(LONGER * case.window, LONGEST))
+        cosines = _cosines(case, longer)
+        seconds, record = _seconds(case)
+    return Quality(
+        window=case.window,
+        longer=longer,
+        cosine=cosines[0],
+        differences=cosines[1],
+        drift=record.drift,
+        effective_sample_size=record.effective_sample_size,
+        plain_seconds=seconds["plain"],
+        taught_steps=seconds["taught"] / seconds["plain"],
+        update_steps=seconds["update"] / seconds["plain"],
+    )
+
+
+def of(training: Training) -> Quality | None:
+    """The quality of a run at its present step; None where no window is looked back through."""
+    coach = training.coach
+    learns = any(leaf.requires_grad for leaf in coach.teacher.parameters())
+    if not learns or not isinstance(coach.adjoint, Reversed | Stored):
+        return None
+
+    def fresh(adjoint: AbstractAdjoint, window: int) -> Coach:
+        student, teacher = copy.deepcopy((coach.student, coach.teacher))
+        student.module.train()
+        leaves = [leaf for leaf in student.module.parameters() if leaf.requires_grad]
+        optimizer = torch.optim.SGD(leaves)
+        # Copied first: an optimizer may keep the tensors that it is given.
+        optimizer.load_state_dict(copy.deepcopy(training.optimizer.state_dict()))
+        return Coach(
+            *(student, optimizer, teacher),
+            interval=window,
+            window=window,
+            adjoint=adjoint,
+            through_weights=coach.objective.through_weights,
+            validation_loss=coach.validation_loss,
+            total_steps=coach.clock.total,
+        )
+
+    order = torch.randperm(len(training.y), generator=stream(training.seed, "quality", 0))
+    size = training.schedule.batch_size
+
+    def batch(number: int) -> Batch:
+        rows = torch.arange(number * size, (number + 1) * size) % len(order)
+        return training.samples(order[rows])
+
+    trusted = training.trusted(training.step)
+    return measure(Case(fresh, batch, trusted, type(coach.adjoint), training.schedule.window))
+
+
+def _cosines(case: Case, longer: int) -> tuple[float | None, float | None]:
+    """Of the window's gradient to a longer one's, and of its differences to the exact form."""
+    coach = case.coach(Stored(), longer)
+    for number in range(longer):
+        taught_step(coach, *case.batch(number))
+    far = coach.meta_gradient(*case.trusted)
+    coach.window = case.window
+    near = far if longer == case.window else coach.meta_gradient(*case.trusted)
+    differences = None
+    if coach.objective.linear and case.window <= LONGEST_WINDOW:
+        coach.adjoint = Stored(derivatives=FINITE_DIFFERENCE)
+        differences = cosine(coach.meta_gradient(*case.trusted), near)
+    return (None if longer == case.window else cosine(near, far)), differences
+
+
+def _seconds(case: Case) -> tuple[dict[str, float], UpdateRecord]:
+    """Medians of a plain step, a taught step and an update, in turn; the last update."""
+    coach = case.coach(case.adjoint(), case.window)
+    module = copy.deepcopy(coach.student.module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
+    times: dict[str, list[float]] = {"plain": [], "taught": [], "update": []}
+    for repeat in range(REPEATS + 1):
+        for number in range(case.window):
+            x, y = case.batch(number)
+            plain = _timed(lambda x=x, y=y: _plain_step(module, optimizer, x, y))
+            taught = _timed(lambda x=x, y=y: taught_step(coach, x, y))
+            if repeat:  # the first round warms up
+                times["plain"].append(plain)
+                times["taught"].append(taught)
+        update = _timed(lambda: coach.update(case.trusted))
+        if repeat:
+            times["update"].append(update)
+    assert coach.last_record is not None
+    return {name: statistics.median(taken) for name, taken in times.items()}, coach.last_record
+
+
+def taught_step(coach: Coach, x: Tensor, y: Tensor) -> None:
+    """A weighted step of the student, without an update."""
+    coach.optimizer.zero_grad()
+    coach.loss(x, y).backward()
+    coach.optimizer.step()
+
+
+def _plain_step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    optimizer.zero_grad()
+    outputs = module(x)
+    cross_entropy(getattr(outputs, "logits", outputs), y).mean().backward()
+    optimizer.step()
+
+
+def _timed(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,68 @@
+"""Accuracy of a student, trust of a teacher, and how well low trust finds wrong labels."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from deepteach.core.coach import Coach
+from deepteach.core.losses import normalise
+from deepteach.core.predict import CHUNK, device_of, evaluating
+from deepteach.core.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Every training sample: weight (mean 1), loss, prediction, state."""
+
+    weight: Tensor
+    loss: Tensor
+    predicted: Tensor
+    internal: Tensor
+
+
+def trust(coach: Coach, inputs: Tensor, labels: Tensor, x_valid: Tensor, y_valid: Tensor) -> Trust:
+    """Weigh all samples at once, in eval mode, by a copy of the teacher.
+
+    The copy's trusted features are fitted once more on all trusted samples in eval mode:
+    states in train mode depend on the batch where the student holds batch normalisation.
+    """
+    device = device_of(coach.student.module)
+    teacher = copy.deepcopy(coach.teacher)
+    with evaluating(coach.student.module):
+        trusted = [
+            coach.look(x.to(device), y.to(device))
+            for x, y in zip(x_valid.split(CHUNK), y_valid.split(CHUNK), strict=True)
+        ]
+        teacher.fit(_joined(trusted))
+        log_weights, seen = [], []
+        for x, y in zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True):
+            seen.append(coach.look(x.to(device), y.to(device)))
+            log_weights.append(coach.log_weights_of(teacher, seen[-1]).double())
+    snapshot = _joined(seen)
+    weights = normalise(torch.cat(log_weights)) * len(labels)
+    return Trust(
+        weights.float().cpu(),
+        snapshot.losses.float().cpu(),
+        snapshot.logits.argmax(1).cpu(),
+        snapshot.internal.float().cpu(),
+    )
+
+
+def noise_auroc(weight: Tensor, wrong: Tensor | None) -> float | None:
+    """Chance that a wrong label weighs less than a right one; None where it is undefined."""
+    if wrong is None or not wrong.any() or wrong.all():
+        return None
+    return float(roc_auc_score(wrong.numpy(), -weight.double().numpy()))
+
+
+def _joined(parts: list[Snapshot]) -> Snapshot:
+    columns = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in ("internal", "logits", "labels", "losses")
+    }
+    return Snapshot(**columns, clock=parts[0].clock)

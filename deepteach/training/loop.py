@@ -1,0 +1,312 @@
+"""The training loop: a student, its teacher and their data, one epoch at a time.
+
+Whatever is random is drawn from a stream named by (seed, purpose, step), and whatever
+follows a schedule is a function of the step, so a run continues from any step exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepteach.core.coach import Coach
+from deepteach.core.losses import VALIDATION_LOSSES as OBJECTIVE_LOSSES
+from deepteach.core.losses import ValidationLoss, smooth_error
+from deepteach.core.snapshot import Clock
+from deepteach.core.student import Student
+from deepteach.data.dataset import Data
+from deepteach.distributed.collectives import Ranks
+from deepteach.errors import ConfigError, NumericError
+from deepteach.rng import stream
+from deepteach.teachers.method import Method
+from deepteach.training.schedule import Schedule, batches, steps_per_epoch
+from deepteach.tree import all_finite, clone
+
+VALIDATION_LOSSES: dict[str, ValidationLoss] = {**OBJECTIVE_LOSSES, "smooth_error": smooth_error}
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What happened in one epoch. Means are over its steps."""
+
+    epoch: int
+    rehearsal: bool
+    """It belongs to an episode before the one that is reported."""
+    step: int
+    train_loss: float
+    effective_sample_size: float
+    updates: int
+    valid_loss: float | None
+    drift: float | None
+    meta_gradient_norm: float | None
+    weights: Tensor
+    """`(n,)` weight of each training sample when it was last seen; 1 where it never was."""
+
+
+class Training:
+    """Everything that changes during a run, and how it changes."""
+
+    def __init__(
+        self,
+        data: Data,
+        student: Student,
+        method: Method,
+        schedule: Schedule,
+        *,
+        seed: int,
+        augment: Augmentation,
+        device: torch.device,
+        through_weights: bool = False,
+        validation_loss: str = "method",
+        ranks: Ranks | None = None,
+    ) -> None:
+        if schedule.batch_size > len(data.y_train):
+            raise ConfigError(
+                f"batch_size {schedule.batch_size} is more than the {len(data.y_train)} training "
+                "samples: lower batch_size"
+            )
+        self.data, self.schedule, self.seed = data, schedule, seed
+        self.augment, self.device = augment, device
+        self.x, self.y = data.x_train.to(device), data.y_train.to(device)
+        self.x_valid, self.y_valid = data.x_valid.to(device), data.y_valid.to(device)
+        self.module: nn.Module = student.module
+        self.course = method.course
+        self.optimizer = torch.optim.SGD(
+            [leaf for leaf in student.module.parameters() if leaf.requires_grad],
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+        )
+        self.per_epoch = steps_per_epoch(len(self.y), schedule.batch_size)
+        self.coach = Coach(
+            student,
+            self.optimizer,
+            method.teacher.to(device),
+            interval=schedule.interval,
+            window=schedule.window,
+            adjoint=method.adjoint,
+            teacher_optimizer=method.optimizer(),
+            through_weights=through_weights,
+            validation_loss=VALIDATION_LOSSES[
+                (method.validation_loss or "nll")
+                if validation_loss == "method"
+                else validation_loss
+            ],
+            total_steps=self.per_epoch * schedule.epochs,
+        )
+        self.ranks = self.coach.objective.ranks = ranks or Ranks()
+        self._refuse_thin_batches()
+        self.teacher_rates = _rates(self.coach.teacher_optimizer)
+        self.follows_schedule = method.follows_schedule
+        # Only a course that starts over needs the student as it was at first.
+        self.initial = clone(self.module.state_dict()) if self.course.episodes > 1 else {}
+        self.step, self.episode = 0, 0
+        self.weights = torch.ones(len(self.y), device=device)
+        self._clear_epoch()
+
+    def _refuse_thin_batches(self) -> None:
+        """Every rank needs a sample in every step, and two where batches have statistics."""
+        norms = nn.modules.batchnorm._BatchNorm
+        each = 2 if any(isinstance(m, norms) for m in self.module.modules()) else 1
+        parts = batches(len(self.y), self.schedule.batch_size, torch.Generator())
+        least = min(map(len, parts))
+        if self.ranks.count > 1 and least < each * self.ranks.count:
+            raise ConfigError(
+                f"the smallest batch of an epoch has {least} samples, but {self.ranks.count} ranks "
+                f"need {each} each: choose a batch_size that leaves more, or fewer processes"
+            )
+
+    def _clear_epoch(self) -> None:
+        self._losses, self._effective = 0.0, 0.0
+        self._updates, self._records = 0, [0.0, 0.0]
+        self._drift: float | None = None
+
+    @property
+    def per_episode(self) -> int:
+        return self.per_epoch * self.schedule.epochs
+
+    @property
+    def total(self) -> int:
+        return self.per_episode * self.course.episodes
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the present episode done."""
+        return (self.step - self.episode * self.per_episode) / self.per_episode
+
+    def epoch_steps(self) -> Iterator[EpochEnd | None]:
+        """Train from the present step on: `EpochEnd` after an epoch's last step, else None."""
+        while self.step < self.total:
+            epoch, start = divmod(self.step, self.per_epoch)
+            self.episode, epoch_within = divmod(epoch, self.schedule.epochs)
+            if self.episode and epoch_within == 0 and start == 0:
+                self.start_over()
+            rows = self.course.rows(self)
+            order = batches(
+                len(rows),
+                self.schedule.batch_size,
+                stream(self.seed, "order", epoch),
+                len(self.y),
+            )
+            self.set_rates(self.schedule.rate(epoch_within))
+            for positions in order[start:-1]:
+                self.take_step(rows[positions])
+                yield None
+            self.take_step(rows[order[-1]])
+            self.course.epoch_end(self)
+            if epoch_within + 1 == self.schedule.epochs:
+                self.course.episode_end(self)
+            yield self._epoch_end(epoch_within + 1)
+
+    def start_over(self) -> None:
+        """A new student, as at first, for the same teacher."""
+        self.module.load_state_dict(self.initial)
+        self.optimizer.state.clear()
+        fresh = {"clock": asdict(Clock(total=self.coach.clock.total)), "since_update": 0}
+        self.coach.load_state_dict({**self.coach.state_dict(), **fresh, "steps": []})
+
+    def set_rates(self, factor: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr * factor
+        teacher = self.coach.teacher_optimizer
+        groups = teacher.param_groups if teacher else []
+        for group, rate in zip(groups, self.teacher_rates, strict=True):
+            # Adam removes the meta-gradient's scale, which shrinks with the student's rate.
+            group["lr"] = rate * factor if self.follows_schedule else rate
+
+    def take_step(self, rows: Tensor) -> None:
+        """One student step, and one teacher update where it is due."""
+        self.module.train()
+        rows = self.course.choose(self, rows)
+        x, y = self.samples(rows)
+        trusted = self.trusted(self.step)
+        self.coach.trust(trusted)  # a teacher may be taught before its step
+        self.optimizer.zero_grad()
+        # Every rank draws for the whole batch, so that a sample's augmentation is the same on any.
+        x = self.augment(x, stream(self.seed, "augment", self.step))
+        loss = self.coach.loss(self.ranks.part(x), self.ranks.part(y))
+        loss.backward()
+        self.optimizer.step()
+        self._note(rows, float(loss.detach()))
+        record = self.coach.update(trusted)
+        if record is None:
+            record = self.coach.last_record if self.coach.adjoint.before_step else None
+        if record is not None:
+            self._updates += 1
+            self._records[0] += record.validation_loss
+            self._records[1] += record.gradient_norm
+            if record.drift is not None:
+                self._drift = max(self._drift or 0.0, record.drift)
+        self.step += 1
+
+    def samples(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and labels; rows from n on are trusted samples."""
+        count, trusted = len(self.y), bool((rows >= len(self.y)).any())
+        rows = rows.to(self.device)
+        if not trusted:
+            return self.x[rows], self.y[rows]
+        extra = rows >= count
+        own, others = rows.clamp(max=count - 1), (rows - count).clamp(min=0)
+        labels = torch.where(extra, self.course.trusted_labels(self)[others], self.y[own])
+        inputs = self.x[own]
+        inputs[extra] = self.x_valid[others[extra]]
+        return inputs, labels
+
+    def trusted(self, step: int) -> tuple[Tensor, Tensor]:
+        """A step's trusted batch: a fresh sample of the validation set."""
+        count, size = len(self.y_valid), self.schedule.valid_batch
+        if size >= count:
+            return self.x_valid, self.y_valid
+        drawn = torch.randperm(count, generator=stream(self.seed, "trusted", step))[:size]
+        chosen = drawn.to(self.device)
+        return self.x_valid[chosen], self.y_valid[chosen]
+
+    def _note(self, rows: Tensor, loss: float) -> None:
+        weights = self.ranks.whole(self.coach.last_weights, len(rows))
+        own = (rows < len(self.y)).to(self.device)
+        scaled = (weights * len(weights)).to(self.weights.dtype)
+        self.weights[rows.to(self.device)[own]] = scaled[own]
+        self._losses += loss
+        # Not every teacher's weights sum to 1, and all of a batch's may be 0.
+        squares = float(len(weights) * weights.square().sum())
+        self._effective += float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
+
+    def _epoch_end(self, epoch: int) -> EpochEnd:
+        steps, updates = self.per_epoch, self._updates
+        end = EpochEnd(
+            epoch=epoch,
+            rehearsal=self.episode + 1 < self.course.episodes,
+            step=self.step,
+            train_loss=self._losses / steps,
+            effective_sample_size=self._effective / steps,
+            updates=updates,
+            valid_loss=self._records[0] / updates if updates else None,
+            meta_gradient_norm=self._records[1] / updates if updates else None,
+            drift=self._drift,
+            weights=self.weights.cpu().clone(),
+        )
+        self._clear_epoch()
+        return end
+
+    def refuse_non_finite(self) -> None:
+        """Raise NumericError where a step overflowed, so that no such state is kept.
+
+        A gradient may be finite and its step not; the next loss would tell, but there may be
+        no next one.
+        """
+        teacher = self.coach.teacher
+        # A teacher may mark what it cannot know by -inf: a class without trusted samples.
+        marked = {n: b.masked_fill(b == -math.inf, 0) for n, b in teacher.named_buffers()}
+        owned = {
+            "student": self.module.state_dict(),
+            "teacher": {**dict(teacher.named_parameters()), **marked},
+        }
+        bad = next(
+            (
+                f"{name!r} of the {owner}"
+                for owner, tensors in owned.items()
+                for name, leaf in tensors.items()
+                if leaf.is_floating_point() and not all_finite([leaf])
+            ),
+            None,
+        )
+        if self.ranks.any(bad is not None):
+            raise NumericError(
+                f"{bad or 'a tensor of another rank'} is not finite after step {self.step}; it "
+                "was not committed: lower the learning rate, or rescale the inputs"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that continues this run bit for bit, besides its settings."""
+        return {
+            "step": self.step,
+            "student": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "coach": self.coach.state_dict(),
+            "course": self.course.state_dict(),
+            "initial": self.initial,
+            "weights": self.weights,
+            "epoch": [self._losses, self._effective, self._updates, *self._records, self._drift],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.module.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.coach.load_state_dict(state["coach"])
+        self.course.load_state_dict(state["course"])
+        self.initial = state["initial"]
+        self.weights.copy_(state["weights"])
+        self._losses, self._effective, self._updates, *rest = state["epoch"]
+        self._records, self._drift = list(rest[:2]), rest[2]
+
+
+def _rates(optimizer: torch.optim.Optimizer | None) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups] if optimizer else []

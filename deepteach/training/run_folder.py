@@ -1,0 +1,146 @@
+"""The files of a run's folder; `rundir` reads them back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from deepteach.data.dataset import Data
+from deepteach.errors import ConfigError
+from deepteach.runs.checkpoint import probe_writable, write_atomic
+from deepteach.training.config import RUNTIME_KEYS, Config, dump, make, read
+from deepteach.training.evaluate import Trust
+
+SUSPECTS_SHOWN = 48
+STATES_SHOWN = 500
+"""Samples of which the report shows the input, or the internal state."""
+
+
+def claim(folder: Path, config: Config, resume: bool) -> None:
+    """Refuse a folder that holds something else; nothing is ever overwritten."""
+    settings = folder / "config.yaml"
+    if resume and settings.exists():
+        saved, present = make(read(settings)), config
+        differing = [
+            key
+            for key in Config.model_fields
+            if key not in RUNTIME_KEYS and getattr(saved, key) != getattr(present, key)
+        ]
+        if differing:
+            raise ConfigError(
+                f"cannot resume {folder}: it was started with other settings "
+                f"({', '.join(differing)}): use the same ones, or another --out"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or _contents(folder)):
+        raise ConfigError(
+            f"the output folder {folder} exists: choose another --out, or --resume to go on"
+        )
+
+
+def _contents(folder: Path) -> list[str]:
+    """What is in a folder besides what a killed start leaves behind."""
+    return [name for name in os.listdir(folder) if name != ".lock" and not name.startswith(".tmp-")]
+
+
+def open_folder(folder: Path, config: Config, device: torch.device, processes: int = 1) -> None:
+    """Write what is known before training. Raises StorageError where that cannot be done."""
+    probe_writable(folder)
+    write_atomic(folder / "config.yaml", dump(config).encode())
+    environment = {
+        **versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+    write_atomic(folder / "environment.json", _json(environment))
+
+
+def write_metrics(folder: Path, metrics: list[dict[str, Any]]) -> None:
+    """A line per epoch; the whole file at once, so that a resumed run leaves no stale line."""
+    text = "".join(json.dumps(line) + "\n" for line in metrics)
+    write_atomic(folder / "metrics.jsonl", text.encode())
+
+
+def write_results(
+    folder: Path,
+    data: Data,
+    trust: Trust,
+    history: list[Tensor],
+    modules: dict[str, nn.Module],
+    summary: dict[str, Any],
+) -> None:
+    """Parameters, weights and samples; summary.json last, for it says that all is there."""
+    for name, part in modules.items():
+        # Clones: safetensors stores no two names for one memory.
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in part.state_dict().items()}
+        write_atomic(folder / f"{name}.safetensors", safetensors.torch.save(tensors))
+    write_atomic(folder / "weights.csv", _weights_csv(data, trust))
+    write_atomic(folder / "samples.safetensors", _samples(data, trust, history))
+    write_atomic(folder / "summary.json", _json(summary))
+
+
+def _weights_csv(data: Data, trust: Trust) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["index", "given_label", "predicted_label", "weight", "loss", "true_label"])
+    clean = data.y_clean
+    columns = [
+        data.y_train.tolist(),
+        trust.predicted.tolist(),
+        [f"{value:.6g}" for value in trust.weight.tolist()],
+        [f"{value:.6g}" for value in trust.loss.tolist()],
+        [""] * len(data.y_train) if clean is None else clean.tolist(),
+    ]
+    writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
+    return out.getvalue().encode()
+
+
+def _samples(data: Data, trust: Trust, history: list[Tensor]) -> bytes:
+    """What the report shows of single samples."""
+    count = len(data.y_train)
+    suspects = torch.argsort(trust.weight, stable=True)[:SUSPECTS_SHOWN]
+    shown = torch.linspace(0, count - 1, min(STATES_SHOWN, count)).long()
+    return safetensors.torch.save(
+        {
+            "internal": trust.internal[shown].contiguous(),
+            "internal_index": shown,
+            "history": torch.stack(history).contiguous(),
+            "suspects": (data.x_train[suspects] * data.scale + data.mean).contiguous(),
+            "suspect_index": suspects,
+        }
+    )
+
+
+def versions() -> dict[str, str]:
+    """What a bit-exact resume depends on besides threads and device."""
+    from deepteach import __version__  # read late: the package imports this file
+
+    return {"deepteach": __version__, "torch": str(torch.__version__)}
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(_strict(value), indent=2, allow_nan=False) + "\n").encode()
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN: unknown figures are null."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

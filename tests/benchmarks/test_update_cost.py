@@ -1,0 +1,101 @@
+"""`deepteach bench` runs and writes its columns; what it measures is no test's business."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from toy import command
+
+from deepteach.benchmarks.method_cost import cells_of, measure
+from deepteach.benchmarks.update_cost import PEERS, STRATEGIES, Plan, Row, Work, append
+
+
+def test_quick_bench_writes_every_column(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    call, out = command(capsys), tmp_path / "deep" / "bench.csv"
+    options = ("bench", "--student", "mlp", "--batch_size", 4, "--quick", "--out", out)
+    answer = call(*options)
+    assert answer.code == 0, answer.err
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [field.name for field in fields(Row)]
+    here = [name for name in PEERS if importlib.util.find_spec(name) is not None]
+    want = ["plain", "taught steps", *STRATEGIES, *here, "Meta-Weight-Net step"]
+    assert [row["row"] for row in rows] == want
+    for row in rows:
+        assert 0 < float(row["low"]) <= float(row["ratio"]) <= float(row["high"])
+        assert row["torch"] == torch.__version__ and row["student"] == "mlp"
+    plain = rows[0]
+    assert 50 < float(plain["peak_mib"]) < 2000
+    for name in set(PEERS) - set(here):
+        assert f"{name} is not installed" in answer.out
+    again = call(*options)
+    assert again.code == 2 and "exists" in again.err
+    whole = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(whole[:-1]))  # as if it had been stopped before its last row
+    assert call(*options, "--resume").code == 0
+    resumed = out.read_text().splitlines(keepends=True)
+    assert resumed[:-1] == whole[:-1] and len(resumed) == len(whole)
+    other = call("bench", "--student", "mlp", "--batch_size", 8, *options[5:], "--resume")
+    assert other.code == 2 and "other settings" in other.err
+    out.write_text("a,b\n1,2\n")
+    assert "holds no rows of a bench" in call(*options, "--resume").err
+
+
+def test_costs_of_methods(tmp_path: Path) -> None:
+    few = ("uniform", "deep", "cleanlab")
+    found = measure(2, names=few, epochs=1)
+    assert [cost.method for cost in found] == ["deep", "cleanlab"]
+    deep, pruned = found
+    assert deep.trainings == 1 and pruned.trainings == 6  # five folds and the last
+    for cost in found:
+        assert 0 < cost.low <= cost.ratio <= cost.high
+        assert cost.whole == cost.ratio * cost.trainings
+    for cost in found:
+        append(cost, tmp_path / "costs.csv")
+    lines = (tmp_path / "costs.csv").read_text().splitlines()
+    assert len(lines) == 3 and lines[1].startswith("deep,")
+    assert [len(cells) for cells in cells_of(found)] == [5, 5, 5]
+
+
+def test_costs_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepteach.benchmarks.method_cost.METHODS", ("uniform", "probe"))
+    monkeypatch.setattr("deepteach.benchmarks.method_cost.EPOCHS", 1)
+    out = tmp_path / "c.csv"
+    answer = command(capsys)("bench", "--methods", "--quick", "--out", out)
+    assert answer.code == 0, answer.err
+    assert out.read_text().splitlines()[1].startswith("probe,") and "probe" in answer.out
+
+
+@pytest.mark.parametrize("flag, value", [("--repeats", 0), ("--batch_size", 1)])
+def test_bad_plans_are_refused(
+    flag: str, value: int, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    answer = command(capsys)("bench", flag, value, "--out", tmp_path / "b.csv")
+    assert answer.code == 2 and "bench needs" in answer.err
+
+
+@pytest.mark.parametrize("row", [*STRATEGIES, *PEERS])
+def test_every_row_trains_the_student_by_the_same_steps(row: str) -> None:
+    """K optimizer steps, whichever way the update is found; weights start nearly equal."""
+    if row in PEERS and importlib.util.find_spec(row) is None:
+        row = "Unrolled"  # an optional package: its row is not measured either
+    plan = Plan(student="mlp", batch=4, interval=6, windows=(2,))
+    work, plain = Work(plan), Work(plan)
+    cycle = work.cycle(row, 2)
+    before = [leaf.detach().clone() for leaf in work.module.parameters()]
+    assert len(list(cycle())) == len(list(plain.plain())) == plan.interval
+    for leaf, other, start in zip(
+        work.module.parameters(), plain.module.parameters(), before, strict=True
+    ):
+        assert isinstance(leaf, nn.Parameter) and leaf.is_leaf
+        moved = float((other.detach() - start).norm())
+        # torchopt's own momentum starts at zero: two of six steps are shorter.
+        assert float((leaf.detach() - other.detach()).norm()) < 0.7 * moved

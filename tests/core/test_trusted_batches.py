@@ -1,0 +1,84 @@
+"""Trusted batches: read in turn, reproducibly, without touching the global generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from deepteach.core.trusted_batches import TrustedBatches
+from deepteach.errors import DataError
+
+X, Y = torch.arange(10.0).unsqueeze(1), torch.arange(10)
+
+
+def loader(shuffle: bool = True) -> DataLoader:
+    return DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=shuffle)
+
+
+def reader(source: Any) -> TrustedBatches:
+    made = TrustedBatches()
+    made.source = source
+    return made
+
+
+def drawn(batches: TrustedBatches, count: int) -> list[list[int]]:
+    return [batches.next()[1].tolist() for _ in range(count)]
+
+
+def test_one_batch_is_read_again_and_again() -> None:
+    batches = reader((X, Y))
+    for _ in range(2):
+        x, y = batches.next()
+        assert x is X and y is Y
+
+
+@pytest.mark.parametrize(
+    "source", [[(X[:4], Y[:4]), (X[4:], Y[4:])], ((X[:4], Y[:4]), (X[4:], Y[4:]))]
+)
+def test_sequences_of_batches_are_read_in_turn(source: Any) -> None:
+    assert drawn(reader(source), 3) == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [0, 1, 2, 3]]
+
+
+def test_loader_is_read_epoch_after_epoch() -> None:
+    rows = drawn(reader(loader()), 6)
+    assert sorted(sum(rows[:3], [])) == sorted(sum(rows[3:], [])) == list(range(10))
+    assert rows[:3] != rows[3:]
+
+
+@pytest.mark.parametrize("cut", range(7))
+def test_resumed_reader_goes_on_with_the_same_batches(cut: int) -> None:
+    straight = drawn(reader(loader()), 8)
+    first = reader(loader())
+    head = drawn(first, cut)
+    second = reader(loader())
+    second.load_state_dict(first.state_dict())
+    torch.manual_seed(99)
+    assert head + drawn(second, 8 - cut) == straight
+
+
+def test_global_generator_is_untouched_and_not_read() -> None:
+    batches, state = reader(loader()), torch.get_rng_state()
+    rows = drawn(batches, 4)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(123)
+    assert drawn(reader(loader()), 4) == rows
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [(None, "pass"), ([], "empty"), ([Y], "got Tensor"), ([{"x": X}], "got dict")],
+)
+def test_useless_sources_are_refused(source: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        reader(source).next()
+
+
+def test_inputs_may_be_tuples_or_dicts() -> None:
+    inputs: list[Any] = [(X, X), {"a": X}]
+    for value in inputs:
+        x, y = reader([(value, Y)]).next()
+        assert x is value and isinstance(y, Tensor)

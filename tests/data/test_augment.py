@@ -1,0 +1,85 @@
+"""Batched augmentation against the same crops made one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deepteach.data.augment import Augment, identity
+from deepteach.errors import ConfigError
+
+torch.set_num_threads(1)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(n: int = 6, c: int = 3, h: int = 8, w: int = 10) -> torch.Tensor:
+    return torch.randn(n, c, h, w, generator=seeded(0))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("pad", [0, 1, 4])
+def test_equals_one_sample_at_a_time(pad: int, flip: bool) -> None:
+    x = images()
+    n, _, h, w = x.shape
+    draws = seeded(5)
+    top, left = torch.randint(2 * pad + 1, (2, n, 1), generator=draws)[..., 0].tolist()
+    mirror = torch.randint(2, (n,), generator=draws).tolist() if flip else [0] * n
+    assert not flip or 0 < sum(mirror) < n
+    for i, out in enumerate(Augment(pad, flip)(x, seeded(5))):
+        padded = F.pad(x[i : i + 1], (pad, pad, pad, pad), mode="reflect")[0]
+        crop = padded[:, top[i] : top[i] + h, left[i] : left[i] + w]
+        assert torch.equal(out, crop.flip(2) if mirror[i] else crop)
+
+
+def test_same_generator_state_same_batch() -> None:
+    x, augment = images(), Augment()
+    assert torch.equal(augment(x, seeded(1)), augment(x, seeded(1)))
+    assert not torch.equal(augment(x, seeded(1)), augment(x, seeded(2)))
+    draws = seeded(1)
+    first = augment(x, draws)
+    assert not torch.equal(first, augment(x, draws))
+
+
+def test_global_generator_and_input_are_left_alone() -> None:
+    x = images()
+    before, state = x.clone(), torch.get_rng_state()
+    out = Augment()(x, seeded(1))
+    assert torch.equal(x, before) and torch.equal(state, torch.get_rng_state())
+    assert out.shape == x.shape and out.dtype == x.dtype
+    assert out.data_ptr() != x.data_ptr()
+
+
+def test_all_crops_and_both_sides_occur_equally_often() -> None:
+    x = torch.arange(25.0).reshape(1, 1, 5, 5).expand(4000, 1, 5, 5)
+    out = Augment(pad=1, flip=True)(x, seeded(0))
+    kinds, counts = out.flatten(1).unique(dim=0, return_counts=True)
+    assert len(kinds) == 9 * 2
+    assert counts.min() > 4000 / 18 * 0.75 and counts.max() < 4000 / 18 * 1.25
+
+
+def test_no_pad_no_flip_is_the_identity() -> None:
+    x = images()
+    assert torch.equal(Augment(pad=0, flip=False)(x, seeded(0)), x)
+
+
+def test_tables_pass_through_without_a_draw() -> None:
+    x, draws = torch.randn(4, 7, generator=seeded(0)), seeded(3)
+    state = draws.get_state()
+    assert Augment()(x, draws) is x
+    assert identity(x, draws) is x
+    assert torch.equal(state, draws.get_state())
+
+
+@pytest.mark.parametrize(("pad", "side"), [(8, 8), (9, 8)])
+def test_too_small_images_are_refused(pad: int, side: int) -> None:
+    with pytest.raises(ConfigError, match=f"pad is {pad} for images of {side}x12"):
+        Augment(pad)(torch.zeros(1, 1, side, 12), seeded(0))
+
+
+def test_negative_pad_is_refused() -> None:
+    with pytest.raises(ConfigError, match="pad is -1"):
+        Augment(pad=-1)

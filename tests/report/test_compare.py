@@ -1,0 +1,192 @@
+"""Tables: the statistics against hand computation, and what may be paired at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_run import make_run
+from rich.console import Console
+from scipy import stats
+
+from deepteach.errors import DataError
+from deepteach.report.compare import Cell, compare, results_table, row_of, rows_of
+from deepteach.report.stats import holm, paired_gains
+from deepteach.report.table import Sheet
+from deepteach.runs.reader import Run, open_run
+
+UNIFORM = [0.80, 0.81, 0.83]
+DEEP = [0.90, 0.92, 0.91]
+FOCAL = [0.80, 0.83, 0.82]
+
+
+def _runs(folder: Path, method: str, values: list[float], **settings: object) -> list[Run]:
+    paths = [
+        make_run(folder / f"{method}{seed}", method=method, seed=seed, selected=value,
+                 samples=False, n=10, **settings)  # pyright: ignore
+        for seed, value in enumerate(values)
+    ]  # fmt: skip
+    return [open_run(path) for path in paths]
+
+
+def _cells(runs: list[Run]) -> dict[str, Cell]:
+    (setting,) = compare(runs).settings
+    return {cell.method: cell for cell in setting.cells}
+
+
+def test_paired_interval_by_hand() -> None:
+    # d = 1, 2, 6: mean 3, s = sqrt(7), t(.975, 2) = 4.302653
+    gain = paired_gains({"deep": [1.0, 2.0, 6.0]})["deep"]
+    half = 4.302653 * 7**0.5 / 3**0.5
+    assert gain.mean == pytest.approx(3)
+    assert gain.std == pytest.approx(7**0.5)
+    assert (gain.low, gain.high) == pytest.approx((3 - half, 3 + half), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_p_values_equal_scipy(n: int) -> None:
+    a, b = np.random.default_rng(n).normal(size=(2, n))
+    gain = paired_gains({"deep": a - b})["deep"]
+    assert gain.p == pytest.approx(np.asarray(stats.ttest_rel(a, b))[1])
+    assert gain.p_wilcoxon == pytest.approx(np.asarray(stats.wilcoxon(np.round(a - b, 9)))[1])
+
+
+def test_holm_by_hand() -> None:
+    # sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, made monotone
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_verdicts() -> None:
+    gains = paired_gains(
+        {
+            "better": [5.0, 5.1, 4.9],
+            "worse": [-5.0, -5.1, -4.9],
+            "within": [1.0, -0.5, 0.6],
+            "unsure": [1.0, 0.1, 1.2],
+            "one": [9.0],
+            "equal": [1.0, 1.0, 1.0],
+            "zero": [0.0, 0.0],
+        }
+    )
+    assert {name: gain.verdict for name, gain in gains.items()} == {
+        "better": "better",
+        "worse": "worse",
+        "within": "no difference shown",
+        "unsure": "better here, not significant",
+        "one": "one seed: no interval",
+        "equal": "the same difference in every seed",
+        "zero": "no difference shown",
+    }
+
+
+def test_compare_pairs_by_seed(tmp_path: Path) -> None:
+    runs = _runs(tmp_path, "uniform", UNIFORM) + _runs(tmp_path, "focal", FOCAL)
+    runs += reversed(_runs(tmp_path, "deep", DEEP))
+    cells = _cells(runs)
+    assert list(cells) == ["uniform", "deep", "focal"]
+    assert list(cells["deep"].accuracy) == ["0", "1", "2"]
+    d = 100 * (np.array(DEEP) - UNIFORM)
+    gain, other = cells["deep"].gain, cells["focal"].gain
+    assert gain is not None and other is not None and gain.p and other.p
+    assert (gain.n, gain.mean, gain.std) == pytest.approx((3, d.mean(), d.std(ddof=1)))
+    assert [gain.p_holm, other.p_holm] == pytest.approx(holm([gain.p, other.p]))
+    assert "no difference shown" in compare(runs).to_text()
+
+
+def test_nested_baseline_counts_once(tmp_path: Path) -> None:
+    runs = _runs(tmp_path, "deep", DEEP) + _runs(tmp_path, "mwn", FOCAL)
+    for run in runs:
+        seed = run.summary["seed"]
+        make_run(run.path / "baseline", method="uniform", seed=seed, selected=UNIFORM[seed])
+    cells = _cells([open_run(run.path) for run in runs])
+    assert list(cells["uniform"].accuracy.values()) == pytest.approx([80, 81, 83])
+    assert cells["mwn"].gain is not None and cells["mwn"].gain.n == 3
+
+
+@pytest.mark.parametrize("change", [{"epochs": 7}, {"batch_size": 64}, {"lr": 0.2},
+                                    {"student": "mlp"}, {"augment": True}])  # fmt: skip
+def test_other_schedules_are_not_paired(tmp_path: Path, change: dict[str, object]) -> None:
+    runs = _runs(tmp_path, "deep", DEEP) + _runs(tmp_path, "uniform", UNIFORM, **change)
+    comparison = compare(runs)
+    assert len(comparison.settings) == 2
+    assert all(cell.gain is None for s in comparison.settings for cell in s.cells)
+    assert f"differ in {next(iter(change))}: runs of different" in comparison.to_text()
+    assert "no uniform baseline on this schedule" in comparison.to_text()
+
+
+def test_teacher_settings_make_variants(tmp_path: Path) -> None:
+    runs = _runs(tmp_path / "a", "deep", DEEP) + _runs(tmp_path / "b", "deep", FOCAL, window=5)
+    runs += _runs(tmp_path / "c", "uniform", UNIFORM, window=7)
+    cells = _cells(runs)
+    assert list(cells) == ["uniform", "deep window=2", "deep window=5"]
+    assert all(cells[name].gain is not None for name in list(cells)[1:])
+
+
+def test_interval_left_to_the_run_is_no_variant(tmp_path: Path) -> None:
+    runs = []
+    for name, interval in (("a", None), ("b", 20)):
+        path = make_run(tmp_path / name, seed=len(runs), interval=interval, n=10)
+        summary = json.loads((path / "summary.json").read_text())
+        (path / "summary.json").write_text(json.dumps(summary | {"interval": 20}))
+        runs.append(open_run(path))
+    assert list(_cells(runs)) == ["deep"]
+
+
+def test_missing_partners_doubles_and_power_are_said(tmp_path: Path) -> None:
+    runs = _runs(tmp_path, "deep", DEEP) + _runs(tmp_path, "uniform", UNIFORM[:2])
+    text = compare([*runs, *_runs(tmp_path / "again", "deep", [0.5])]).to_text()
+    assert "deep: 2 of 3 seeds have a uniform run to pair with" in text
+    assert "deep, seed 0 is there twice with different results" in text
+    assert "n <= 5 pairs: the tests have little power (at 2 the smallest" in text
+    assert "0.5)" in text  # 2 of the 2^2 signs are as extreme as can be
+
+
+def test_without_test_set_validation_is_named(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", selected=None)
+    text = compare([open_run(path)]).to_text()
+    assert "best valid %" in text and "optimistic" in text and "93.00" in text
+
+
+def test_csv_holds_the_numbers(tmp_path: Path) -> None:
+    runs = _runs(tmp_path, "deep", DEEP) + _runs(tmp_path, "uniform", UNIFORM)
+    comparison = compare(runs)
+    uniform, deep = csv.DictReader(io.StringIO(comparison.to_csv()))
+    assert float(deep["mean"]) == pytest.approx(91)
+    assert float(deep["std"]) == pytest.approx(1)
+    assert float(deep["gain"]) == pytest.approx(91 - 244 / 3)
+    assert deep["by_seed"] == "0: 90.0000; 1: 92.0000; 2: 91.0000"
+    assert uniform["gain"] == "" and uniform["reading"] == ""
+    assert comparison.to_csv() == compare(runs).to_csv()
+
+
+def test_nothing_to_compare() -> None:
+    with pytest.raises(DataError, match="name at least one run"):
+        compare([])
+
+
+def test_results_table(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", seconds=30)
+    make_run(path / "baseline", method="uniform", selected=0.8, seconds=10)
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(results_table(rows_of(open_run(path))))
+    text = console.export_text()
+    assert text.index("uniform") < text.index("deep")
+    for shown in ("90.00", "89.00", "91.00", "0.950", "30.0", "3.00 x", "optimistic best %"):
+        assert shown in text
+    assert row_of({"method": "deep"}).relative_cost is None
+
+
+def test_cells_cannot_break_a_table() -> None:
+    sheet = Sheet("[red]t", ("a|b", "[bold]n"), (("x\ny|z", "[link=x]"),))
+    assert "| x y\\|z | [link=x] |" in sheet.to_markdown()
+    assert len(sheet.to_text().splitlines()) == 4
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(sheet.to_rich())
+    text = console.export_text()
+    assert "[link=x]" in text and "[red]t" in text and "[bold]n" in text

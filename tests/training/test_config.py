@@ -1,0 +1,306 @@
+"""The configuration: what is written is read back, and what is not a setting is refused."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepteach.errors import ConfigError
+from deepteach.training.config import (
+    RUNTIME_KEYS,
+    Config,
+    NoiseKind,
+    demo,
+    dump,
+    known_keys,
+    make,
+    read,
+    unknown_key,
+)
+
+KEYS = sorted(known_keys())
+TEXT = st.text(min_size=1, max_size=20)
+
+
+def positive(top: float) -> st.SearchStrategy[float]:
+    return st.floats(0, top, exclude_min=True)
+
+
+@st.composite
+def noises(draw: st.DrawFn) -> dict[str, Any]:
+    kind = draw(st.sampled_from(get_args(NoiseKind)))
+    rate = 0.0 if kind == "none" else draw(positive(1))
+    return {"kind": kind, "rate": rate, "seed": draw(st.none() | st.integers(0, 2**32 - 1))}
+
+
+VALID: dict[str, st.SearchStrategy[Any]] = {
+    "data": TEXT,
+    "valid_size": st.none() | st.integers(1, 10**9),
+    "noise": noises(),
+    "student": TEXT,
+    "internal": st.none() | TEXT,
+    "pool": st.sampled_from(["none", "avg"]),
+    "method": TEXT,
+    "interval": st.none() | st.integers(1, 10**6),
+    "window": st.none() | st.integers(1, 100),
+    "adjoint": st.sampled_from(["method", "reversed", "stored", "unrolled"]),
+    "through_weights": st.booleans(),
+    "validation_loss": st.sampled_from(["nll", "expected_accuracy"]),
+    "teacher_lr": st.none() | positive(10),
+    "teacher_from": st.none() | TEXT,
+    "epochs": st.integers(1, 10**6),
+    "batch_size": st.integers(1, 10**7),
+    "valid_batch": st.integers(1, 10**7),
+    "lr": positive(1e3),
+    "momentum": st.floats(0, 1, exclude_max=True),
+    "weight_decay": st.floats(0, 1e3),
+    "milestones": st.none() | st.lists(st.integers(0, 1000), max_size=3).map(sorted),
+    "augment": st.booleans(),
+    "seed": st.integers(0, 2**32 - 1),
+    "baseline": st.booleans(),
+    "beside": st.lists(TEXT, max_size=3),
+    "device": TEXT,
+    "threads": st.none() | st.integers(1, 4096),
+    "out": st.none() | TEXT,
+}
+
+
+def written(folder: Path, text: str) -> dict[str, Any]:
+    path = folder / "settings.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read(path)
+
+
+def test_every_setting_is_drawn() -> None:
+    assert set(VALID) == set(Config.model_fields)
+    assert set(KEYS) == (set(VALID) - {"noise"}) | {"noise.kind", "noise.rate", "noise.seed"}
+
+
+@given(values=st.fixed_dictionaries({}, optional=VALID))
+def test_dump_read_make_gives_the_same(
+    values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    values.setdefault("data", "digits")
+    config = make(values)
+    again = make(written(tmp_path_factory.getbasetemp(), dump(config)))
+    assert again == config
+    for key, value in values.items():
+        found = getattr(again, key)
+        found = found.model_dump() if key == "noise" else found
+        assert (list(found) if isinstance(found, tuple) else found) == value
+
+
+@given(values=st.fixed_dictionaries({}, optional=VALID), data=st.data())
+def test_the_order_of_keys_is_free(values: dict[str, Any], data: st.DataObject) -> None:
+    order = data.draw(st.permutations(list(values)))
+    assert make({key: values[key] for key in order}) == make(values)
+
+
+def mutations(key: str) -> Iterator[str]:
+    """Every substitution, insertion, deletion and swap of one character."""
+    for i in range(len(key) + 1):
+        for letter in "xz_":
+            yield key[:i] + letter + key[i:]
+            yield key[:i] + letter + key[i + 1 :]
+        yield key[:i] + key[i + 1 :]
+        yield key[:i] + key[i + 1 : i + 2] + key[i : i + 1] + key[i + 2 :]
+    yield from (key.upper(), key + "s", "-" + key)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_misspelt_key_names_the_right_one(key: str) -> None:
+    others = {name for other in KEYS if other != key for name in mutations(other)}
+    either = {"intenral", "interanl"}  # as near to interval as to internal
+    tried = set(mutations(key)) - others - either - {*KEYS, key.upper()}
+    for name in sorted(name for name in tried if len(name) > 1):
+        assert unknown_key(name) == f"unknown key {name!r}, did you mean {key!r}?"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_misspelt_key_is_refused_in_a_file(key: str, tmp_path: Path) -> None:
+    owner, _, last = key.rpartition(".")
+    for name in sorted({n for n in mutations(last) if n not in (last, "", "_", "-")}):
+        full = f"{owner}.{name}" if owner else name
+        if full in KEYS or name in Config.model_fields:
+            continue
+        text = f"{owner}: {{'{name}': 1}}" if owner else f"'{name}': 1"
+        with pytest.raises(ConfigError, match="unknown key"):
+            make(written(tmp_path, text))
+
+
+def test_what_resembles_nothing_points_to_the_help() -> None:
+    assert unknown_key("qqqq") == "unknown key 'qqqq'; see deepteach train --help"
+
+
+WRONG: dict[str, list[Any]] = {
+    "data": [1, None, ["digits"], {"npz": "a"}],
+    "valid_size": [0, -1, 1.5, "many"],
+    "noise": ["flip", 0.4, None, [0.4]],
+    "student": [None, 3],
+    "method": [None, ["deep"]],
+    "internal": [4],
+    "pool": ["max", None, 1],
+    "interval": [0, -3, 2.5, "often"],
+    "window": [0, -1, 1.5],
+    "adjoint": ["exactly", None],
+    "through_weights": ["perhaps", 2, None],
+    "validation_loss": ["mse", None],
+    "teacher_from": [3, ["a"]],
+    "teacher_lr": [0, -1, 11, "fast", float("nan"), float("inf")],
+    "epochs": [0, -1, 10**7, 10**30, 1.5, "1e2", None, float("nan")],
+    "batch_size": [0, -16, 10**30, None],
+    "valid_batch": [0, -1],
+    "lr": [0, -0.0, -1, 1e4, 10**30, "x", None, float("nan"), float("inf"), -float("inf")],
+    "momentum": [1, -0.1, 2, float("nan")],
+    "weight_decay": [-1, 1e9, float("nan")],
+    "milestones": [3, "3", ["a"], [1.5], [-5]],
+    "augment": [3, "si"],
+    "seed": [-1, 2**32, 1.5, None],
+    "baseline": ["maybe", 7, None],
+    "beside": ["mwn", [1], 2],
+    "device": [0, None],
+    "threads": [0, -2, 10**6],
+    "out": [3, ["a"]],
+}
+
+
+@pytest.mark.parametrize("key", sorted(WRONG))
+def test_wrong_values_are_named(key: str) -> None:
+    for value in WRONG[key]:
+        with pytest.raises(ConfigError, match=rf"^{key}\b") as caught:
+            make({"data": "digits", key: value})
+        assert "\n" not in str(caught.value), value
+
+
+def test_every_setting_refuses_something() -> None:
+    assert set(WRONG) == set(Config.model_fields)
+
+
+@given(st.sampled_from(KEYS), st.one_of(st.none(), st.text(), st.integers(), st.floats(), TEXT))
+def test_anything_is_accepted_or_refused_in_one_line(key: str, value: object) -> None:
+    owner, _, name = key.rpartition(".")
+    try:
+        make({owner: {name: value}} if owner else {key: value})
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [{"kind": "flip"}, {"rate": 0.4}, {"kind": "none", "rate": 0.1}, {"kind": "flip", "rate": 0}],
+)
+def test_noise_needs_kind_and_rate(noise: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="do not agree: give both"):
+        make({"noise": noise})
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan"), "much"])
+def test_noise_rate_is_a_share(rate: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^noise\.rate"):
+        make({"noise": {"kind": "flip", "rate": rate}})
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(ConfigError, match="epochs: .*; unknown key 'lrr'"):
+        make({"data": "digits", "lrr": 1, "epochs": 0})
+
+
+def test_demo_only_where_nothing_is_named() -> None:
+    chosen = make({})
+    assert (chosen.data, chosen.noise.kind, chosen.noise.rate) == ("digits", "flip", 0.4)
+    assert make({"lr": 0.1}) == make({**demo(), "lr": 0.1})
+    assert make({"threads": 2}).threads == 2
+    assert make({"data": "digits"}).noise.rate == 0
+    assert make({"noise": {"kind": "uniform", "rate": 0.2}}).noise.kind == "uniform"
+    assert make({"noise": {"kind": "none", "rate": 0}}).noise.rate == 0
+
+
+def test_decay_epochs_follow_the_length() -> None:
+    assert make({"epochs": 60}).decay_epochs == (40, 50)
+    assert make({"epochs": 60, "milestones": []}).decay_epochs == ()
+
+
+def test_runtime_keys_are_settings() -> None:
+    assert RUNTIME_KEYS < set(Config.model_fields)
+
+
+def test_yaml_text_that_is_a_number(tmp_path: Path) -> None:
+    values = written(tmp_path, "lr: 1e-3\ndata: digits")
+    assert values["lr"] == "1e-3"  # YAML 1.1 wants a dot
+    assert make(values).lr == 1e-3
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    assert written(tmp_path, "# nothing\n") == {}
+
+
+NOT_YAML = {
+    "duplicate": ("lr: 1\nlr: 2", "duplicate key lr"),
+    "nested duplicate": ("noise: {kind: flip, rate: 0.1, kind: none}", "duplicate key kind"),
+    "alias": ("data: &a digits\nstudent: *a", "aliases"),
+    "alias bomb": ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", "aliases"),
+    "list": ("- lr", "mapping"),
+    "text": ("lr", "mapping"),
+    "unclosed": ("lr: [1", "plain YAML"),
+    "tab": ("lr:\n\t1", "plain YAML"),
+    "two documents": ("lr: 1\n---\nlr: 2", "plain YAML"),
+    "key": ("? [a]\n: 1", "plain YAML"),
+    "control": ("lr: \x00", "plain YAML"),
+    "bad date": ("epochs: 2001-99-99", "plain YAML"),
+    "map of a list": ("!!map [a, b]", "plain YAML"),
+    "map of a text": ("!!map ab", "plain YAML"),
+    "int": ("epochs: !!int x", "plain YAML"),
+    "float": ("lr: !!float x", "plain YAML"),
+    "time": ("lr: !!timestamp x", "plain YAML"),
+    "long int": ("epochs: " + "1" * 5000, "plain YAML"),
+    "deep": ("[" * 3000, "plain YAML"),
+    "deep mapping": ("{a: " * 3000, "plain YAML"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_YAML)
+def test_other_yaml_is_refused(name: str, tmp_path: Path) -> None:
+    text, said = NOT_YAML[name]
+    with pytest.raises(ConfigError, match=said) as caught:
+        written(tmp_path, text)
+    assert "settings.yaml" in str(caught.value) and len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object/apply:pathlib.Path.touch",
+        "!!python/object/new:os.system",
+        "!!python/name:os.system",
+        "!!python/module:os",
+        "!custom",
+    ],
+)
+def test_tags_run_nothing(tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary = tmp_path / "canary"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="constructor"):
+        written(tmp_path, f"data: {tag} ['touch {canary}']")
+    assert not canary.exists()
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"data: \xff")
+    for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "latin"):
+        with pytest.raises(ConfigError, match="cannot read"):
+            read(path)
+
+
+@given(text=st.text(string.printable, max_size=60))
+def test_any_text_is_read_or_refused(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    try:
+        make(written(tmp_path_factory.getbasetemp(), text))
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1

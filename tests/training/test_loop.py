@@ -1,0 +1,231 @@
+"""The training loop: batches, rates, updates, and what it reports of an epoch."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from toy import CLASSES, FEATURES, arrays, dropout
+from toy_training import SCHEDULE, training
+
+import deepteach as dt
+from deepteach.data.dataset import Data, from_arrays
+from deepteach.errors import ConfigError
+from deepteach.rng import stream
+from deepteach.teachers.method import Method
+from deepteach.training.loop import EpochEnd, Training
+from deepteach.training.schedule import batches, steps_per_epoch
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return from_arrays(**arrays(train=75, valid=24))
+
+
+def ends(made: Training) -> list[EpochEnd]:
+    return [end for end in made.epoch_steps() if end is not None]
+
+
+@given(count=st.integers(1, 60), size=st.integers(1, 20), seed=st.integers(0, 5))
+def test_each_sample_once_an_epoch(count: int, size: int, seed: int) -> None:
+    size = min(size, count)
+    parts = batches(count, size, stream(seed, "order"))
+    assert Counter(torch.cat(parts).tolist()) == Counter(range(count))
+    assert len(parts) == steps_per_epoch(count, size)
+    if size > 1 and count > 1:
+        assert all(2 <= len(part) <= size + 1 for part in parts)
+    again = batches(count, size, stream(seed, "order"))
+    assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+def test_streams_differ_by_every_part_of_their_name() -> None:
+    names = [(s, p, i) for s in (0, 1) for p in ("order", "augment") for i in (0, 1, 10)]
+    draws = {name: torch.rand(4, generator=stream(*name)).tolist() for name in names}
+    assert len({tuple(draw) for draw in draws.values()}) == len(names)
+    assert torch.rand(4, generator=stream(0, "order", 0)).tolist() == draws[(0, "order", 0)]
+
+
+@given(st.lists(st.integers(0, 9), max_size=4), st.integers(0, 12))
+def test_the_rate_drops_at_each_milestone(milestones: list[int], epoch: int) -> None:
+    rate = replace(SCHEDULE, milestones=tuple(milestones)).rate(epoch)
+    assert rate == pytest.approx(10.0 ** -len([m for m in milestones if m <= epoch]))
+
+
+def test_epochs_and_steps(data: Data) -> None:
+    made = training(data)
+    seen = list(made.epoch_steps())
+    assert made.total == made.step == 20 and made.per_epoch == 5
+    found = [end for end in seen if end is not None]
+    assert [(end.epoch, end.step) for end in found] == [(1, 5), (2, 10), (3, 15), (4, 20)]
+    assert sum(end.updates for end in found) == 20 // SCHEDULE.interval
+    assert list(made.epoch_steps()) == []
+
+
+def test_the_students_and_the_teachers_rates_drop_together(data: Data) -> None:
+    made = training(data)
+    teacher = made.coach.teacher_optimizer
+    assert teacher is not None
+    first = teacher.param_groups[0]["lr"]
+    rates: list[tuple[float, float]] = []
+    for end in made.epoch_steps():
+        if end is not None:
+            pair = (made.optimizer.param_groups[0]["lr"], teacher.param_groups[0]["lr"])
+            rates.append(pair)
+    factors = [(student / SCHEDULE.lr, other / first) for student, other in rates]
+    assert [f for pair in factors for f in pair] == pytest.approx(
+        [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+
+
+def test_uniform_is_plain_training(data: Data) -> None:
+    """The same bits as the loop anyone would write."""
+    made = training(data, method=Method(dt.Uniform(), dt.Stored()))
+    plain = dropout(CLASSES)
+    plain.load_state_dict(made.module.state_dict())
+    torch.manual_seed(9)
+    losses = [end.train_loss for end in ends(made)]
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    torch.manual_seed(9)
+    expected = []
+    for epoch in range(4):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1, 1, 0.1, 0.01)[epoch]
+        total = 0.0
+        for rows in batches(75, 16, stream(0, "order", epoch)):
+            optimizer.zero_grad()
+            each = nn.functional.cross_entropy(
+                plain(data.x_train[rows]), data.y_train[rows], reduction="none"
+            )
+            loss = each.mean()
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach())
+        expected.append(total / 5)
+    for name, leaf in plain.state_dict().items():
+        torch.testing.assert_close(made.module.state_dict()[name], leaf, rtol=1e-5, atol=1e-6)
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_same_seed_is_the_same_run(data: Data) -> None:
+    def run(seed: int) -> list[Tensor]:
+        made = training(data, seed=seed)
+        torch.manual_seed(1)
+        assert len(ends(made)) == 4
+        return [*made.module.state_dict().values(), made.weights]
+
+    first, again, other = run(0), run(0), run(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_weights_are_those_when_last_seen(data: Data) -> None:
+    made = training(data)
+    assert torch.equal(made.weights, torch.ones(75))
+    steps = made.epoch_steps()
+    next(steps)
+    first = batches(75, 16, stream(0, "order", 0))[0]
+    batch = made.weights[first]
+    torch.testing.assert_close(batch, made.coach.last_weights * len(first))
+    assert float(batch.sum()) == pytest.approx(16, rel=1e-5)
+    unseen = torch.ones(75, dtype=torch.bool)
+    unseen[first] = False
+    assert torch.equal(made.weights[unseen], torch.ones(59))
+    (*_, end) = (end for end in steps if end is not None)
+    assert end.weights.shape == (75,) and float(end.weights.sum()) == pytest.approx(75, rel=1e-4)
+
+
+def test_trusted_batches_are_fresh_samples(data: Data) -> None:
+    made = training(data)
+    drawn = []
+    for step in range(60):
+        x, y = made.trusted(step)
+        rows = [int((data.x_valid == row).all(1).nonzero()) for row in x]
+        assert len(set(rows)) == len(rows) == SCHEDULE.valid_batch
+        assert torch.equal(y, data.y_valid[rows])
+        drawn.append(frozenset(rows))
+    assert len(set(drawn)) > 50
+    assert frozenset().union(*drawn) == frozenset(range(24))
+    made.schedule = replace(SCHEDULE, valid_batch=24)
+    assert made.trusted(0)[0] is made.x_valid
+
+
+def test_augmentation_is_drawn_by_step(data: Data) -> None:
+    seen: list[list[float]] = []
+
+    def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(torch.rand(2, generator=generator).tolist())
+        return x
+
+    ends(training(data, augment=augment))
+    first = list(seen)
+    seen.clear()
+    ends(training(data, augment=augment))
+    assert seen == first and len({tuple(draw) for draw in seen}) == len(seen) == 20
+
+
+def test_epoch_means(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = training(data)
+    losses, end = [], None
+    for end in made.epoch_steps():
+        if end is not None:
+            break
+    assert end is not None
+    made = training(data)
+    original = made.coach.loss
+
+    def loss(*batch: Any) -> Tensor:
+        losses.append(original(*batch))
+        return losses[-1]
+
+    monkeypatch.setattr(made.coach, "loss", loss)
+    again = next(e for e in made.epoch_steps() if e is not None)
+    assert again.train_loss == end.train_loss
+    assert again.train_loss == pytest.approx(sum(float(value.detach()) for value in losses) / 5)
+    assert 0 < again.effective_sample_size <= 1
+    assert again.valid_loss is not None and again.meta_gradient_norm is not None
+
+
+def test_a_uniform_teacher_has_no_updates(data: Data) -> None:
+    found = ends(training(data, method=Method(dt.Uniform(), dt.Reversed())))
+    assert [end.updates for end in found] == [0, 0, 0, 0]
+    assert all(end.valid_loss is None and end.drift is None for end in found)
+    assert all(end.effective_sample_size == pytest.approx(1) for end in found)
+
+
+def test_a_single_sample_never_is_a_batch() -> None:
+    """65 = 4 * 16 + 1: batch normalisation would fail on the last."""
+    data = from_arrays(**arrays(train=65, valid=24))
+    assert len(ends(training(data))) == 4
+
+
+def test_batches_of_one_come_to_an_end() -> None:
+    data = from_arrays(**arrays(train=12, valid=24))
+    module = nn.Sequential()
+    module.add_module("fc", nn.Linear(FEATURES, CLASSES))
+    made = training(data, replace(SCHEDULE, batch_size=1, epochs=2), module=module)
+    seen = list(itertools.islice(made.epoch_steps(), 100))
+    assert [end.step for end in seen if end is not None] == [12, 24]
+
+
+def test_refuses_batches_above_the_data(data: Data) -> None:
+    with pytest.raises(ConfigError, match="76 is more than the 75 training samples: lower"):
+        training(data, replace(SCHEDULE, batch_size=76))
+    assert training(data, replace(SCHEDULE, batch_size=75)).per_epoch == 1
+
+
+def test_frozen_parameters_stay(data: Data) -> None:
+    module = nn.Sequential()
+    module.add_module("body", nn.Linear(FEATURES, 6))
+    module.add_module("fc", nn.Linear(6, CLASSES))
+    module.get_submodule("body").requires_grad_(False)
+    before = {name: leaf.clone() for name, leaf in module.state_dict().items()}
+    ends(training(data, module=module))
+    after = module.state_dict()
+    assert torch.equal(after["body.weight"], before["body.weight"])
+    assert not torch.equal(after["fc.weight"], before["fc.weight"])

@@ -1,0 +1,248 @@
+"""`train` from Python: models, data, seeds, and what is written."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from toy import Probe, arrays, dropout, files, noisy, settings, write_npz
+
+import deepteach as dt
+from deepteach.data.dataset import Data
+from deepteach.data.readers import load
+from deepteach.errors import DataError
+from deepteach.teachers.registry import METHODS
+from deepteach.training.api import Result, run, train
+
+A = arrays(train=90, valid=30, test=30)
+LONG = arrays()
+TRAIN, VALID, TEST = ((A[f"x_{k}"], A[f"y_{k}"]) for k in ("train", "valid", "test"))
+
+
+def go(model: nn.Module | str = "mlp", *data: Any, **options: Any) -> Result:
+    given: list[Any] = list(data or (TRAIN, VALID, TEST))
+    small: dict[str, Any] = {"epochs": 2, "batch_size": 16, "interval": 3, "baseline": False}
+    return train(model, given[0], *given[1:3], **{**small, **options})
+
+
+def bits(result: Result) -> list[list[Any]]:
+    tensors = [*result.model.state_dict().values(), *result.coach.teacher.state_dict().values()]
+    return [leaf.tolist() for leaf in (*tensors, result.trust.weight)]
+
+
+def test_the_model_is_trained_in_place() -> None:
+    model = dropout(3)
+    before = {name: leaf.clone() for name, leaf in model.state_dict().items()}
+    result = go(model, epochs=6)
+    assert result.model is model and model.training
+    assert not torch.equal(model.state_dict()["fc.weight"], before["fc.weight"])
+    assert result.summary["test_accuracy_last"] > 0.8
+    assert (result.config.student, result.path) == ("custom", None)
+
+
+def test_the_runs_beside_leave_the_model_alone() -> None:
+    """The baseline starts from the same parameters and changes only its own copy."""
+    torch.manual_seed(5)
+    alone, together = dropout(3), dropout(3)
+    together.load_state_dict(alone.state_dict())
+    first = go(alone)
+    second = go(together, baseline=True, beside=("mwn",))
+    assert bits(first) == bits(second)
+    assert set(second.beside) == {"uniform", "mwn"} and first.beside == {}
+    assert second.summary["baseline"] == second.beside["uniform"]
+    torch.manual_seed(5)
+    plain = go(dropout(3), teacher="uniform")
+    drop = ("seconds", "baseline")
+    left = {k: v for k, v in plain.summary.items() if k not in drop}
+    assert left == {k: v for k, v in second.beside["uniform"].items() if k not in drop}
+
+
+def test_the_seed_decides_every_bit() -> None:
+    first = bits(go(seed=4))
+    assert bits(go(seed=4)) == first
+    assert bits(go(seed=5)) != first
+
+
+def test_the_global_generator_does_not_matter() -> None:
+    torch.manual_seed(1)
+    first = bits(go(seed=4))
+    torch.manual_seed(2)
+    torch.rand(3)
+    assert bits(go(seed=4)) == first
+
+
+@pytest.mark.parametrize("kind", ["tensors", "lists", "datasets"])
+def test_data_in_any_form(kind: str) -> None:
+    pairs: list[Any] = [TRAIN, VALID, TEST]
+    if kind == "tensors":
+        pairs = [[torch.as_tensor(part) for part in pair] for pair in pairs]
+    elif kind == "lists":
+        pairs = [(x.astype(np.float32).tolist(), y.tolist()) for x, y in pairs]
+    else:
+        pairs = [TensorDataset(*map(torch.as_tensor, pair)) for pair in pairs]
+    assert bits(go("mlp", *pairs)) == bits(go())
+
+
+def test_floats_reach_the_model_as_they_are() -> None:
+    seen: list[Tensor] = []
+    model = nn.Sequential()
+    model.add_module("look", nn.Identity())
+    model.add_module("fc", nn.Linear(8, 3))
+    model.get_submodule("look").register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
+    go(model)
+    rows = {tuple(row) for row in np.concatenate([TRAIN[0], VALID[0], TEST[0]]).tolist()}
+    assert {tuple(row) for batch in seen for row in batch.tolist()} == rows
+
+
+def test_whole_numbers_are_normalised() -> None:
+    draw = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    pixels = draw.integers(0, 255, (60, 9, 9), dtype=np.uint8)
+    seen: list[Tensor] = []
+    model = nn.Sequential(nn.Flatten())
+    model.add_module("fc", nn.Linear(81, 3))
+    model.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    go(model, (pixels[:40], y[:40]), (pixels[40:], y[40:]), epochs=1, batch_size=40)
+    x = seen[1]  # after the pass that finds the state's width
+    assert x.dtype == torch.float32 and len(x) == 40
+    assert abs(float(x.mean())) < 1e-3 and float(x.std()) == pytest.approx(1, abs=1e-2)
+
+
+def test_nothing_is_written_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = go(baseline=True)
+    assert result.path is None and list(tmp_path.iterdir()) == []
+    again = go(baseline=True, out="run")
+    assert again.path == Path("run") and (tmp_path / "run" / "summary.json").exists()
+    assert bits(again) == bits(result)
+
+
+def test_a_path_is_a_folder(tmp_path: Path) -> None:
+    assert go(out=tmp_path / "run").path == tmp_path / "run"
+
+
+def test_a_split_off_part_is_told() -> None:
+    with pytest.warns(UserWarning, match="no x_valid: 20 of 200 training samples"):
+        result = go("mlp", (LONG["x_train"], LONG["y_train"]))
+    assert len(result.trust.weight) == 180
+
+
+def test_overlap_is_refused() -> None:
+    with pytest.raises(DataError, match="also training rows"):
+        go("mlp", TRAIN, (TRAIN[0][:20], TRAIN[1][:20]))
+
+
+def test_the_truth_gives_the_auroc() -> None:
+    wrong = np.arange(90) % 5 == 0
+    given = np.where(wrong, (TRAIN[1] + 1) % 3, TRAIN[1])
+    result = go("mlp", (TRAIN[0], given), VALID, TEST, y_clean=TRAIN[1])
+    assert 0 <= result.summary["noise_auroc"] <= 1
+    assert go().summary["noise_auroc"] is None
+
+
+def test_a_teacher_of_ones_own_is_named() -> None:
+    torch.manual_seed(0)
+    teacher = dt.Teacher([dt.Loss(), dt.Surface()], hidden_layers=2)
+    before = {name: leaf.clone() for name, leaf in teacher.state_dict().items()}
+    result = go(teacher=teacher, window=2)
+    assert result.coach.teacher is teacher
+    assert any(not torch.equal(leaf, before[name]) for name, leaf in teacher.state_dict().items())
+    assert result.summary["method"] not in METHODS
+
+
+def test_the_model_is_told_by_its_last_linear_layer() -> None:
+    assert go(dropout(3)).coach.student.internal == "fc"
+    assert go(dropout(3), internal="relu").coach.student.internal == "relu"
+
+
+def test_uniform_needs_no_momentum() -> None:
+    """Plain training undoes nothing, so nothing about it can be impossible to undo."""
+    assert go(teacher="uniform", momentum=0.0).summary["steps"] == 12
+
+
+def test_an_adjoint_of_choice_serves_the_baseline_too() -> None:
+    result = go(teacher="paper", momentum=0.0, adjoint="stored", baseline=True)
+    assert result.summary["baseline"] is not None
+
+
+def test_an_interval_of_ones_own_is_kept() -> None:
+    for name in ("deep", "paper"):
+        assert go(teacher=name, interval=5, window=3).summary["interval"] == 5
+
+
+@pytest.mark.parametrize("adjoint", ["reversed", "stored", "unrolled"])
+def test_the_adjoints_agree(adjoint: str) -> None:
+    found = go(teacher="paper", adjoint=adjoint, window=2, interval=2).trust.weight
+    expected = go(teacher="paper", window=2, interval=2).trust.weight
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_metrics_of_a_result() -> None:
+    result = go(epochs=3)
+    assert [line["epoch"] for line in result.metrics] == [1, 2, 3]
+    assert result.metrics[-1]["test_accuracy"] == result.summary["test_accuracy_last"]
+    assert result.trust.internal.shape == (90, 64)
+    assert float(result.trust.weight.sum()) == pytest.approx(90, rel=1e-4)
+
+
+def test_the_watcher_sees_every_step() -> None:
+    probe = Probe()
+    go(watch=probe.watch)
+    assert sorted(set(probe.steps)) == list(range(1, 13))
+
+
+def test_run_and_train_are_one(tmp_path: Path) -> None:
+    """The command's path, from a file, ends where the function's does."""
+    spec = write_npz(tmp_path / "toy.npz", train=90, valid=30, test=30)
+    config = settings(
+        spec, interval=3, noise={"kind": "none", "rate": 0.0}, out=str(tmp_path / "a")
+    )
+    data: Data = load(spec, 0)
+    first = run(config, data)
+    scaled = [((x - data.mean.numpy()) / data.scale.numpy(), y) for x, y in (TRAIN, VALID, TEST)]
+    second = go("mlp", *scaled)
+    # The inputs differ in their last bit.
+    torch.testing.assert_close(first.trust.weight, second.trust.weight, rtol=0.02, atol=0.02)
+    assert (tmp_path / "a" / "weights.csv").exists() and files(tmp_path / "a")
+
+
+def test_noise_changes_the_training_labels_only(tmp_path: Path) -> None:
+    spec = write_npz(tmp_path / "toy.npz")
+    clean, dirty = noisy(spec, 0.0), noisy(spec, 0.4)
+    assert torch.equal(clean.y_valid, dirty.y_valid) and not torch.equal(
+        clean.y_train, dirty.y_train
+    )
+    assert dirty.y_clean is not None and torch.equal(dirty.y_clean, clean.y_train)
+
+
+PACKAGE = Path(dt.__file__).parent
+
+
+@pytest.mark.parametrize(
+    "name", sorted({path.name for path in PACKAGE.glob("*.py")} - {"methods.py", "cli.py"})
+)
+def test_no_file_asks_for_the_name_of_a_method(name: str) -> None:
+    """A baseline is a teacher too: nowhere is it decided by name what a run does."""
+    names = {"deep", "paper", "mwn"}
+    for node in ast.walk(ast.parse((PACKAGE / name).read_text())):
+        parts: list[ast.AST] = []
+        if isinstance(node, ast.Compare):
+            parts = [node.left, *node.comparators]
+        elif isinstance(node, ast.Match):
+            parts = [case.pattern for case in node.cases]
+        for part in parts:
+            found = {leaf.value for leaf in ast.walk(part) if isinstance(leaf, ast.Constant)}
+            assert not names & {value for value in found if isinstance(value, str)}, name
+
+
+def test_a_trusted_batch_may_lack_a_class(tmp_path: Path) -> None:
+    """The probe then knows nothing of that class, which is no overflow."""
+    result = go("mlp", teacher="deep", valid_batch=2, interval=1, window=1, out=str(tmp_path / "r"))
+    probe = dict(result.coach.teacher.named_buffers())["features.0.offset"]
+    assert torch.isinf(probe).any() and result.path is not None
