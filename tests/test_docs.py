@@ -14,7 +14,7 @@ from deepteach.models import Mlp
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
-FILE = re.compile(r"\b((?:deepteach|docs|experiments|results|tests)/\w+\.\w+)")
+FILE = re.compile(r"\b((?:deepteach|docs|experiments|results|tests)/[\w/-]+\.\w+)")
 TEST = re.compile(r"(test_\w+)\.py::(test_\w+)")
 
 
@@ -26,7 +26,8 @@ def test_links_and_files(page: Path) -> None:
     for name in FILE.findall(text):
         assert (ROOT / name).is_file(), name
     for file, test in TEST.findall(text):
-        assert f"def {test}" in (ROOT / "tests" / f"{file}.py").read_text(), f"{file}::{test}"
+        found = list(ROOT.glob(f"tests/**/{file}.py"))
+        assert len(found) == 1 and f"def {test}" in found[0].read_text(), f"{file}::{test}"
 
 
 def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

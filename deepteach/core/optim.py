@@ -317,7 +317,7 @@ def rule_for(optimizer: torch.optim.Optimizer) -> Rule:
         known = ", ".join(f"torch.optim.{kind.__name__}" for kind in _RULES)
         raise ConfigError(
             f"no exact step rule is known for {type(optimizer).__name__}: use one of {known}, "
-            "or pass a deepteach.rules.Rule of your own as Coach(rule=...)"
+            "or pass a deepteach.core.optim.Rule of your own as Coach(rule=...)"
         )
     return rule
 

@@ -291,7 +291,7 @@ def picture(draw: Callable[..., Figure], alt: str) -> Picture | None:
 
 def _render(title: str, headline: Headline, sections: Sequence[Section]) -> str:
     jinja = Environment(
-        loader=PackageLoader("deepteach"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("deepteach.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     script = jinja.get_template("report.js").render()

@@ -11,10 +11,10 @@ from torch import Tensor
 from deepteach.core.predict import logits
 from deepteach.errors import ConfigError
 from deepteach.rng import stream
-from deepteach.teachers.curriculum import Course, Room
+from deepteach.teachers.curriculum import Curriculum, TrainingView
 
 
-class Pruned(Course):
+class Pruned(Curriculum):
     """cleanlab: find label issues by cross-validation, drop them, train on the rest.
 
     Northcutt et al., Confident Learning, JAIR 2021. Each of `folds` trainings of the same
@@ -36,28 +36,28 @@ class Pruned(Course):
         self.probabilities: Tensor | None = None
         self.kept: Tensor | None = None
 
-    def rows(self, room: Room) -> Tensor:
+    def rows(self, training: TrainingView) -> Tensor:
         if self.kept is not None:
             return self.kept
-        return (self._fold(room) != room.episode).nonzero().squeeze(1)
+        return (self._fold(training) != training.episode).nonzero().squeeze(1)
 
-    def episode_end(self, room: Room) -> None:
+    def episode_end(self, training: TrainingView) -> None:
         if self.kept is not None:
             return
-        held = self._fold(room) == room.episode
-        scores = logits(room.module, room.x[held.to(room.x.device)]).softmax(1).double()
+        held = self._fold(training) == training.episode
+        scores = logits(training.module, training.x[held.to(training.x.device)]).softmax(1).double()
         if self.probabilities is None:
             self.probabilities = torch.zeros(len(held), scores.shape[1], dtype=torch.float64)
         self.probabilities[held] = scores
-        if room.episode == self.folds - 1:
-            wrong = torch.from_numpy(_issues(room.y.cpu(), self.probabilities))
+        if training.episode == self.folds - 1:
+            wrong = torch.from_numpy(_issues(training.y.cpu(), self.probabilities))
             self.kept = (~wrong).nonzero().squeeze(1)
-            room.weights.copy_((~wrong).to(room.weights))
+            training.weights.copy_((~wrong).to(training.weights))
 
-    def _fold(self, room: Room) -> Tensor:
+    def _fold(self, training: TrainingView) -> Tensor:
         """`(n,)` part of each training sample; every class is spread evenly."""
-        labels = room.y.cpu()
-        order = torch.randperm(len(labels), generator=stream(room.seed, "folds"))
+        labels = training.y.cpu()
+        order = torch.randperm(len(labels), generator=stream(training.seed, "folds"))
         order = order[torch.argsort(labels[order], stable=True)]
         fold = torch.empty_like(labels)
         fold[order] = torch.arange(len(labels)) % self.folds

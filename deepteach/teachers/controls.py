@@ -15,7 +15,7 @@ from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
 from deepteach.rng import stream
 from deepteach.runs.reader import Weights
-from deepteach.teachers.curriculum import Course, Room
+from deepteach.teachers.curriculum import Curriculum, TrainingView
 from deepteach.teachers.features import TrustedProbe
 
 
@@ -123,7 +123,7 @@ class Given(AbstractTeacher):
         return self.log_weights.to(snapshot.losses)
 
 
-class Frozen(Course):
+class Frozen(Curriculum):
     """Every sample keeps the mean weight that it had in a finished run.
 
     Raises:
@@ -134,9 +134,9 @@ class Frozen(Course):
         self.teacher, self.weights = teacher, weights
         self.checked = False
 
-    def choose(self, room: Room, rows: Tensor) -> Tensor:
+    def choose(self, training: TrainingView, rows: Tensor) -> Tensor:
         if not self.checked:
-            given = [str(label) for label in room.y.tolist()]
+            given = [str(label) for label in training.y.tolist()]
             if given != self.weights.given.tolist():
                 raise ConfigError(
                     "the weights are of a run with other training labels: name one with the same "
@@ -144,5 +144,5 @@ class Frozen(Course):
                 )
             self.checked = True
         weights = torch.from_numpy(self.weights.weight)[rows.cpu()]
-        self.teacher.log_weights = weights.log().to(room.x.device)
+        self.teacher.log_weights = weights.log().to(training.x.device)
         return rows

@@ -1,6 +1,6 @@
 """What a run trains on from epoch to epoch, and how often its student starts over.
 
-The default course is the training set, once. A control that changes the data, and a teacher
+The default curriculum is the training set, once. A control that changes the data, and a teacher
 that learns between whole trainings, are courses: the loop knows none of them by name.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from deepteach.core.coach import Coach
 
 
-class Room(Protocol):
-    """What a course sees of the training, and may change between steps."""
+class TrainingView(Protocol):
+    """What a curriculum sees of the training, and may change between steps."""
 
     coach: Coach
     module: nn.Module
@@ -39,7 +39,7 @@ class Room(Protocol):
         ...
 
 
-class Course:
+class Curriculum:
     """The training set, once.
 
     A sample is named by its row: 0..n-1 are the training samples, n.. the trusted ones. An
@@ -49,22 +49,22 @@ class Course:
 
     episodes: int = 1
 
-    def rows(self, room: Room) -> Tensor:
+    def rows(self, training: TrainingView) -> Tensor:
         """Rows that this epoch draws from."""
-        return torch.arange(len(room.y))
+        return torch.arange(len(training.y))
 
-    def trusted_labels(self, room: Room) -> Tensor:
+    def trusted_labels(self, training: TrainingView) -> Tensor:
         """Labels under which trusted rows are trained on."""
-        return room.y_valid
+        return training.y_valid
 
-    def choose(self, room: Room, rows: Tensor) -> Tensor:
+    def choose(self, training: TrainingView, rows: Tensor) -> Tensor:
         """The rows of a step, given those that the epoch's order has for it."""
         return rows
 
-    def epoch_end(self, room: Room) -> None:
+    def epoch_end(self, training: TrainingView) -> None:
         """After each epoch, the student still in train mode."""
 
-    def episode_end(self, room: Room) -> None:
+    def episode_end(self, training: TrainingView) -> None:
         """After the last epoch of each episode."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError, DataError
 from deepteach.rng import stream
-from deepteach.teachers.curriculum import Course, Room
+from deepteach.teachers.curriculum import Curriculum, TrainingView
 
-Curriculum = Literal["published", "spl", "hard", "focal", "linear"]
+PredefinedKind = Literal["published", "spl", "hard", "focal", "linear"]
 
 CURRICULA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "spl": lambda losses, d: (d <= 0).to(losses.dtype),
@@ -154,7 +154,7 @@ class MentorNet(AbstractTeacher):
 
     def __init__(
         self,
-        kind: Curriculum | Literal["data-driven"] = "published",
+        kind: PredefinedKind | Literal["data-driven"] = "published",
         *,
         percentile: float = 0.7,
         decay: float = 0.9,
@@ -248,7 +248,7 @@ def _flat(network: MentorNetwork) -> Tensor:
     return nn.utils.parameters_to_vector(network.parameters()).detach().clone()
 
 
-class Flagged(Course):
+class Flagged(Curriculum):
     """MentorNet's data-driven curriculum: a first training teaches the network.
 
     It trains plainly on all samples, the trusted ones with a share `corrupted` of labels
@@ -266,34 +266,34 @@ class Flagged(Course):
         self.losses: list[Tensor] = []
         self.thresholds: list[Tensor] = []
 
-    def rows(self, room: Room) -> Tensor:
-        flagged = len(room.y_valid) if room.episode == 0 else 0
-        return torch.arange(len(room.y) + flagged)
+    def rows(self, training: TrainingView) -> Tensor:
+        flagged = len(training.y_valid) if training.episode == 0 else 0
+        return torch.arange(len(training.y) + flagged)
 
-    def trusted_labels(self, room: Room) -> Tensor:
-        labels = room.y_valid.cpu()
-        generator = stream(room.seed, "flags")
+    def trusted_labels(self, training: TrainingView) -> Tensor:
+        labels = training.y_valid.cpu()
+        generator = stream(training.seed, "flags")
         count = max(1, min(len(labels) - 1, round(self.corrupted * len(labels))))
         chosen = torch.randperm(len(labels), generator=generator)[:count]
-        classes = int(max(room.y.max(), room.y_valid.max())) + 1
+        classes = int(max(training.y.max(), training.y_valid.max())) + 1
         shift = torch.randint(1, classes, (count,), generator=generator)
         labels = labels.clone()
         labels[chosen] = (labels[chosen] + shift) % classes
-        return labels.to(room.y_valid.device)
+        return labels.to(training.y_valid.device)
 
-    def epoch_end(self, room: Room) -> None:
-        if room.episode == 0:
-            flagged = _losses(room.module, room.x_valid, self.trusted_labels(room))
-            pool = torch.cat([flagged, _losses(room.module, room.x, room.y)])
+    def epoch_end(self, training: TrainingView) -> None:
+        if training.episode == 0:
+            flagged = _losses(training.module, training.x_valid, self.trusted_labels(training))
+            pool = torch.cat([flagged, _losses(training.module, training.x, training.y)])
             self.losses.append(flagged)
             self.thresholds.append(torch.stack([percentile(pool, p) for p in PERCENTILES]))
 
-    def episode_end(self, room: Room) -> None:
-        if room.episode == 0:
-            clean = (self.trusted_labels(room) == room.y_valid).cpu()
+    def episode_end(self, training: TrainingView) -> None:
+        if training.episode == 0:
+            clean = (self.trusted_labels(training) == training.y_valid).cpu()
             losses, thresholds = torch.stack(self.losses), torch.stack(self.thresholds)
-            network = fit_mentor(losses, clean, thresholds, seed=room.seed)
-            self.teacher.adopt(network.to(room.x.device))
+            network = fit_mentor(losses, clean, thresholds, seed=training.seed)
+            self.teacher.adopt(network.to(training.x.device))
             self.teacher.restart()
             self.losses, self.thresholds = [], []
 

@@ -9,7 +9,7 @@ import torch
 
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.teacher import AbstractTeacher
-from deepteach.teachers.curriculum import Course
+from deepteach.teachers.curriculum import Curriculum
 
 Parameters = list[torch.nn.Parameter]
 
@@ -53,7 +53,7 @@ class Method:
     follows_schedule: bool = True
     """The teacher's rate drops with the student's."""
     validation_loss: str | None = None
-    course: Course = field(default_factory=Course)
+    curriculum: Curriculum = field(default_factory=Curriculum)
 
     def optimizer(self) -> torch.optim.Optimizer | None:
         parameters = [leaf for leaf in self.teacher.parameters() if leaf.requires_grad]

@@ -28,7 +28,7 @@ from deepteach.teachers.l2t_data import L2TData, Selection
 from deepteach.teachers.l2t_loss import L2TLoss
 from deepteach.teachers.learning_to_reweight import LearningToReweight
 from deepteach.teachers.linear import Teacher
-from deepteach.teachers.mentornet import Curriculum, Flagged, MentorNet
+from deepteach.teachers.mentornet import Flagged, MentorNet, PredefinedKind
 from deepteach.teachers.meta_weight_net import MetaWeightNet
 from deepteach.teachers.method import Method, Parameters, Problem, adam, nesterov
 from deepteach.teachers.self_paced import SelfPaced, Softness
@@ -54,7 +54,7 @@ def deep(problem: Problem, control: Control = "none", fine_tune: float = 0.0) ->
     if fine_tune and control != "none":
         raise ConfigError("fine_tune and control cannot be combined: choose one")
     if fine_tune:
-        return replace(whole, course=trusted_set.FineTuned(fine_tune))
+        return replace(whole, curriculum=trusted_set.FineTuned(fine_tune))
     match control:
         case "none":
             return whole
@@ -73,7 +73,7 @@ def deep(problem: Problem, control: Control = "none", fine_tune: float = 0.0) ->
                 )
             given = controls.Given()
             weights = open_run(problem.teacher_from).weights
-            return Method(given, course=controls.Frozen(given, weights))
+            return Method(given, curriculum=controls.Frozen(given, weights))
 
 
 def _noisy_adam(seed: int) -> Callable[[Parameters, float, float], torch.optim.Optimizer]:
@@ -167,7 +167,7 @@ def l2rw(problem: Problem) -> Method:
 
 def mentornet(
     problem: Problem,
-    kind: Curriculum = "published",
+    kind: PredefinedKind = "published",
     percentile: float = 0.7,
     decay: float = 0.9,
 ) -> Method:
@@ -180,7 +180,7 @@ def mentornet_dd(
 ) -> Method:
     """MentorNet's data-driven network, learned in a first training from the trusted set."""
     teacher = MentorNet("data-driven", percentile=percentile, decay=decay, seed=problem.seed)
-    return Method(teacher, course=Flagged(teacher, corrupted))
+    return Method(teacher, curriculum=Flagged(teacher, corrupted))
 
 
 def l2t_data(problem: Problem, episodes: int = 10, hidden: int = 0) -> Method:
@@ -191,7 +191,7 @@ def l2t_data(problem: Problem, episodes: int = 10, hidden: int = 0) -> Method:
         interval=problem.steps,
         window=1,
         follows_schedule=False,
-        course=Selection(teacher, episodes),
+        curriculum=Selection(teacher, episodes),
     )
 
 
@@ -213,17 +213,17 @@ def l2t_loss(problem: Problem, slots: int = 4, mix: float = 0.5) -> Method:
 
 def trusted_only(problem: Problem) -> Method:
     """Plain training on the trusted set alone."""
-    return Method(Uniform(), course=trusted_set.TrustedOnly())
+    return Method(Uniform(), curriculum=trusted_set.TrustedOnly())
 
 
 def merged(problem: Problem) -> Method:
     """Plain training on the training and the trusted set as one."""
-    return Method(Uniform(), course=trusted_set.Merged())
+    return Method(Uniform(), curriculum=trusted_set.Merged())
 
 
 def fine_tune(problem: Problem, share: float = 1 / 3) -> Method:
     """Plain training, then the trusted set for the last share of the epochs."""
-    return Method(Uniform(), course=trusted_set.FineTuned(share))
+    return Method(Uniform(), curriculum=trusted_set.FineTuned(share))
 
 
 def probe(problem: Problem) -> Method:
@@ -238,7 +238,7 @@ def gce(problem: Problem, q: float = 0.7) -> Method:
 
 def cleanlab(problem: Problem, folds: int = 5) -> Method:
     """Find label issues by cross-validation, prune, retrain."""
-    return Method(Uniform(), course=Pruned(folds))
+    return Method(Uniform(), curriculum=Pruned(folds))
 
 
 METHODS: dict[str, Callable[..., Method]] = {

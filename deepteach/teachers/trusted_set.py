@@ -6,24 +6,24 @@ import torch
 from torch import Tensor
 
 from deepteach.errors import ConfigError
-from deepteach.teachers.curriculum import Course, Room
+from deepteach.teachers.curriculum import Curriculum, TrainingView
 
 
-class TrustedOnly(Course):
+class TrustedOnly(Curriculum):
     """The trusted set alone."""
 
-    def rows(self, room: Room) -> Tensor:
-        return len(room.y) + torch.arange(len(room.y_valid))
+    def rows(self, training: TrainingView) -> Tensor:
+        return len(training.y) + torch.arange(len(training.y_valid))
 
 
-class Merged(Course):
+class Merged(Curriculum):
     """The training and the trusted set as one."""
 
-    def rows(self, room: Room) -> Tensor:
-        return torch.arange(len(room.y) + len(room.y_valid))
+    def rows(self, training: TrainingView) -> Tensor:
+        return torch.arange(len(training.y) + len(training.y_valid))
 
 
-class FineTuned(Course):
+class FineTuned(Curriculum):
     """The training set, then the trusted set for the last `share` of the epochs.
 
     With the default 1/3 the change falls on the default schedule's first rate drop.
@@ -34,7 +34,7 @@ class FineTuned(Course):
             raise ConfigError(f"the share of fine-tuning must lie within (0, 1), got {share}")
         self.share = share
 
-    def rows(self, room: Room) -> Tensor:
-        if room.progress < 1 - self.share - 1e-9:
-            return torch.arange(len(room.y))
-        return len(room.y) + torch.arange(len(room.y_valid))
+    def rows(self, training: TrainingView) -> Tensor:
+        if training.progress < 1 - self.share - 1e-9:
+            return torch.arange(len(training.y))
+        return len(training.y) + torch.arange(len(training.y_valid))

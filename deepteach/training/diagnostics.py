@@ -22,7 +22,7 @@ from deepteach.core.coach import Coach, UpdateRecord
 from deepteach.core.finite_differences import LONGEST_WINDOW
 from deepteach.core.losses import cross_entropy
 from deepteach.rng import replayed, stream
-from deepteach.training.loop import Training
+from deepteach.training.loop import TrainingLoop
 from deepteach.tree import cosine
 
 LONGER, LONGEST = 4, 20
@@ -88,7 +88,7 @@ def measure(case: Case) -> Quality:
     )
 
 
-def of(training: Training) -> Quality | None:
+def of(training: TrainingLoop) -> Quality | None:
     """The quality of a run at its present step; None where no window is looked back through."""
     coach = training.coach
     learns = any(leaf.requires_grad for leaf in coach.teacher.parameters())

@@ -37,7 +37,7 @@ class EpochEnd:
     """What happened in one epoch. Means are over its steps."""
 
     epoch: int
-    rehearsal: bool
+    warm_up: bool
     """It belongs to an episode before the one that is reported."""
     step: int
     train_loss: float
@@ -50,7 +50,7 @@ class EpochEnd:
     """`(n,)` weight of each training sample when it was last seen; 1 where it never was."""
 
 
-class Training:
+class TrainingLoop:
     """Everything that changes during a run, and how it changes."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Training:
         self.x, self.y = data.x_train.to(device), data.y_train.to(device)
         self.x_valid, self.y_valid = data.x_valid.to(device), data.y_valid.to(device)
         self.module: nn.Module = student.module
-        self.course = method.course
+        self.curriculum = method.curriculum
         self.optimizer = torch.optim.SGD(
             [leaf for leaf in student.module.parameters() if leaf.requires_grad],
             lr=schedule.lr,
@@ -105,8 +105,8 @@ class Training:
         self._refuse_thin_batches()
         self.teacher_rates = _rates(self.coach.teacher_optimizer)
         self.follows_schedule = method.follows_schedule
-        # Only a course that starts over needs the student as it was at first.
-        self.initial = clone(self.module.state_dict()) if self.course.episodes > 1 else {}
+        # Only a curriculum that starts over needs the student as it was at first.
+        self.initial = clone(self.module.state_dict()) if self.curriculum.episodes > 1 else {}
         self.step, self.episode = 0, 0
         self.weights = torch.ones(len(self.y), device=device)
         self._clear_epoch()
@@ -134,7 +134,7 @@ class Training:
 
     @property
     def total(self) -> int:
-        return self.per_episode * self.course.episodes
+        return self.per_episode * self.curriculum.episodes
 
     @property
     def progress(self) -> float:
@@ -148,7 +148,7 @@ class Training:
             self.episode, epoch_within = divmod(epoch, self.schedule.epochs)
             if self.episode and epoch_within == 0 and start == 0:
                 self.start_over()
-            rows = self.course.rows(self)
+            rows = self.curriculum.rows(self)
             order = batches(
                 len(rows),
                 self.schedule.batch_size,
@@ -160,9 +160,9 @@ class Training:
                 self.take_step(rows[positions])
                 yield None
             self.take_step(rows[order[-1]])
-            self.course.epoch_end(self)
+            self.curriculum.epoch_end(self)
             if epoch_within + 1 == self.schedule.epochs:
-                self.course.episode_end(self)
+                self.curriculum.episode_end(self)
             yield self._epoch_end(epoch_within + 1)
 
     def start_over(self) -> None:
@@ -184,7 +184,7 @@ class Training:
     def take_step(self, rows: Tensor) -> None:
         """One student step, and one teacher update where it is due."""
         self.module.train()
-        rows = self.course.choose(self, rows)
+        rows = self.curriculum.choose(self, rows)
         x, y = self.samples(rows)
         trusted = self.trusted(self.step)
         self.coach.trust(trusted)  # a teacher may be taught before its step
@@ -214,7 +214,7 @@ class Training:
             return self.x[rows], self.y[rows]
         extra = rows >= count
         own, others = rows.clamp(max=count - 1), (rows - count).clamp(min=0)
-        labels = torch.where(extra, self.course.trusted_labels(self)[others], self.y[own])
+        labels = torch.where(extra, self.curriculum.trusted_labels(self)[others], self.y[own])
         inputs = self.x[own]
         inputs[extra] = self.x_valid[others[extra]]
         return inputs, labels
@@ -242,7 +242,7 @@ class Training:
         steps, updates = self.per_epoch, self._updates
         end = EpochEnd(
             epoch=epoch,
-            rehearsal=self.episode + 1 < self.course.episodes,
+            warm_up=self.episode + 1 < self.curriculum.episodes,
             step=self.step,
             train_loss=self._losses / steps,
             effective_sample_size=self._effective / steps,
@@ -290,7 +290,7 @@ class Training:
             "student": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "coach": self.coach.state_dict(),
-            "course": self.course.state_dict(),
+            "curriculum": self.curriculum.state_dict(),
             "initial": self.initial,
             "weights": self.weights,
             "epoch": [self._losses, self._effective, self._updates, *self._records, self._drift],
@@ -301,7 +301,7 @@ class Training:
         self.module.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.coach.load_state_dict(state["coach"])
-        self.course.load_state_dict(state["course"])
+        self.curriculum.load_state_dict(state["curriculum"])
         self.initial = state["initial"]
         self.weights.copy_(state["weights"])
         self._losses, self._effective, self._updates, *rest = state["epoch"]

@@ -25,7 +25,7 @@ from deepteach.training import diagnostics as quality
 from deepteach.training.build import resolve_method
 from deepteach.training.config import Config
 from deepteach.training.evaluate import noise_auroc, trust
-from deepteach.training.loop import EpochEnd, Training
+from deepteach.training.loop import EpochEnd, TrainingLoop
 from deepteach.training.progress import Watcher
 from deepteach.training.run_folder import open_folder, versions, write_metrics, write_results
 from deepteach.training.schedule import Schedule, steps_per_epoch
@@ -85,7 +85,7 @@ class _Run:
             window=window,
             valid_batch=config.valid_batch,
         )
-        self.training = Training(
+        self.training = TrainingLoop(
             data,
             student,
             chosen,
@@ -123,7 +123,7 @@ class _Run:
                 stopped = self._stopped()
                 if end is not None or stopped:
                     training.refuse_non_finite()
-                if end is not None and not end.rehearsal:
+                if end is not None and not end.warm_up:
                     line = self._line(end)
                     self.metrics.append(line)
                     self.history.append(end.weights.half())
@@ -182,7 +182,7 @@ class _Run:
         folder, state = self.folder, self._state()
 
         def write() -> None:
-            if end is not None and not end.rehearsal:
+            if end is not None and not end.warm_up:
                 write_metrics(folder, self.metrics)
             store.commit(step, state, meta=self._meta())
 

@@ -12,7 +12,7 @@ import deepteach as dt
 from deepteach.data.augment import identity
 from deepteach.data.dataset import Data
 from deepteach.teachers.method import Method
-from deepteach.training.loop import Training
+from deepteach.training.loop import TrainingLoop
 from deepteach.training.schedule import Schedule
 
 SCHEDULE = Schedule(
@@ -28,7 +28,7 @@ SCHEDULE = Schedule(
 )
 
 
-def training(data: Data, schedule: Schedule = SCHEDULE, **changes: Any) -> Training:
+def training(data: Data, schedule: Schedule = SCHEDULE, **changes: Any) -> TrainingLoop:
     torch.manual_seed(3)
     student = dt.Student(changes.pop("module", None) or dropout(CLASSES), "fc")
     last = student.module.get_submodule("fc")
@@ -41,4 +41,4 @@ def training(data: Data, schedule: Schedule = SCHEDULE, **changes: Any) -> Train
         "device": torch.device("cpu"),
     }
     method = changes.pop("method", options.pop("method"))
-    return Training(data, student, method, schedule, **{**options, **changes})
+    return TrainingLoop(data, student, method, schedule, **{**options, **changes})

@@ -28,7 +28,6 @@ from deepteach.models import build
 from deepteach.runs.checkpoint import Store
 from deepteach.runs.reader import open_run
 from deepteach.teachers import mentornet
-from deepteach.teachers import mentornet as rehearsals
 from deepteach.teachers.confident_learning import Pruned
 from deepteach.teachers.controls import (
     FixedProbe,
@@ -46,7 +45,7 @@ from deepteach.training.api import Result, run
 from deepteach.training.build import resolve_method
 from deepteach.training.config import make
 from deepteach.training.evaluate import noise_auroc
-from deepteach.training.loop import Training
+from deepteach.training.loop import TrainingLoop
 from deepteach.training.schedule import Schedule, batches
 
 PROBLEM = Problem(CLASSES, 6, 60)
@@ -57,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return noisy(write_npz(tmp_path_factory.mktemp("toy") / "toy.npz"))
 
 
-def trained(data: Data, text: str, epochs: int = 2) -> Training:
+def trained(data: Data, text: str, epochs: int = 2) -> TrainingLoop:
     """A training that is about to begin."""
     torch.manual_seed(0)
     layers = {"lift": nn.Linear(FEATURES, 6), "act": nn.Tanh(), "fc": nn.Linear(6, CLASSES)}
@@ -78,10 +77,10 @@ def trained(data: Data, text: str, epochs: int = 2) -> Training:
     )
     student = dt.Student(module, "fc")
     cpu = torch.device("cpu")
-    return Training(data, student, chosen, schedule, seed=5, augment=identity, device=cpu)
+    return TrainingLoop(data, student, chosen, schedule, seed=5, augment=identity, device=cpu)
 
 
-def on(training: Training, steps: int | None = None) -> list[Any]:
+def on(training: TrainingLoop, steps: int | None = None) -> list[Any]:
     """Go on for some steps, or to the end; the ends of epochs that were passed."""
     ends = []
     for end in training.epoch_steps():
@@ -91,7 +90,7 @@ def on(training: Training, steps: int | None = None) -> list[Any]:
     return ends
 
 
-def leaves(training: Training) -> list[Tensor]:
+def leaves(training: TrainingLoop) -> list[Tensor]:
     return [*training.module.state_dict().values(), *training.coach.teacher.state_dict().values()]
 
 
@@ -109,7 +108,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(*arguments: Any, **options: Any) -> mentornet.MentorNetwork:
         return mentornet.fit_mentor(*arguments, steps=20, **options)
 
-    monkeypatch.setattr(rehearsals, "fit_mentor", fit)
+    monkeypatch.setattr(mentornet, "fit_mentor", fit)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -118,10 +117,10 @@ def test_every_method_resumes_to_the_bit(name: str, data: Data, tmp_path: Path) 
     text = SHORT.get(name, name)
     whole = trained(data, text)
     ends = on(whole)
-    assert len(ends) == 2 * whole.course.episodes and not ends[-1].rehearsal
-    assert [end.rehearsal for end in ends] == [True] * (len(ends) - 2) + [False] * 2
+    assert len(ends) == 2 * whole.curriculum.episodes and not ends[-1].warm_up
+    assert [end.warm_up for end in ends] == [True] * (len(ends) - 2) + [False] * 2
     store = Store(tmp_path / "checkpoints")
-    for stop in (7, whole.per_episode + 7)[: whole.course.episodes]:
+    for stop in (7, whole.per_episode + 7)[: whole.curriculum.episodes]:
         first, second = trained(data, text), trained(data, text)
         on(first, stop)
         store.commit(stop, first.state_dict(), meta={})
@@ -153,7 +152,7 @@ def test_settings_behind_the_name() -> None:
     assert isinstance(focal, dt.Focal) and focal.gamma == 0.5 and not focal.through
     paced = method("spl+kind=logistic+pace=geometric", PROBLEM).teacher
     assert isinstance(paced, dt.SelfPaced) and paced.kind == "logistic"
-    assert method("cleanlab+folds=3", PROBLEM).course.episodes == 4
+    assert method("cleanlab+folds=3", PROBLEM).curriculum.episodes == 4
 
 
 @pytest.mark.parametrize(
@@ -195,16 +194,16 @@ def test_published_optimizers() -> None:
 # Courses
 
 
-def rows_of(training: Training) -> list[list[Tensor]]:
+def rows_of(training: TrainingLoop) -> list[list[Tensor]]:
     """The rows of every step, by epoch over all episodes."""
     found: list[list[Tensor]] = [[]]
-    choose = training.course.choose
+    choose = training.curriculum.choose
 
-    def spy(room: Any, rows: Tensor) -> Tensor:
-        found[-1].append(choose(room, rows))
+    def spy(training: Any, rows: Tensor) -> Tensor:
+        found[-1].append(choose(training, rows))
         return found[-1][-1]
 
-    training.course.choose = spy  # type: ignore[method-assign]
+    training.curriculum.choose = spy  # type: ignore[method-assign]
     for end in training.epoch_steps():
         found += [] if end is None else [[]]
     return found[:-1]
@@ -265,21 +264,21 @@ def test_an_episode_starts_the_student_over(data: Data) -> None:
 
 def test_pruning_finds_wrong_labels_by_unseen_predictions(data: Data) -> None:
     training = trained(data, "cleanlab+folds=3", epochs=8)
-    course = training.course
-    assert isinstance(course, Pruned)
-    fold = course._fold(training)
+    curriculum = training.curriculum
+    assert isinstance(curriculum, Pruned)
+    fold = curriculum._fold(training)
     assert fold.bincount().tolist() == [67, 67, 66]
     epochs = rows_of(training)
     for episode in range(3):
         used = torch.cat([row for rows in epochs[8 * episode : 8 * episode + 8] for row in rows])
         assert not (fold[used] == episode).any()
-    assert course.kept is not None and data.y_clean is not None
+    assert curriculum.kept is not None and data.y_clean is not None
     wrong = data.y_train != data.y_clean
     dropped = torch.ones(200, dtype=torch.bool)
-    dropped[course.kept] = False
+    dropped[curriculum.kept] = False
     assert float(wrong[dropped].double().mean()) > 0.7 > float(wrong.double().mean())
     assert set(torch.cat([torch.cat(rows) for rows in epochs[24:]]).tolist()) <= set(
-        course.kept.tolist()
+        curriculum.kept.tolist()
     )
 
 
@@ -319,7 +318,7 @@ def test_data_driven_mentor_learns_from_flagged_samples_then_starts_over(data: D
     training = trained(data, "mentornet-dd+corrupted=0.25")
     teacher = training.coach.teacher
     assert isinstance(teacher, dt.MentorNet)
-    flags = training.course.trusted_labels(training) != training.y_valid
+    flags = training.curriculum.trusted_labels(training) != training.y_valid
     assert int(flags.sum()) == 15
     ready = []
     epochs = []
@@ -388,7 +387,7 @@ def test_rehearsals_leave_no_lines_of_metrics(data: Data) -> None:
 
 def test_course_is_a_new_one_for_each_method() -> None:
     teacher = dt.Uniform()
-    assert Method(teacher).course is not Method(teacher).course
+    assert Method(teacher).curriculum is not Method(teacher).curriculum
 
 
 # --- a teacher with one part of its signal taken away -------------------------------------
@@ -540,13 +539,15 @@ def test_frozen_weights_are_the_run_s_mean_weights(taught: Path) -> None:
     assert not list(result.coach.teacher.parameters())
     held = torch.from_numpy(weights)
     rows = torch.arange(16)
-    course = Frozen(Given(), open_run(taught / "deep").weights)
-    room: Any = SimpleNamespace(x=torch.zeros(200, 1), y=noisy(f"npz:{taught / 'toy.npz'}").y_train)
-    assert course.choose(room, rows) is rows
+    curriculum = Frozen(Given(), open_run(taught / "deep").weights)
+    training: Any = SimpleNamespace(
+        x=torch.zeros(200, 1), y=noisy(f"npz:{taught / 'toy.npz'}").y_train
+    )
+    assert curriculum.choose(training, rows) is rows
     snapshot = replace(seen(count=16), losses=torch.zeros(16, requires_grad=True))
-    torch.testing.assert_close(course.teacher(snapshot).exp(), held[:16].float())
+    torch.testing.assert_close(curriculum.teacher(snapshot).exp(), held[:16].float())
     with torch.no_grad():  # a look at the weights of any samples
-        assert torch.equal(course.teacher(seen(count=5)), torch.zeros(5))
+        assert torch.equal(curriculum.teacher(seen(count=5)), torch.zeros(5))
     # Over the epochs the weights recorded are those of the file.
     correlation = np.corrcoef(result.trust.weight.numpy(), weights)[0, 1]
     assert correlation > 0.95

@@ -20,7 +20,7 @@ from deepteach.core.adjoint.unrolled import Unrolled
 from deepteach.data.dataset import Data, from_arrays
 from deepteach.teachers.method import Method
 from deepteach.training import diagnostics as quality
-from deepteach.training.loop import Training
+from deepteach.training.loop import TrainingLoop
 from deepteach.tree import cosine
 
 
@@ -29,7 +29,7 @@ def data() -> Data:
     return from_arrays(**arrays(train=75, valid=24))
 
 
-def advanced(data: Data, steps: int, **changes: Any) -> Training:
+def advanced(data: Data, steps: int, **changes: Any) -> TrainingLoop:
     made = training(data, SCHEDULE, **changes)
     for _, _end in zip(range(steps), made.epoch_steps(), strict=False):
         pass

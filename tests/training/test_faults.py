@@ -31,8 +31,8 @@ from fake_run import make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
+from left_behind import results
 from paths import EXPERIMENTS, ROOT
-from test_resume import results
 from toy import CLASSES, Command, Probe, arrays, command, files, noisy, write_npz
 from toy import settings as toy_settings
 

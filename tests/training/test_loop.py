@@ -20,7 +20,7 @@ from deepteach.data.dataset import Data, from_arrays
 from deepteach.errors import ConfigError
 from deepteach.rng import stream
 from deepteach.teachers.method import Method
-from deepteach.training.loop import EpochEnd, Training
+from deepteach.training.loop import EpochEnd, TrainingLoop
 from deepteach.training.schedule import batches, steps_per_epoch
 
 
@@ -29,7 +29,7 @@ def data() -> Data:
     return from_arrays(**arrays(train=75, valid=24))
 
 
-def ends(made: Training) -> list[EpochEnd]:
+def ends(made: TrainingLoop) -> list[EpochEnd]:
     return [end for end in made.epoch_steps() if end is not None]
 
 
