@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from deepteach.errors import ConfigError, DeepTeachError
+from deepteach.names import known
 from deepteach.training import config as configuration
 from deepteach.training.progress import Watcher, watching
 from deepteach.training.signals import Interrupted
@@ -255,7 +256,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     from deepteach.reproduction import tables as recipes
 
     cells = recipes.cells(options.table, options.scale, options.seeds)
-    executor = recipes.named("executor", options.executor, executors.EXECUTORS)
+    executor = known("executor", options.executor, executors.EXECUTORS)
     if options.jobs < 1:
         raise ConfigError(f"--jobs must be 1 or more, got {options.jobs}")
     out, failures = Path(options.out), []

@@ -7,11 +7,6 @@ Symbols: n batch, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
-import os
-import sys
 from collections.abc import Callable
 
 import torch
@@ -19,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepteach.errors import ConfigError
+from deepteach.names import called, imported, is_path, known
 
 
 class Mlp(nn.Sequential):
@@ -195,14 +191,8 @@ def build(
     such a module is unknown (None). The same seed gives the same parameters, and the
     global generators are left as they were. Raises ConfigError.
     """
-    factory = STUDENTS.get(name)
-    if factory is None and ":" not in name:
-        near = difflib.get_close_matches(name, STUDENTS, n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(
-            f"unknown student '{name}': expected {', '.join(STUDENTS)} "
-            f"or package.module:function{hint}"
-        )
+    own = name not in STUDENTS and is_path(name)
+    factory = None if own else known("student", name, STUDENTS)
     if factory is not None and name != "mlp" and len(input_shape) != 3:
         raise ConfigError(
             f"student '{name}' needs images (channels, height, width), but a sample has "
@@ -219,40 +209,10 @@ def build(
 
 def _from_user(path: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """Import `package.module:function`, call it, and check what comes back."""
-    module_name, _, attribute = path.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)  # last, so that a local file never hides an installed module
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        raise ConfigError(
-            f"student '{path}' cannot be imported ({_brief(error)}): expected "
-            "package.module:function, importable from here"
-        ) from error
-    if not callable(factory):
-        raise ConfigError(
-            f"student '{path}' is of type {type(factory).__name__}: expected a function "
-            "that returns an nn.Module"
-        )
-    offered = {"input_shape": tuple(input_shape), "classes": classes}
-    try:
-        wanted = inspect.signature(factory).parameters.values()
-        takes_all = any(p.kind is p.VAR_KEYWORD for p in wanted)
-        names = {p.name for p in wanted}
-        model = factory(**{k: v for k, v in offered.items() if takes_all or k in names})
-    except Exception as error:
-        raise ConfigError(
-            f"student '{path}' failed ({_brief(error)}): expected a function of nothing, "
-            "or of input_shape and classes"
-        ) from error
+    factory = imported("student", path)
+    model = called("student", path, factory, input_shape=tuple(input_shape), classes=classes)
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"student '{path}' returned type {type(model).__name__}: expected an nn.Module"
+            f"student {path!r} returned type {type(model).__name__}: expected an nn.Module"
         )
     return model
-
-
-def _brief(error: Exception) -> str:
-    """`Type: message` on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

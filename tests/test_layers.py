@@ -13,7 +13,8 @@ import deepteach
 PACKAGE = Path(deepteach.__file__).parent
 
 LAYERS = (
-    "errors tree rng",
+    "errors",
+    "names rng tree",
     "distributed data models runs",
     "core report",
     "teachers",

@@ -7,7 +7,6 @@ that names it.
 from __future__ import annotations
 
 import csv
-import difflib
 import os
 import zipfile
 import zlib
@@ -21,6 +20,7 @@ import numpy as np
 from deepteach.data.dataset import Data, from_arrays, stratified_split
 from deepteach.data.images import Read, cifar, folder
 from deepteach.errors import ConfigError, DataError
+from deepteach.names import hint
 
 _PARTS = ("train", "valid", "test")
 _NPZ_KEYS = (
@@ -41,10 +41,9 @@ def load(spec: str, seed: int, valid_size: int | None = None) -> Data:
         return _digits(seed, 200 if valid_size is None else valid_size)
     reader = _READERS.get(scheme)
     if reader is None:
-        near = difflib.get_close_matches(scheme, ["digits", *_READERS], n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
         kinds = ", ".join(f"{k}:PATH" for k in _READERS)
-        raise ConfigError(f"unknown data '{spec}': expected digits, {kinds}{hint}")
+        told = hint(scheme, ["digits", *_READERS])
+        raise ConfigError(f"unknown data '{spec}': expected digits, {kinds}{told}")
     if not path:
         raise ConfigError(f"data '{spec}' names no path: expected {scheme}:PATH")
     arrays, notes = reader(Path(path).expanduser())
@@ -97,10 +96,9 @@ def _npz(path: Path) -> Read:
         if key in _NPZ_KEYS:
             continue
         if key.startswith(("x_", "y_")):  # a misspelt x_valid must not pass for none
-            near = difflib.get_close_matches(key, _NPZ_KEYS, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
             raise DataError(
-                f"{path} has an unknown array '{key}': expected {', '.join(_NPZ_KEYS)}{hint}"
+                f"{path} has an unknown array '{key}': expected {', '.join(_NPZ_KEYS)}"
+                f"{hint(key, _NPZ_KEYS)}"
             )
         notes.append(f"array '{key}' of {path.name} is not used")
     if "y_train_clean" in arrays:

@@ -6,12 +6,12 @@ under the same name: data and student are columns.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from deepteach.errors import ConfigError
+from deepteach.names import known
 from deepteach.reproduction.cell import Cell, Problem, Row, cell_of, cells_of
 from deepteach.reproduction.published import (
     OURS,
@@ -276,8 +276,8 @@ TABLES: dict[str, Callable[[Scale], list[Cell]]] = {
 
 def cells(table: str, scale: str, seeds: int | None = None) -> list[Cell]:
     """The cells of a table. Raises ConfigError: an unknown table or scale, with the nearest."""
-    recipe = named("table", table, TABLES)
-    chosen = named("scale", scale, SCALES)
+    recipe = known("table", table, TABLES)
+    chosen = known("scale", scale, SCALES)
     if seeds is not None and seeds < 1:
         raise ConfigError(f"--seeds must be 1 or more, got {seeds}")
     return recipe(chosen if seeds is None else replace(chosen, seeds=seeds))
@@ -308,12 +308,3 @@ def not_reproduced(table: str, scale: str) -> list[str]:
             "say what it did; a teacher of I0 alone is moved instead"
         )
     return reasons
-
-
-def named(what: str, name: str, known: Mapping[str, T]) -> T:
-    """`known[name]`. Raises ConfigError with the nearest name."""
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f", did you mean {near[0]!r}?" if near else f": use one of {', '.join(known)}"
-    raise ConfigError(f"unknown {what} {name!r}{hint}")

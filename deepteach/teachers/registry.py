@@ -7,7 +7,6 @@ keyword arguments are settings of the method, written behind its name:
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from deepteach.core.adjoint.one_step import FirstOrder, Lookahead
 from deepteach.core.feature import Feature
 from deepteach.errors import ConfigError
+from deepteach.names import known
 from deepteach.runs.reader import open_run
 from deepteach.teachers import controls, trusted_set
 from deepteach.teachers.confident_learning import Pruned
@@ -89,17 +89,17 @@ def paper(problem: Problem, features: str = "I0.M0", hidden_layers: int = 0) -> 
     `features` are I0, M0 and M1 joined by points; I0 is the state of the layer that the run
     names, so I1 to I3 are I0 of another layer. `hidden_layers` 1 and 2 are MLP-1 and MLP-2.
     """
-    known: dict[str, Callable[[], Feature]] = {
+    features_of: dict[str, Callable[[], Feature]] = {
         "I0": lambda: Internal(problem.width),
         "M0": lambda: Label(problem.classes),
         "M1": Surface,
     }
     names = features.split(".")
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in features_of]
     if unknown or len(set(names)) < len(names):
         wrong = repr(unknown[0]) if unknown else "one of them twice"
-        raise ConfigError(f"features are {', '.join(known)} joined by points, got {wrong}")
-    return Method(Teacher([known[name]() for name in names], hidden_layers))
+        raise ConfigError(f"features are {', '.join(features_of)} joined by points, got {wrong}")
+    return Method(Teacher([features_of[name]() for name in names], hidden_layers))
 
 
 def focal(problem: Problem, gamma: float = 2.0, through: bool = True) -> Method:
@@ -272,16 +272,12 @@ def method(text: str, problem: Problem) -> Method:
         ConfigError: an unknown name (with the nearest), an unknown setting, a bad value.
     """
     name, *changes = text.split("+")
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else f": use one of {', '.join(METHODS)}"
-        raise ConfigError(f"unknown method {name!r}{hint}")
-    recipe = METHODS[name]
-    known = list(inspect.signature(recipe).parameters)[1:]
+    recipe = known("method", name, METHODS)
+    keys = list(inspect.signature(recipe).parameters)[1:]
     settings = {change.partition("=")[0]: change.partition("=")[2] for change in changes}
     for key in settings:
-        if key not in known:
-            has = f"its settings are {', '.join(known)}" if known else "it has none"
+        if key not in keys:
+            has = f"its settings are {', '.join(keys)}" if keys else "it has none"
             raise ConfigError(f"method {name} has no setting {key!r}: {has}")
     try:
         checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(recipe)

@@ -5,7 +5,6 @@ Sources, later ones winning: the defaults below, a YAML file, command-line flags
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from deepteach.errors import ConfigError
+from deepteach.names import hint
 from deepteach.runs import safe_yaml as strict
 
 NoiseKind = Literal["none", "uniform", "flip", "mwn-uniform", "mwn-flip"]
@@ -172,9 +172,8 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[st
 
 def unknown_key(key: str) -> str:
     """The message for a key that is no setting."""
-    near = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.4)
-    hint = f", did you mean {near[0]!r}?" if near else "; see deepteach train --help"
-    return f"unknown key {key!r}{hint}"
+    told = hint(key, known_keys()) or "; see deepteach train --help"
+    return f"unknown key {key!r}{told}"
 
 
 def _lines(error: ValidationError) -> Iterator[str]:

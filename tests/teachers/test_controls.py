@@ -104,9 +104,10 @@ SHORT = {
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit MentorNet's network for a few steps only."""
+    whole = mentornet.fit_mentor
 
     def fit(*arguments: Any, **options: Any) -> mentornet.MentorNetwork:
-        return mentornet.fit_mentor(*arguments, steps=20, **options)
+        return whole(*arguments, steps=20, **options)
 
     monkeypatch.setattr(mentornet, "fit_mentor", fit)
 

@@ -1,0 +1,98 @@
+"""From a name that a user writes to the object meant: a known one, or `package.module:name`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from deepteach.errors import ConfigError
+
+T = TypeVar("T")
+
+CUTOFF, SHORT_CUTOFF = 0.6, 0.5
+"""How alike (difflib's ratio) two names must be to be offered for one another; for names of
+up to three letters, of which one wrong letter is a larger part, the second."""
+
+
+def brief(error: BaseException) -> str:
+    """`Type: message`, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'x'?` where a known name is near, else nothing."""
+    cutoff = CUTOFF if len(name) > 3 else SHORT_CUTOFF
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def known(what: str, name: str, among: Mapping[str, T]) -> T:
+    """`among[name]`.
+
+    Raises:
+        ConfigError: an unknown name, with the nearest one or all of them.
+    """
+    if name in among:
+        return among[name]
+    told = hint(name, among) or f": use one of {', '.join(among)}"
+    raise ConfigError(f"unknown {what} {name!r}{told}")
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is a user's own `package.module:name`."""
+    module, colon, attribute = name.partition(":")
+    parts = [*module.split("."), *attribute.split(".")]
+    return bool(colon) and all(part.isidentifier() for part in parts)
+
+
+def imported(what: str, path: str) -> Any:
+    """The object that `package.module:name` names; the working folder is searched last.
+
+    Raises:
+        ConfigError: it is not of that form, or cannot be imported.
+    """
+    if not is_path(path):
+        raise ConfigError(f"{what} {path!r} cannot be imported: expected package.module:name")
+    module, _, attribute = path.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that a local file never hides an installed module
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise ConfigError(
+            f"{what} {path!r} cannot be imported ({brief(error)}): expected "
+            "package.module:name, importable from here"
+        ) from error
+    return found
+
+
+def called(what: str, path: str, factory: Callable[..., Any], **offered: Any) -> Any:
+    """`factory`, called with those of `offered` that its signature names.
+
+    Raises:
+        ConfigError: it is no function or class, or it raises.
+    """
+    if not callable(factory):
+        raise ConfigError(
+            f"{what} {path!r} is of type {type(factory).__name__}: expected a function or class"
+        )
+    try:
+        wanted = inspect.signature(factory).parameters.values()
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in wanted)
+        names = {p.name for p in wanted}
+        return factory(**{k: v for k, v in offered.items() if takes_all or k in names})
+    except ConfigError:
+        raise
+    except Exception as error:
+        takes = f" or of {' and '.join(offered)}" if offered else ""
+        raise ConfigError(
+            f"{what} {path!r} failed ({brief(error)}): expected a function of nothing{takes}"
+        ) from error
