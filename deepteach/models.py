@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepteach.errors import ConfigError
-from deepteach.names import called, imported, is_path, known
+from deepteach.names import called, imported, known
 
 
 class Mlp(nn.Sequential):
@@ -191,7 +191,7 @@ def build(
     such a module is unknown (None). The same seed gives the same parameters, and the
     global generators are left as they were. Raises ConfigError.
     """
-    own = name not in STUDENTS and is_path(name)
+    own = name not in STUDENTS and ":" in name
     factory = None if own else known("student", name, STUDENTS)
     if factory is not None and name != "mlp" and len(input_shape) != 3:
         raise ConfigError(
