@@ -59,9 +59,9 @@ def poison(site: str, value: float, verdict: Counter) -> None:
         name = next(iter(tree))
         return {**tree, name: first(tree[name])}
 
-    Training: Any = fit.Training
+    TrainingLoop: Any = fit.TrainingLoop
     Coach: Any = coaching.Coach
-    take_step, update, post_step = Training.take_step, Coach.update, Coach._after_step
+    take_step, update, post_step = TrainingLoop.take_step, Coach.update, Coach._after_step
 
     def watched(training: Any, rows: Tensor) -> None:
         if "training" not in state:
@@ -87,13 +87,13 @@ def poison(site: str, value: float, verdict: Counter) -> None:
                 leaf = next(coach.student.module.parameters())
                 leaf.copy_(first(leaf))
 
-    Training.take_step, Coach.update = watched, teaching
+    TrainingLoop.take_step, Coach.update = watched, teaching
     Objective: Any = objective.Objective
     Validation: Any = objective.Validation
     if site == "data":
         # The first and the last sample: one of them is in the part of any rank.
-        Training.samples = spoilt(
-            Training.samples, lambda pair: (first(first(pair[0]).flip(0)).flip(0), pair[1])
+        TrainingLoop.samples = spoilt(
+            TrainingLoop.samples, lambda pair: (first(first(pair[0]).flip(0)).flip(0), pair[1])
         )
     elif site == "loss":
         Objective.sample_losses = spoilt(Objective.sample_losses, first)

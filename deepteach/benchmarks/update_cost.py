@@ -354,7 +354,7 @@ def _memory(plan: Plan, entry: Entry) -> tuple[float, float]:
     # What is freed goes back to the system: otherwise glibc's heap keeps the holes between the
     # blocks that live on, and they are a sixth of the peak of a long window.
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    call = "import sys; from deepteach.bench import _report_memory; _report_memory(*sys.argv[1:])"
+    call = f"import sys; from {__name__} import _report_memory; _report_memory(*sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", call, json.dumps(asdict(plan)), json.dumps(entry)],
         env={**os.environ, **settings},

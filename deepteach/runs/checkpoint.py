@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -32,11 +32,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from deepteach.errors import CheckpointError, ConfigError, StorageError
+from deepteach.runs.migrations import FORMAT, MIGRATIONS
 from deepteach.runs.serialization import pack, unpack
-
-FORMAT = 1
-# version -> (tree, meta) of that version as the next version would have written them.
-_MIGRATE: dict[int, Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]] = {}
 
 _TENSORS, _SKELETON, _MANIFEST = "state.safetensors", "state.json", "MANIFEST.json"
 _NO_FOLDER = (
@@ -313,7 +310,7 @@ def _decode(folder: Path) -> tuple[int, Any, dict[str, Any]]:
         raise _Damaged(f"{_TENSORS} or {_SKELETON} cannot be read: {_line(error)}") from None
     meta = manifest["meta"]
     for version in range(manifest["format"], FORMAT):
-        tree, meta = _MIGRATE[version](tree, meta)
+        tree, meta = MIGRATIONS[version](tree, meta)
     return manifest["step"], tree, meta
 
 
@@ -361,7 +358,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has format {version}, written by deepteach {writer}; this one, "
             f"{_version()}, reads formats up to {FORMAT}: install deepteach >= {writer}"
         )
-    if any(old not in _MIGRATE for old in range(version, FORMAT)):
+    if any(old not in MIGRATIONS for old in range(version, FORMAT)):
         raise CheckpointError(
             f"{folder} has format {version}, written by deepteach {writer}, which this "
             f"one, {_version()}, no longer reads: finish that run with deepteach {writer}"

@@ -18,6 +18,7 @@ from fake_disk import no_waiting_for_the_disk as no_waiting_for_the_disk
 from deepteach.errors import CheckpointError, ConfigError
 from deepteach.runs import checkpoint
 from deepteach.runs.checkpoint import Store
+from deepteach.runs.migrations import FORMAT
 
 # --- what is committed is what loads -------------------------------------------------
 
@@ -193,22 +194,27 @@ def ended_process() -> int:
 
 def test_a_newer_format_is_refused_and_not_passed_over(folder: Path) -> None:
     commit(folder, 1, 2)
-    forge(folder / "step-00000002", lambda m: m.update(format=2, deepteach="9.1"))
-    with pytest.raises(CheckpointError, match=r"reads formats up to 1: .*>= 9\.1") as caught:
+    forge(folder / "step-00000002", lambda m: m.update(format=FORMAT + 1, deepteach="9.1"))
+    with pytest.raises(
+        CheckpointError, match=rf"reads formats up to {FORMAT}: .*>= 9\.1"
+    ) as caught:
         Store(folder).newest()
     assert caught.value.exit_code == 3 and "step-00000002" in str(caught.value)
 
 
 def test_an_older_format_is_migrated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit(folder, 1)
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    monkeypatch.setattr(checkpoint, "FORMAT", FORMAT + 2)
     with pytest.raises(CheckpointError, match="no longer reads"):
         Store(folder).newest()
     migrate = {
-        1: lambda tree, meta: (tree | {"trail": [1]}, meta),
-        2: lambda tree, meta: (tree | {"trail": [*tree["trail"], 2]}, meta | {"new": True}),
+        FORMAT: lambda tree, meta: (tree | {"trail": [1]}, meta),
+        FORMAT + 1: lambda tree, meta: (
+            tree | {"trail": [*tree["trail"], 2]},
+            meta | {"new": True},
+        ),
     }
-    monkeypatch.setattr(checkpoint, "_MIGRATE", migrate)
+    monkeypatch.setattr(checkpoint, "MIGRATIONS", migrate)
     found = Store(folder).newest()
     assert found is not None and found.meta == {"epoch": 1, "new": True}
     assert same(found.tree, state(1) | {"trail": [1, 2]})
