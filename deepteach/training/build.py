@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 
 import safetensors.torch
@@ -11,11 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from deepteach.core.adjoint.base import AbstractAdjoint
-from deepteach.core.adjoint.one_step import FirstOrder, Lookahead
-from deepteach.core.adjoint.reversed import Reversed
-from deepteach.core.adjoint.stored import Checkpointed, Stored
-from deepteach.core.adjoint.unrolled import Unrolled
+from deepteach.core.adjoint.registry import ADJOINTS
 from deepteach.core.student import Student
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.data.dataset import Data
@@ -25,15 +20,6 @@ from deepteach.runs.reader import open_run
 from deepteach.teachers.method import Method, Problem
 from deepteach.teachers.registry import method
 from deepteach.training.config import Config
-
-ADJOINTS: dict[str, Callable[[], AbstractAdjoint]] = {
-    "reversed": Reversed,
-    "stored": Stored,
-    "checkpointed": Checkpointed,
-    "unrolled": Unrolled,
-    "lookahead": Lookahead,
-    "first-order": FirstOrder,
-}
 
 
 def resolve_method(

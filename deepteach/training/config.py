@@ -1,27 +1,110 @@
 """The one typed configuration of a run: what a file may say, what a flag may say.
 
-Sources, later ones winning: the defaults below, a YAML file, command-line flags.
+Sources, later ones winning: the defaults below, a YAML file, command-line flags. A new
+setting is a new field here, nothing else: its flag, its help and its place in the help's
+groups come from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
+from deepteach.core.adjoint.registry import ADJOINTS
+from deepteach.data.noise import Kind
 from deepteach.errors import ConfigError
-from deepteach.names import hint
-from deepteach.runs import safe_yaml as strict
+from deepteach.names import hint, is_path, known
+from deepteach.runs import safe_yaml
+from deepteach.training.optimizers import OPTIMIZERS
 
-NoiseKind = Literal["none", "uniform", "flip", "mwn-uniform", "mwn-flip"]
+GROUPS = ("data", "model", "teacher", "training", "run")
+"""The groups of the settings, in the order of the help."""
+
+METHODS_OWN = "method"
+"""The value of a setting that leaves the choice to the method."""
 
 
-Adjoint = Literal[
-    "method", "reversed", "stored", "checkpointed", "unrolled", "lookahead", "first-order"
-]
+def setting(
+    default: Any, group: str, description: str = "", *, common: bool = False, **constraints: Any
+) -> Any:
+    """A field of the configuration, in its group; a `common` one is in the short help."""
+    assert group in GROUPS, group
+    extra: dict[str, Any] = {"group": group, "common": common}
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
+
+
+def _one_of(what: str, names: Mapping[str, Any], *, path: bool = False) -> BeforeValidator:
+    """A check that a text is one of `names`, or, where `path` says so, a user's own path."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and not (path and is_path(value)):
+            known(what, value, names)
+        return value
+
+    return BeforeValidator(check)
+
+
+def _path_or_none(value: Any) -> Any:
+    if isinstance(value, str) and not is_path(value):
+        raise ConfigError(f"expected package.module:name, got {value!r}")
+    return value
+
+
+def _path_or_bool(value: Any) -> Any:
+    """Text as a flag says it: a path, else what pydantic takes for true or false."""
+    if isinstance(value, str) and not is_path(value):
+        word = value.strip().lower()
+        if word not in _BOOLEANS:
+            raise ConfigError(f"expected true, false or package.module:name, got {value!r}")
+        return _BOOLEANS[word]
+    return value
+
+
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+
+
+def _method_text(value: Any) -> Any:
+    """`{name: focal, gamma: 0.5}` is `focal+gamma=0.5`."""
+    if not isinstance(value, Mapping):
+        return value
+    settings = dict(value)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError("a mapping needs the key name, as in {name: focal, gamma: 0.5}")
+    return "+".join([name, *(f"{key}={_plain(key, found)}" for key, found in settings.items())])
+
+
+def _plain(key: Any, value: Any) -> str:
+    """A value as it is written behind the name of a method."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value).replace("+", "")  # 1e+30: a plus begins the next setting
+    if isinstance(value, str) and "+" not in value:
+        return value
+    raise ConfigError(f"{key} must be a number, a text without +, true or false, got {value!r}")
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    return None if value == math.inf else value
 
 
 class NoiseConfig(BaseModel):
@@ -29,11 +112,11 @@ class NoiseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: NoiseKind = Field(
-        default="none", description="none, uniform, flip, mwn-uniform or mwn-flip"
+    kind: Kind = setting(
+        "none", "data", "none, uniform, flip, mwn-uniform or mwn-flip", common=True
     )
-    rate: float = Field(default=0.0, ge=0, le=1, description="share of labels drawn anew")
-    seed: int | None = Field(default=None, ge=0, lt=2**32, description="default: the run's seed")
+    rate: float = setting(0.0, "data", "share of labels drawn anew", common=True, ge=0, le=1)
+    seed: int | None = setting(None, "data", "default: the run's seed", ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _agree(self) -> NoiseConfig:
@@ -49,62 +132,103 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    data: str = Field(
-        default="digits",
-        description="digits, npz:PATH, csv:PATH, folder:PATH, cifar10:DIR, cifar100:DIR",
+    data: str = setting(
+        "digits",
+        "data",
+        "digits, npz:PATH, csv:PATH, folder:PATH, cifar10:DIR, cifar100:DIR, package.module:name",
+        common=True,
     )
-    valid_size: int | None = Field(default=None, gt=0, description="trusted samples to split off")
+    valid_size: int | None = setting(None, "data", "trusted samples to split off", gt=0)
     noise: NoiseConfig = Field(default_factory=NoiseConfig)
-    student: str = Field(
-        default="auto", description="cnn, mlp, resnet8, ..., or package.module:function"
+    augment: Annotated[bool | str, BeforeValidator(_path_or_bool)] = setting(
+        False,
+        "data",
+        "true: reflect-pad 4, random crop, mirror (images); or package.module:name",
+        common=True,
     )
-    internal: str | None = Field(default=None, description="layer whose input the teacher reads")
-    pool: Literal["none", "avg"] = Field(
-        default="none", description="avg: the mean of each feature map is the teacher's input"
+
+    student: str = setting(
+        "auto", "model", "cnn, mlp, resnet8, ..., or package.module:name", common=True
     )
-    method: str = Field(
-        default="deep", description="deep, paper, uniform, mwn, ...; settings: focal+gamma=0.5"
+    internal: str | None = setting(None, "model", "layer whose input the teacher reads")
+    pool: Literal["none", "avg"] = setting(
+        "none", "model", "avg: the mean of each feature map is the teacher's input"
     )
-    interval: int | None = Field(
-        default=None,
+
+    method: Annotated[str, BeforeValidator(_method_text)] = setting(
+        "deep",
+        "teacher",
+        "deep, paper, uniform, mwn, ...; settings: focal+gamma=0.5; or package.module:name",
+        common=True,
+    )
+    interval: int | None = setting(
+        None,
+        "teacher",
+        "steps between teacher updates (default: at least 200 updates)",
+        common=True,
         gt=0,
-        description="steps between teacher updates (default: at least 200 updates)",
     )
-    window: int | None = Field(
-        default=None, gt=0, description="steps the meta-gradient looks back through (default: 2)"
+    window: int | None = setting(
+        None,
+        "teacher",
+        "steps the meta-gradient looks back through (default: 2)",
+        common=True,
+        gt=0,
     )
-    adjoint: Adjoint = Field(default="method", description="how the meta-gradient is computed")
-    through_weights: bool = Field(
-        default=False, description="differentiate through the weights too"
+    valid_batch: int = setting(256, "teacher", "trusted samples per teacher update", gt=0)
+    adjoint: Annotated[str, _one_of("adjoint", {METHODS_OWN: None, **ADJOINTS})] = setting(
+        METHODS_OWN, "teacher", f"how the meta-gradient is computed: {', '.join(ADJOINTS)}"
     )
-    validation_loss: Literal["method", "nll", "expected_accuracy", "smooth_error"] = Field(
-        default="method", description="what the teacher lowers (default: nll for most methods)"
+    micro_batch: int | None = setting(
+        None, "teacher", "samples of a step that the meta-gradient takes at a time", gt=0
     )
-    teacher_lr: float | None = Field(default=None, gt=0, le=10, description="default: the method's")
-    teacher_from: str | None = Field(
-        default=None, description="a finished run whose teacher is used, and learns no more"
+    through_weights: bool = setting(False, "teacher", "differentiate through the weights too")
+    validation_loss: Literal["method", "nll", "expected_accuracy", "smooth_error"] = setting(
+        METHODS_OWN, "teacher", "what the teacher lowers (default: nll for most methods)"
     )
-    epochs: int = Field(default=60, gt=0, le=1_000_000)
-    batch_size: int = Field(default=64, gt=0, le=10_000_000)
-    valid_batch: int = Field(default=256, gt=0, description="trusted samples per teacher update")
-    lr: float = Field(default=0.05, gt=0, le=1e3)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0, le=1e3)
-    milestones: tuple[NonNegativeInt, ...] | None = Field(
-        default=None, description="epochs that divide the rate by 10 (default: 2/3 and 5/6 of them)"
+    teacher_lr: float | None = setting(None, "teacher", "default: the method's", gt=0, le=10)
+    teacher_from: str | None = setting(
+        None, "teacher", "a finished run whose teacher is used, and learns no more"
     )
-    augment: bool = Field(default=False, description="reflect-pad 4, random crop, mirror (images)")
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    baseline: bool = Field(default=True, description="train plainly on the same schedule, too")
-    beside: tuple[str, ...] = Field(
-        default=(), description="more methods to train on the same schedule"
+
+    epochs: int = setting(
+        60, "training", "passes through the training samples", common=True, gt=0, le=1_000_000
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1")
-    threads: int | None = Field(
-        default=None, gt=0, le=4096, description="CPU threads (default: torch's)"
+    batch_size: int = setting(64, "training", "samples of a step", common=True, gt=0, le=10_000_000)
+    optimizer: Annotated[str, _one_of("optimizer", OPTIMIZERS, path=True)] = setting(
+        "sgd", "training", f"{', '.join(OPTIMIZERS)} or package.module:name", common=True
     )
-    out: str | None = Field(
-        default=None, description="the run's folder (default: a new one in runs/)"
+    lr: float = setting(0.05, "training", "learning rate at the start", common=True, gt=0, le=1e3)
+    momentum: float = setting(0.9, "training", "of Adam: beta_1", ge=0, lt=1)
+    weight_decay: float = setting(5e-4, "training", "pull of every parameter to 0", ge=0, le=1e3)
+    milestones: tuple[NonNegativeInt, ...] | None = setting(
+        None, "training", "epochs that divide the rate by 10 (default: 2/3 and 5/6 of them)"
+    )
+    loss: Annotated[str | None, BeforeValidator(_path_or_none)] = setting(
+        None,
+        "training",
+        "a sample's loss (logits, y) -> (batch,): package.module:name (default: cross-entropy)",
+    )
+    clip_norm: Annotated[float | None, AfterValidator(_finite_or_none)] = setting(
+        None,
+        "training",
+        "largest norm of the student's gradient (default: inf, no limit)",
+        gt=0,
+        allow_inf_nan=True,
+    )
+    precision: Literal["float32", "bf16"] = setting(
+        "float32", "training", "bf16: passes of the student in bfloat16, parameters in float32"
+    )
+
+    seed: int = setting(0, "run", "of everything that is drawn", common=True, ge=0, lt=2**32)
+    baseline: bool = setting(True, "run", "train plainly on the same schedule, too", common=True)
+    beside: tuple[str, ...] = setting(
+        (), "run", "more methods to train on the same schedule: mwn,focal", common=True
+    )
+    device: str = setting("auto", "run", "auto, cpu, cuda, cuda:1", common=True)
+    threads: int | None = setting(None, "run", "CPU threads (default: torch's)", gt=0, le=4096)
+    out: str | None = setting(
+        None, "run", "the run's folder (default: a new one in runs/)", common=True
     )
 
     @property
@@ -145,7 +269,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from None
     try:
-        values = strict.load(text)
+        values = safe_yaml.load(text)
     except ValueError as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{path} is not plain YAML: {reason}") from None
@@ -177,11 +301,16 @@ def unknown_key(key: str) -> str:
 
 
 def _lines(error: ValidationError) -> Iterator[str]:
+    """Each fault: the key, what is wrong with its value, what it may be."""
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+        key, told = ".".join(str(part) for part in item["loc"]), item["msg"].lower()
         if item["type"] == "extra_forbidden":
             yield unknown_key(key)
         elif item["type"] == "value_error":
-            yield str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
+            told = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
+            yield told if told.startswith(key) else f"{key}: {told}"
+        elif item["type"] == "literal_error":
+            expected = re.findall("'([^']*)'", item.get("ctx", {}).get("expected", ""))
+            yield f"{key}: {told}, got {item['input']!r}{hint(str(item['input']), expected)}"
         else:
-            yield f"{key}: {item['msg'].lower()}, got {item['input']!r}"
+            yield f"{key}: {told}, got {item['input']!r}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.adjoint.base import AbstractAdjoint
+from deepteach.core.adjoint.registry import ADJOINTS
 from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.adjoint.stored import Stored
 from deepteach.core.adjoint.unrolled import Unrolled
@@ -19,7 +20,7 @@ from deepteach.data.dataset import Data
 from deepteach.errors import ConfigError, NumericError
 from deepteach.teachers.features import Internal, Label
 from deepteach.teachers.linear import Teacher
-from deepteach.training.build import ADJOINTS, resolve_student, state_width
+from deepteach.training.build import resolve_student, state_width
 from deepteach.training.config import Config
 from deepteach.training.diagnostics import Case, measure, taught_step
 from deepteach.tree import Params, cosine, distance, norm

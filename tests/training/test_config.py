@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepteach.core.adjoint.registry import ADJOINTS
+from deepteach.data.noise import Kind
 from deepteach.errors import ConfigError
 from deepteach.training.config import (
+    GROUPS,
     RUNTIME_KEYS,
     Config,
-    NoiseKind,
+    NoiseConfig,
     demo,
     dump,
     known_keys,
@@ -23,9 +26,11 @@ from deepteach.training.config import (
     read,
     unknown_key,
 )
+from deepteach.training.optimizers import OPTIMIZERS
 
 KEYS = sorted(known_keys())
 TEXT = st.text(min_size=1, max_size=20)
+PATH = st.sampled_from(["mine:make", "my.own:Part.make"])
 
 
 def positive(top: float) -> st.SearchStrategy[float]:
@@ -34,7 +39,7 @@ def positive(top: float) -> st.SearchStrategy[float]:
 
 @st.composite
 def noises(draw: st.DrawFn) -> dict[str, Any]:
-    kind = draw(st.sampled_from(get_args(NoiseKind)))
+    kind = draw(st.sampled_from(get_args(Kind)))
     rate = 0.0 if kind == "none" else draw(positive(1))
     return {"kind": kind, "rate": rate, "seed": draw(st.none() | st.integers(0, 2**32 - 1))}
 
@@ -49,7 +54,8 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "method": TEXT,
     "interval": st.none() | st.integers(1, 10**6),
     "window": st.none() | st.integers(1, 100),
-    "adjoint": st.sampled_from(["method", "reversed", "stored", "unrolled"]),
+    "adjoint": st.sampled_from(["method", *ADJOINTS]),
+    "micro_batch": st.none() | st.integers(1, 10**6),
     "through_weights": st.booleans(),
     "validation_loss": st.sampled_from(["nll", "expected_accuracy"]),
     "teacher_lr": st.none() | positive(10),
@@ -57,11 +63,15 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "epochs": st.integers(1, 10**6),
     "batch_size": st.integers(1, 10**7),
     "valid_batch": st.integers(1, 10**7),
+    "optimizer": st.sampled_from(list(OPTIMIZERS)) | PATH,
+    "loss": st.none() | PATH,
+    "clip_norm": st.none() | positive(1e6),
+    "precision": st.sampled_from(["float32", "bf16"]),
     "lr": positive(1e3),
     "momentum": st.floats(0, 1, exclude_max=True),
     "weight_decay": st.floats(0, 1e3),
     "milestones": st.none() | st.lists(st.integers(0, 1000), max_size=3).map(sorted),
-    "augment": st.booleans(),
+    "augment": st.booleans() | PATH,
     "seed": st.integers(0, 2**32 - 1),
     "baseline": st.booleans(),
     "beside": st.lists(TEXT, max_size=3),
@@ -143,12 +153,18 @@ WRONG: dict[str, list[Any]] = {
     "valid_size": [0, -1, 1.5, "many"],
     "noise": ["flip", 0.4, None, [0.4]],
     "student": [None, 3],
-    "method": [None, ["deep"]],
+    "method": [None, ["deep"], 3, {}, {"gamma": 0.5}, {"name": 3}, {"name": "focal", "gamma": [1]}]
+    + [{"name": "focal", "gamma": None}, {"name": "paper", "features": "I0+M0"}],
     "internal": [4],
     "pool": ["max", None, 1],
     "interval": [0, -3, 2.5, "often"],
     "window": [0, -1, 1.5],
-    "adjoint": ["exactly", None],
+    "adjoint": ["exactly", None, "mine:Adjoint", 3],
+    "micro_batch": [0, -1, 1.5, "all"],
+    "optimizer": ["sdg", "SGD", None, 3, ":", "mine:"],
+    "loss": ["nll", 3, "mine:", ["mine:loss"]],
+    "clip_norm": [0, -1, float("nan"), "nan", -float("inf"), "-inf", "much"],
+    "precision": ["float16", "bfloat16", None, 32],
     "through_weights": ["perhaps", 2, None],
     "validation_loss": ["mse", None],
     "teacher_from": [3, ["a"]],
@@ -160,7 +176,7 @@ WRONG: dict[str, list[Any]] = {
     "momentum": [1, -0.1, 2, float("nan")],
     "weight_decay": [-1, 1e9, float("nan")],
     "milestones": [3, "3", ["a"], [1.5], [-5]],
-    "augment": [3, "si"],
+    "augment": [3, "si", "mine:", None],
     "seed": [-1, 2**32, 1.5, None],
     "baseline": ["maybe", 7, None],
     "beside": ["mwn", [1], 2],
@@ -204,6 +220,52 @@ def test_noise_needs_kind_and_rate(noise: dict[str, Any]) -> None:
 def test_noise_rate_is_a_share(rate: Any) -> None:
     with pytest.raises(ConfigError, match=r"^noise\.rate"):
         make({"noise": {"kind": "flip", "rate": rate}})
+
+
+def test_a_method_s_settings_may_be_a_mapping(tmp_path: Path) -> None:
+    values = written(tmp_path, "method: {name: focal, gamma: 0.5, through: false}\ndata: digits")
+    assert make(values) == make({"data": "digits", "method": "focal+gamma=0.5+through=false"})
+    values = written(tmp_path, "method: {name: paper, features: I0.M0, hidden_layers: 1}")
+    assert make(values).method == "paper+features=I0.M0+hidden_layers=1"
+    assert make({"method": {"name": "my.own:method", "rate": 1e30}}).method.endswith("rate=1e30")
+    assert make({"method": {"name": "deep"}}).method == "deep"
+
+
+def test_no_limit_is_no_clipping() -> None:
+    for none in (None, float("inf"), "inf", "Infinity"):
+        assert make({"clip_norm": none}).clip_norm is None
+    assert make({"clip_norm": "2"}).clip_norm == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("true", True), ("False", False), ("yes", True), ("0", False), ("mine:crop", "mine:crop")],
+)
+def test_an_augmentation_is_a_switch_or_a_path(word: str, meant: bool | str) -> None:
+    assert make({"augment": word}).augment == meant and make({}).augment is False
+
+
+@pytest.mark.parametrize(
+    ("values", "nearest"),
+    [
+        ({"adjoint": "exactly"}, "exact"),
+        ({"optimizer": "adamm"}, "adam"),
+        ({"noise": {"kind": "flop", "rate": 0.4}}, "flip"),
+        ({"precision": "bf"}, "bf16"),
+        ({"validation_loss": "accuracy"}, "expected_accuracy"),
+    ],
+)
+def test_a_wrong_name_is_told_the_nearest(values: dict[str, Any], nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean '{nearest}'"):
+        make(values)
+
+
+def test_every_setting_is_in_a_group_and_says_what_it_is() -> None:
+    fields = {**Config.model_fields, **NoiseConfig.model_fields}
+    del fields["noise"]
+    for name, field in fields.items():
+        assert isinstance(field.json_schema_extra, dict), name
+        assert field.json_schema_extra["group"] in GROUPS and field.description, name
 
 
 def test_all_faults_are_told_at_once() -> None:
