@@ -17,12 +17,14 @@ from deepteach.data.validation import (
     CHUNK,
     ENCODE,
     features,
+    groups_of,
     labels_of,
     overlap_of,
     refuse_lengths,
     refuse_non_finite,
     refuse_one_class,
     refuse_out_of_range,
+    rows_of,
 )
 from deepteach.errors import DataError
 
@@ -46,6 +48,11 @@ class Data:
     name: str
     mean: Tensor  # (c, 1, 1) or (d,)
     scale: Tensor
+    rows: Tensor  # (n,) int64: the user's own row number of each training sample
+    rows_valid: Tensor | None = None  # of the trusted samples, where they share that numbering
+    group: Tensor | None = None  # (n,) int64 codes of the sources of the training samples
+    group_names: tuple[str, ...] = ()  # by code
+    label_names: tuple[str, ...] | None = None  # by label, where the user's were not 0..C-1
     notes: tuple[str, ...] = ()  # what the user must be told
 
     @property
@@ -68,6 +75,9 @@ def from_arrays(
     y_test: Any = None,
     y_clean: Any = None,
     *,
+    group_train: Any = None,
+    rows_train: Any = None,
+    rows_valid: Any = None,
     name: str = "arrays",
     seed: int = 0,
     classes: int | None = None,
@@ -79,7 +89,9 @@ def from_arrays(
     Features are (n, d), (n, h, w), or images with channels last or first. Labels are
     integers 0..C-1. Without `x_valid`, `valid_size` samples (default: 10 %, at least 2 per
     class, at most 1000) are split off, stratified by `seed`; their labels are the truth
-    where `y_clean` is known. Raises DataError.
+    where `y_clean` is known. `group_train` names the source of each training sample, by
+    numbers or text; `rows_train` and `rows_valid` number the samples as the user does
+    (default: their place in x_train, in x_valid). Raises DataError.
     """
     raw = {"x_train": x_train, "x_valid": x_valid, "x_test": x_test}
     given = {"y_train": y_train, "y_clean": y_clean, "y_valid": y_valid, "y_test": y_test}
@@ -97,10 +109,16 @@ def from_arrays(
                 f"samples of {x} have shape {values.shape[1:]}, those of x_train "
                 f"{xs['x_train'].shape[1:]}: expected the same"
             )
+    group, group_names = groups_of(group_train, len(xs["x_train"]))
+    rows = rows_of(rows_train, "rows_train", len(xs["x_train"]))
+    trusted = None if rows_valid is None else rows_of(rows_valid, "rows_valid", len(ys["y_valid"]))
     known = _count_classes(ys, classes)
     notes: list[str] = []
     if "x_valid" not in xs:
-        notes.append(_split_off(xs, ys, seed, valid_size))
+        rest, part, note = _split_off(xs, ys, seed, valid_size)
+        rows, trusted = rows[rest], rows[part]
+        group = None if group is None else group[rest]
+        notes.append(note)
     elif valid_size is not None:
         notes.append(f"valid_size {valid_size} is not used: the data has its own x_valid")
     mean, scale = _moments(xs["x_train"])
@@ -120,6 +138,10 @@ def from_arrays(
         name=name,
         mean=torch.from_numpy(mean.astype(np.float32)),
         scale=torch.from_numpy(scale.astype(np.float32)),
+        rows=torch.from_numpy(rows),
+        rows_valid=None if trusted is None else torch.from_numpy(trusted),
+        group=None if group is None else torch.from_numpy(group),
+        group_names=group_names,
     )
     return replace(data, notes=(*notes, *check(data)))
 
@@ -217,8 +239,11 @@ def _count_classes(labels: dict[str, np.ndarray], classes: int | None) -> int:
 
 def _split_off(
     xs: dict[str, np.ndarray], ys: dict[str, np.ndarray], seed: int, size: int | None
-) -> str:
-    """Move a stratified part of the training samples to x_valid, y_valid; say so."""
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Move a stratified part of the training samples to x_valid, y_valid.
+
+    Returns the places of what is left and of what was moved, and what to tell the user.
+    """
     y = ys["y_train"]
     labels, first, counts = np.unique(y, return_index=True, return_counts=True)
     if (counts < 2).any():
@@ -234,10 +259,11 @@ def _split_off(
     xs["x_train"] = xs["x_train"][rest]
     ys.update({k: ys[k][rest] for k in ("y_train", "y_clean") if k in ys})
     kind = "true" if "y_clean" in ys else "given"
-    return (
+    note = (
         f"no x_valid: {len(part)} of {len(y)} training samples (stratified) were split off "
         f"as the trusted set, with their {kind} labels"
     )
+    return rest, part, note
 
 
 def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,17 +26,24 @@ _PARTS = ("train", "valid", "test")
 _NPZ_KEYS = (
     *(f"{axis}_{part}" for part in _PARTS for axis in "xy"),
     "y_train_clean",
+    "group_train",
 )
 
 
-def load(spec: str, seed: int, valid_size: int | None = None) -> Data:
+def load(spec: str, seed: int, valid_size: int | None = None, *, group: str | None = None) -> Data:
     """The data set named by `spec`; `seed` decides the splits that it does not come with.
 
     `valid_size` is the number of trusted samples to split off where the set has none of its
-    own (default: 200 for digits, else as in `from_arrays`). Raises ConfigError for an
-    unknown spec and DataError for what cannot be read.
+    own (default: 200 for digits, else as in `from_arrays`). `group` is the column of a table
+    that names each sample's source (an npz has its own in `group_train`). Raises ConfigError
+    for an unknown spec and DataError for what cannot be read.
     """
     scheme, colon, path = spec.partition(":")
+    if group is not None and scheme != "csv":
+        raise ConfigError(
+            f"group {group!r} names a column, and data '{spec}' has none: give a csv, or "
+            "the array group_train of an npz"
+        )
     if scheme == "digits" and not colon:
         return _digits(seed, 200 if valid_size is None else valid_size)
     reader = _READERS.get(scheme)
@@ -46,7 +53,8 @@ def load(spec: str, seed: int, valid_size: int | None = None) -> Data:
         raise ConfigError(f"unknown data '{spec}': expected digits, {kinds}{told}")
     if not path:
         raise ConfigError(f"data '{spec}' names no path: expected {scheme}:PATH")
-    arrays, notes = reader(Path(path).expanduser())
+    place = Path(path).expanduser()
+    arrays, notes = _csv(place, group) if scheme == "csv" else reader(place)
     try:
         data = from_arrays(**arrays, name=spec, seed=seed, valid_size=valid_size)
     except DataError as error:
@@ -117,13 +125,19 @@ def _refuse_bomb(archive: zipfile.ZipFile, path: Path) -> None:
         )
 
 
-def _csv(path: Path) -> Read:
+def _csv(path: Path, group: str | None = None) -> Read:
     """A header row, numeric columns and `label` (else the last column).
 
-    Optional columns: `split` (train, valid, test) and `label_clean`.
+    Optional columns: `split` (train, valid, test), `label_clean`, and `group`, by whatever
+    name it is given. Samples are numbered as the rows of the file, the first 0.
     """
     header, rows, lines = _csv_rows(path)
     special = [c for c in ("label", "label_clean", "split") if c in header]
+    if group is not None:
+        if group not in header or group in special:
+            others = [c for c in header if c not in special]
+            raise DataError(f"{path} has no column {group!r} of groups{hint(group, others)}")
+        special.append(group)
     label = "label" if "label" in special else [c for c in header if c not in special][-1:]
     if not label:
         raise DataError(f"{path} has no label column: expected one named 'label'")
@@ -151,8 +165,13 @@ def _csv(path: Path) -> Read:
         chosen = np.flatnonzero(np.array(split) == part)
         if len(chosen):
             arrays[f"x_{part}"], arrays[f"y_{part}"] = x[chosen], codes["y"][chosen]
+            if part != "test":
+                arrays[f"rows_{part}"] = chosen
             if part == "train" and "clean" in codes:
                 arrays["y_clean"] = codes["clean"][chosen]
+            if part == "train" and group is not None:
+                place = header.index(group)
+                arrays["group_train"] = [rows[i][place].strip() for i in chosen]
     if "x_train" not in arrays:
         raise DataError(f"{path} has no row whose split is 'train'")
     return arrays, notes

@@ -85,6 +85,40 @@ def labels_of(value: Any, name: str) -> np.ndarray:
     return y.astype(np.int64)
 
 
+def groups_of(value: Any, count: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The source of each of `count` training samples as int64 codes, and their names by code.
+
+    Sources are numbers or text, coded in sorted order. Raises DataError.
+    """
+    if value is None:
+        return None, ()
+    groups = as_array(value)
+    if groups.ndim == 2 and groups.shape[1] == 1:
+        groups = groups[:, 0]
+    if groups.shape != (count,):
+        raise DataError(
+            f"group_train has shape {groups.shape}: expected one source for each of the "
+            f"{count} rows of x_train"
+        )
+    if groups.dtype.kind not in "buif":
+        groups = np.array([str(item) for item in groups])
+    names, codes = np.unique(groups, return_inverse=True)
+    return codes.astype(np.int64), tuple(map(str, names.tolist()))
+
+
+def rows_of(value: Any, name: str, count: int) -> np.ndarray:
+    """The user's own row number of each of `count` samples; their place unless given."""
+    if value is None:
+        return np.arange(count)
+    rows = as_array(value)
+    if rows.shape != (count,) or rows.dtype.kind not in "ui":
+        raise DataError(
+            f"{name} has shape {rows.shape} and dtype {rows.dtype}: expected a whole number "
+            f"for each of {count} samples"
+        )
+    return rows.astype(np.int64)
+
+
 def refuse_lengths(xs: Mapping[str, Sized], ys: Mapping[str, Sized]) -> None:
     """Every y_PART, and y_clean, has as many labels as x_PART or x_train has rows."""
     for y, labels in ys.items():

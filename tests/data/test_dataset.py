@@ -371,6 +371,56 @@ def test_no_features_cause_another_kind_of_error(x: np.ndarray) -> None:
             assert torch.isfinite(data.x_train).all()
 
 
+# --- rows and groups ----------------------------------------------------------------
+
+
+def test_rows_are_the_users_own() -> None:
+    """Whatever is split off, a sample keeps the number that it had in x_train."""
+    x, y = np.arange(400.0)[:, None], np.arange(400) % 4
+    data = from_arrays(x, y, seed=3)
+    assert data.rows_valid is not None
+    for values, rows in ((data.x_train, data.rows), (data.x_valid, data.rows_valid)):
+        assert torch.equal((values * data.scale + data.mean).round().long()[:, 0], rows)
+    assert sorted([*data.rows.tolist(), *data.rows_valid.tolist()]) == list(range(400))
+    own = from_arrays(x[:300], y[:300], x[300:], y[300:])
+    assert torch.equal(own.rows, torch.arange(300)) and own.rows_valid is None
+    numbered = from_arrays(x, y, seed=3, rows_train=np.arange(400) + 1000)
+    assert torch.equal(numbered.rows, data.rows + 1000)
+    refused(lambda: from_arrays(x, y, rows_train=np.arange(9)), "each of 400 samples")
+
+
+@pytest.mark.parametrize("kind", ["numbers", "text", "column"])
+def test_groups_are_coded_and_follow_their_samples(kind: str) -> None:
+    x, y = rng().normal(size=(400, 2)), np.arange(400) % 4
+    sources = np.arange(400) // 50 + 3
+    given = {"numbers": sources, "text": [f"s{s:02d}" for s in sources], "column": sources[:, None]}
+    data = from_arrays(x, y, group_train=given[kind])
+    assert data.group is not None and data.group.dtype == torch.int64
+    assert torch.equal(data.group, torch.from_numpy(sources)[data.rows] - 3)
+    names = [f"s{s:02d}" if kind == "text" else str(s) for s in range(3, 11)]
+    assert data.group_names == tuple(names)
+    assert from_arrays(x, y).group is None
+    refused(lambda: from_arrays(x, y, group_train=sources[:9]), "each of the 400 rows")
+
+
+def test_groups_from_files(tmp_path: Path) -> None:
+    arrays = table()
+    np.savez(tmp_path / "a.npz", **arrays, group_train=np.arange(120) // 40)
+    group = load(f"npz:{tmp_path}/a.npz", seed=0).group
+    assert group is not None and group.tolist() == (np.arange(120) // 40).tolist()
+    split = ("train", "valid", "train", "test")
+    rows = "".join(f"{i},{i * i},s{i % 5},{split[i % 4]},{i // 4 % 2}\n" for i in range(120))
+    (tmp_path / "a.csv").write_text("a,b,source,split,label\n" + rows)
+    data = load(f"csv:{tmp_path}/a.csv", seed=0, group="source")
+    assert data.input_shape == (2,) and data.rows_valid is not None and data.group is not None
+    assert data.rows.tolist() == list(range(0, 120, 2))
+    assert data.rows_valid.tolist() == list(range(1, 120, 4))
+    assert data.group.tolist() == [i % 5 for i in data.rows.tolist()]
+    assert data.group_names == ("s0", "s1", "s2", "s3", "s4")
+    refused(lambda: load(f"csv:{tmp_path}/a.csv", 0, group="sorce"), "did you mean 'source'?")
+    refused(lambda: load("digits", 0, group="source"), "group_train of an npz", ConfigError)
+
+
 # --- digits and npz -----------------------------------------------------------------
 
 
