@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from deepteach.errors import ConfigError
+from deepteach.errors import ConfigError, DeepTeachError
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def called(what: str, path: str, factory: Callable[..., Any], **offered: Any) ->
         takes_all = any(p.kind is p.VAR_KEYWORD for p in wanted)
         names = {p.name for p in wanted}
         return factory(**{k: v for k, v in offered.items() if takes_all or k in names})
-    except ConfigError:
+    except DeepTeachError:
         raise
     except Exception as error:
         takes = f" or of {' and '.join(offered)}" if offered else ""

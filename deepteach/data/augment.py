@@ -1,10 +1,11 @@
-"""Random crops and mirrors of a whole batch at once, on the batch's device.
+"""Random changes of a whole batch at once, on the batch's device: ours, or the user's own.
 
 Symbols: n samples, c channels, h height, w width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepteach.errors import ConfigError
+from deepteach.names import brief, imported
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+"""(batch, generator) -> the batch, changed; its draws come from the generator alone."""
 
 
 @dataclass(frozen=True)
@@ -59,3 +64,44 @@ class Augment:
 def identity(x: Tensor, generator: torch.Generator) -> Tensor:
     """No augmentation, and no draw."""
     return x
+
+
+def resolve(name: bool | str) -> Augmentation:
+    """`Augment()` for True, `identity` for False, or a function by `package.module:name`.
+
+    Raises:
+        ConfigError: the path cannot be imported, or names no function.
+    """
+    if isinstance(name, bool):
+        return Augment() if name else identity
+    function = imported("augment", name)
+    if isinstance(function, type) or not callable(function):
+        kind = "a class" if isinstance(function, type) else f"of type {type(function).__name__}"
+        raise ConfigError(
+            f"augment {name!r} is {kind}: expected a function (x, generator) -> x of a batch"
+        )
+    return _Own(name, function)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A function of the user's own, whose mistakes are one line."""
+
+    path: str
+    function: Callable[..., object]
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        try:
+            made = self.function(x, generator)
+        except Exception as error:  # the user's code may raise anything
+            raise ConfigError(
+                f"augment {self.path!r} failed on a batch of shape {tuple(x.shape)} "
+                f"({brief(error)}): expected a function (x, generator) -> x"
+            ) from error
+        if not isinstance(made, Tensor) or made.shape[:1] != x.shape[:1]:
+            found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise ConfigError(
+                f"augment {self.path!r} returned {found} for a batch of shape "
+                f"{tuple(x.shape)}: expected a tensor of as many samples"
+            )
+        return made

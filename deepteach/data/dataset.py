@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepteach.data.splits import stratified_split
 from deepteach.data.validation import (
     CHUNK,
     ENCODE,
@@ -27,6 +28,9 @@ from deepteach.data.validation import (
     rows_of,
 )
 from deepteach.errors import DataError
+
+# What a reader of files returns: arguments of `from_arrays`, and what the user must be told.
+Read = tuple[dict[str, Any], list[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,34 +189,6 @@ def check(data: Data) -> tuple[str, ...]:
         notes.append(overlap)
         warnings.warn(overlap, stacklevel=2)
     return tuple(notes)
-
-
-def stratified_split(
-    y: np.ndarray, size: int | float, seed: int, least: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices (rest, part); part has `size` samples in the proportions of y.
-
-    `size` is a count, or a fraction of len(y) if a float. Each class gives its share,
-    rounded so that the sum is right, but at least `least` (the part may then be larger)
-    and never its last sample. Raises DataError if size is not in 1..len(y)-1.
-    """
-    total = len(y)
-    wanted = round(size * total) if isinstance(size, float) else size
-    if not 1 <= wanted < total:
-        raise DataError(f"cannot split {wanted} samples off {total}: expected 1..{total - 1}")
-    counts = np.bincount(y)
-    share = counts * (wanted / total)
-    take = np.floor(share).astype(np.int64)
-    largest = np.argsort(take - share, kind="stable")  # by remainder, falling
-    take[largest[: wanted - take.sum()]] += 1
-    take = np.minimum(np.maximum(take, least), np.maximum(counts - 1, 0))
-    generator = np.random.default_rng(seed)
-    parts = [
-        generator.permutation(np.flatnonzero(y == label))[:count]
-        for label, count in enumerate(take)
-    ]
-    part = np.sort(np.concatenate(parts))
-    return np.setdiff1d(np.arange(total), part), part
 
 
 def _count_classes(labels: dict[str, np.ndarray], classes: int | None) -> int:

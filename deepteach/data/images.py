@@ -1,4 +1,4 @@
-"""Read images from disk: folders of files, and CIFAR's published binary format."""
+"""Read folders of image files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from deepteach.data.dataset import Read
+from deepteach.data.splits import PARTS
 from deepteach.errors import ConfigError, DataError
 
-# The array arguments of `data.from_arrays`, and what the user must be told.
-Read = tuple[dict[str, Any], list[str]]
-
 _SUFFIXES = (".png", ".jpg", ".jpeg")
-_PARTS = ("train", "valid", "test")
 
 
 def folder(path: Path) -> Read:
@@ -30,7 +28,7 @@ def folder(path: Path) -> Read:
         ) from error
     if not path.is_dir():
         raise DataError(f"{path} is not a folder: expected {path}/train/CLASS/IMAGE.png")
-    roots = {part: path / part for part in _PARTS if (path / part).is_dir()}
+    roots = {part: path / part for part in PARTS if (path / part).is_dir()}
     if not roots:
         roots = {"train": path}
     elif "train" not in roots:
@@ -73,54 +71,6 @@ def folder(path: Path) -> Read:
         arrays[f"x_{part}"] = pixels
         arrays[f"y_{part}"] = np.array([label for _, label in found])
     return arrays, notes
-
-
-def cifar(path: Path, classes: int) -> Read:
-    """CIFAR-10 or CIFAR-100, binary version: label byte(s), then 3 x 32 x 32 pixels.
-
-    A record of CIFAR-100 begins with a coarse label, which is skipped. Raises DataError.
-    """
-    inner = path / ("cifar-10-batches-bin" if classes == 10 else "cifar-100-binary")
-    root = inner if inner.is_dir() else path
-    train, test = [f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin"
-    if classes == 100:
-        train, test = ["train.bin"], "test.bin"
-    parts = [_records(root / file, classes) for file in train]
-    x_test, y_test = _records(root / test, classes)
-    return {
-        "x_train": np.concatenate([x for x, _ in parts]),
-        "y_train": np.concatenate([y for _, y in parts]),
-        "x_test": x_test,
-        "y_test": y_test,
-        "classes": classes,
-    }, []
-
-
-def _records(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 3, 32, 32) uint8 and fine labels (n,) of one binary file."""
-    before = 1 if classes == 10 else 2
-    try:
-        raw = np.fromfile(path, np.uint8)
-    except OSError as error:
-        pickled = path.with_suffix("").exists()
-        hint = "this is the pickled 'python version'; " if pickled else ""
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}): {hint}expected the files of "
-            "CIFAR's 'binary version'"
-        ) from error
-    if len(raw) == 0 or len(raw) % (before + 3072):
-        raise DataError(
-            f"{path} has {len(raw)} bytes, not a multiple of the {before + 3072} of a "
-            "record: it is truncated or not CIFAR's binary version; fetch it again"
-        )
-    records = raw.reshape(-1, before + 3072)
-    labels = records[:, before - 1].astype(np.int64)
-    if (wrong := np.flatnonzero(labels >= classes)).size:
-        raise DataError(
-            f"{path} has label {labels[wrong[0]]} in record {wrong[0]}, outside "
-            f"0..{classes - 1}: it is damaged or of another data set"
-        )
-    return records[:, before:].reshape(-1, 3, 32, 32), labels
 
 
 def _folders(root: Path) -> list[Path]:

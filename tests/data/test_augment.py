@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from deepteach.data.augment import Augment, identity
+from deepteach.data.augment import Augment, identity, resolve
 from deepteach.errors import ConfigError
 
 torch.set_num_threads(1)
@@ -83,3 +85,31 @@ def test_too_small_images_are_refused(pad: int, side: int) -> None:
 def test_negative_pad_is_refused() -> None:
     with pytest.raises(ConfigError, match="pad is -1"):
         Augment(pad=-1)
+
+
+def test_resolve_by_switch_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own function, its mistakes in one line."""
+    (tmp_path / "my_augmentation.py").write_text(
+        "import torch\n"
+        "def jitter(x, generator):\n"
+        "    return x + torch.randn(x.shape, generator=generator)\n"
+        "def fewer(x, generator):\n    return x[1:]\n"
+        "def broken(x, generator):\n    raise KeyError('a\\nb')\n"
+        "class Made: ...\n"
+        "number = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert resolve(False) is identity and resolve(True) == Augment()
+    x = torch.zeros(4, 2)
+    drawn = resolve("my_augmentation:jitter")(x, torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, torch.randn(4, 2, generator=torch.Generator().manual_seed(1)))
+    for name, words in (
+        ("fewer", r"returned \(3, 2\) for a batch of shape \(4, 2\)"),
+        ("broken", "failed on a batch"),
+        ("Made", "is a class: expected a function"),
+        ("number", "is of type int"),
+        ("nothing", "cannot be imported"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            resolve(f"my_augmentation:{name}")(x, torch.Generator())
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,55 @@
+"""The parts of a data set: their names, and how one is split off."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deepteach.errors import DataError
+
+PARTS = ("train", "valid", "test")
+
+_SPELLINGS = {
+    "train": ("train", "training"),
+    "valid": ("valid", "val", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+def part_named(name: str) -> str | None:
+    """The part that a folder or a cell names in one of its usual spellings, in any case."""
+    spelt = name.strip().lower()
+    return next((part for part in PARTS if spelt in _SPELLINGS[part]), None)
+
+
+def stratified_split(
+    y: np.ndarray, size: int | float, seed: int, least: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices (rest, part); part has `size` samples in the proportions of y.
+
+    `size` is a count, or a fraction of len(y) if a float. Each class gives its share,
+    rounded so that the sum is right, but at least `least` (the part may then be larger)
+    and never its last sample.
+
+    By hand, for scikit-learn's splitters refuse classes of one member, have no `least`, and
+    draw other samples than the runs that are committed here.
+
+    Raises:
+        DataError: size is not in 1..len(y)-1.
+    """
+    total = len(y)
+    wanted = round(size * total) if isinstance(size, float) else size
+    if not 1 <= wanted < total:
+        raise DataError(f"cannot split {wanted} samples off {total}: expected 1..{total - 1}")
+    counts = np.bincount(y)
+    share = counts * (wanted / total)
+    take = np.floor(share).astype(np.int64)
+    largest = np.argsort(take - share, kind="stable")  # by remainder, falling
+    take[largest[: wanted - take.sum()]] += 1
+    take = np.minimum(np.maximum(take, least), np.maximum(counts - 1, 0))
+    generator = np.random.default_rng(seed)
+    parts = [
+        generator.permutation(np.flatnonzero(y == label))[:count]
+        for label, count in enumerate(take)
+    ]
+    part = np.sort(np.concatenate(parts))
+    return np.setdiff1d(np.arange(total), part), part
