@@ -48,8 +48,9 @@ from soak_ranks import dead_ranks, rank_nonfinite, rank_signals
 
 import deepteach
 from deepteach.errors import CheckpointError
-from deepteach.runs import checkpoint
-from deepteach.runs.checkpoint import Store, write_atomic
+from deepteach.runs import storage
+from deepteach.runs.checkpoint import Store
+from deepteach.runs.storage import write_atomic
 
 
 def reruns(bench: Bench, tally: Tally) -> None:
@@ -119,7 +120,7 @@ def failpoints(bench: Bench, tally: Tally) -> None:
     def arm(number: int, when: str) -> Callable[[], None]:
         def prepare() -> None:
             def wrapped(name: str) -> Callable:
-                real = getattr(checkpoint, name)
+                real = getattr(storage, name)
 
                 def operation(*arguments: Any, **options: Any) -> Any:
                     total.set(0, total.get(0) + 1)
@@ -128,14 +129,14 @@ def failpoints(bench: Bench, tally: Tally) -> None:
                     chosen.set(0, OPERATIONS.index(name))
                     if when == "after":
                         real(*arguments, **options)
-                    elif when == "amid" and name == "_write":
+                    elif when == "amid" and name == "write":
                         real(arguments[0], arguments[1][: len(arguments[1]) // 2])
                     os.kill(os.getpid(), signal.SIGKILL)
 
                 return operation
 
             for name in OPERATIONS:
-                setattr(checkpoint, name, wrapped(name))
+                setattr(storage, name, wrapped(name))
 
         return prepare
 

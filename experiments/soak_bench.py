@@ -41,7 +41,7 @@ PER_EPOCH, EPOCHS, CLASSES = 5, 8, 3
 STEPS = PER_EPOCH * EPOCHS
 METHODS = {"deep": ".", "uniform": "baseline"}
 """Name of a run and its folder below --out, in the order of training."""
-OPERATIONS = ("_mkdir", "_write", "_fsync", "_rename", "_rmtree")
+OPERATIONS = ("mkdir", "write", "fsync", "rename", "rmtree")
 SETTINGS = (
     "--noise.kind flip --noise.rate 0.4 --student mlp --threads 1 --device cpu --seed 0 "
     f"--epochs {EPOCHS} --batch_size 20 --interval 4 --window 3 --valid_batch 9"

@@ -221,7 +221,7 @@ def test_a_full_disk_ends_with_5(call: Command, monkeypatch: pytest.MonkeyPatch)
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("deepteach.runs.checkpoint._write", full)
+    monkeypatch.setattr("deepteach.runs.storage.write", full)
     answer = call("train", "--method", "uniform", "--epochs", "1", "--out", "run")
     assert answer.code == 5 and len(answer.err.splitlines()) == 1
     assert "No space left" in answer.err and "free some space" in answer.err

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepteach.errors import ConfigError
-from deepteach.runs.checkpoint import write_atomic
 from deepteach.runs.reader import Weights
+from deepteach.runs.storage import write_atomic
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from deepteach.errors import ConfigError, DataError, StorageError
+from deepteach.errors import ConfigError, DataError
 from deepteach.report.compare import Comparison, Setting, compare, results_sheet, rows_of
 from deepteach.report.pairing import UNIFORM, flat
 from deepteach.report.plots import figures as plots
@@ -28,6 +27,7 @@ from deepteach.report.plots.style import to_svg
 from deepteach.report.summary import Finding, Headline, findings_of, headline_of
 from deepteach.report.table import Sheet, number
 from deepteach.runs.reader import Run, open_run
+from deepteach.runs.storage import disk_errors, write_atomic
 
 _MARK = '<meta name="generator" content="deepteach">'
 _EPOCH_COLUMNS = (
@@ -83,7 +83,9 @@ def write_report(run: Run | str | Path) -> Path:
         _settings(run),
     ]  # fmt: skip
     page = _render(f"deepteach report: {run.path.resolve().name}", headline_of(run), sections)
-    return _write(page, run.path / "report.html")
+    path = run.path / "report.html"
+    write_atomic(path, page.encode())
+    return path
 
 
 def write_comparison(runs: Sequence[Run], path: str | Path) -> Path:
@@ -108,7 +110,8 @@ def write_comparison(runs: Sequence[Run], path: str | Path) -> Path:
     )
     sections = [part for setting in comparison.settings for part in _compared(setting)]
     sections.append(_every_run(comparison))
-    return _write(_render("deepteach comparison", headline, sections), path)
+    write_atomic(path, _render("deepteach comparison", headline, sections).encode())
+    return path
 
 
 def _results(run: Run) -> Section:
@@ -305,28 +308,9 @@ def _render(title: str, headline: Headline, sections: Sequence[Section]) -> str:
 
 def _refuse_foreign(path: Path) -> None:
     """Before any work: a file that deepteach did not write is never overwritten."""
-    try:
+    with disk_errors(path):
         if path.is_dir() or (path.exists() and _MARK not in path.read_text("utf-8", "replace")):
             raise ConfigError(
                 f"{path} is not a report of deepteach's and is left as it is: move it away or "
                 "name another file"
             )
-    except OSError as error:
-        raise _storage(path, error) from error
-
-
-def _write(page: str, path: Path) -> Path:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(page, encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise _storage(path, error) from error
-    return path
-
-
-def _storage(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"cannot write {path} ({error.strerror or error}): free space or name another folder"
-    )

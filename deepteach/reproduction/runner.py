@@ -24,7 +24,7 @@ from deepteach.errors import ConfigError, DataError
 from deepteach.report.table import csv_text
 from deepteach.reproduction.cell import Cell
 from deepteach.reproduction.launch import Entry, Executor, Task, by_processes
-from deepteach.runs.checkpoint import probe_writable, write_atomic
+from deepteach.runs.storage import probe_writable, write_atomic
 
 COLUMNS = (
     "table data noise rate student method variant seed test_error_last test_error_best "

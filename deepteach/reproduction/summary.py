@@ -15,8 +15,8 @@ from deepteach.report.table import UNKNOWN, Sheet, mean_std, number
 from deepteach.reproduction.cell import Cell
 from deepteach.reproduction.scale import SCALES
 from deepteach.reproduction.tables import TABLES, not_reproduced
-from deepteach.runs.checkpoint import write_atomic
 from deepteach.runs.reader import open_run
+from deepteach.runs.storage import write_atomic
 
 Rows = Sequence[Mapping[str, str]]
 SETTING = ("data", "noise", "rate", "student")

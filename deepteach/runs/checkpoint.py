@@ -1,28 +1,24 @@
 """Checkpoints that survive a kill, a power loss, a full disk and a flipped bit.
 
 A checkpoint is a folder `step-########` of three files: `state.safetensors` (tensors),
-`state.json` (the tree around them, see packing.py) and `MANIFEST.json` (format, step,
+`state.json` (the tree around them, see serialization.py) and `MANIFEST.json` (format, step,
 meta, size and sha256 of the other two; its first field is the sha256 of its own rest).
 
 Commit: every file is written and fsynced in `.tmp-<step>-<pid>/`, the manifest last; the
 folder is fsynced, renamed to its final name, and the parent fsynced. A final name is thus
 never partial, and nothing is overwritten. Old ones are renamed away before they are
 deleted. No format notices bit rot by itself, so whatever is read is hashed before it is
-parsed; there is no pickle. For POSIX systems: it needs flock and fsync of folders.
+parsed; there is no pickle.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,29 +27,15 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from deepteach.errors import CheckpointError, ConfigError, StorageError
+from deepteach.errors import CheckpointError, ConfigError
+from deepteach.runs import storage
 from deepteach.runs.migrations import FORMAT, MIGRATIONS
-from deepteach.runs.serialization import pack, unpack
+from deepteach.runs.serialization import json_bytes, pack, unpack
 
 _TENSORS, _SKELETON, _MANIFEST = "state.safetensors", "state.json", "MANIFEST.json"
-_NO_FOLDER = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST),
-)
 _MANIFEST_CAP = 16 * 2**20  # bytes; nothing vouches for the size of the manifest itself
 _SEAL = b'{"sha256": "%s", '  # how a manifest begins; the digest is of all that follows
 _SEALED = re.compile(rb'\{"sha256": "([0-9a-f]{64})", ')
-
-
-# Every change a commit makes to the disk goes through these, so that tests can stop the
-# process, or fail the disk, at each of them.
-_mkdir, _write, _fsync, _rename, _rmtree = (
-    os.mkdir,
-    os.write,
-    os.fsync,
-    os.rename,
-    shutil.rmtree,
-)
 
 
 class _Damaged(CheckpointError):
@@ -82,7 +64,7 @@ class Store:
             )
         self.folder, self.keep = folder, keep
         self._intact: set[int] = set()  # verified, or written, by this object
-        _clean(folder)
+        storage.remove_leftovers(folder)
 
     def commit(self, step: int, tree: Any, *, meta: dict[str, Any]) -> Path:
         """Write `tree` and `meta` as checkpoint `step`; on return they are on the disk.
@@ -100,22 +82,22 @@ class Store:
         files = _encode(step, tree, meta)
         final = self.folder / _name(step)
         temporary = self.folder / f".tmp-{step}-{os.getpid()}"
-        with _storage(final, sum(map(len, files.values()))):
-            _make_folder(self.folder)
+        with storage.disk_errors(final, sum(map(len, files.values()))):
+            storage.make_folder(self.folder)
             if os.path.lexists(final) and self._verifies(step):
-                _sync(self.folder)  # its own commit may have died just before this
+                storage.sync(self.folder)  # its own commit may have died just before this
                 return final
             try:
-                _mkdir(temporary)
+                storage.mkdir(temporary)
                 for name, data in files.items():
-                    _write_file(temporary / name, data)
-                _sync(temporary)
+                    storage.write_file(temporary / name, data)
+                storage.sync(temporary)
                 self._set_aside([final] if os.path.lexists(final) else [])
-                _rename(temporary, final)
+                storage.rename(temporary, final)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-            _sync(self.folder)
+            storage.sync(self.folder)
             self._intact.add(step)
             self._collect(step)
         return final
@@ -128,7 +110,7 @@ class Store:
                 written by a newer deepteach. Never a silent start at step 0.
             StorageError: the folder cannot be listed.
         """
-        with _storage(self.folder):
+        with storage.disk_errors(self.folder):
             names = os.listdir(self.folder) if os.path.lexists(self.folder) else []
         # A name that was tampered with is not a reason to start over: it sorts last.
         found = sorted(
@@ -181,111 +163,21 @@ class Store:
         """Take checkpoints away: no crash may leave half of one under its final name."""
         aside = [self.folder / f".tmp-old-{path.name}-{os.getpid()}" for path in old]
         for path, away in zip(old, aside, strict=True):
-            _rename(path, away)
+            storage.rename(path, away)
         if aside:
-            _sync(self.folder)
+            storage.sync(self.folder)
         for away in aside:
-            _remove(away)
-
-
-class RunLock:
-    """`with RunLock(folder):` keeps a second process out of a run's folder.
-
-    The lock is flock on `folder/.lock`: the kernel drops it when the process dies, so it
-    never has to be removed by hand.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._descriptor = folder, -1
-
-    def __enter__(self) -> RunLock:
-        path = self.folder / ".lock"
-        with _storage(path):
-            _make_folder(self.folder)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(path, flags, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-            except BaseException as error:
-                holder = os.pread(descriptor, 20, 0)
-                os.close(descriptor)
-                if not isinstance(error, BlockingIOError):
-                    raise
-                pid = holder.decode() if holder.isdigit() else "unknown"
-                raise ConfigError(
-                    f"another run is using {self.folder} (pid {pid}): wait for it or "
-                    "choose another --out"
-                ) from None
-        self._descriptor = descriptor
-        _clean(self.folder)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Unlocked and not just closed: forked data workers hold the descriptor as well.
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        os.close(self._descriptor)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, durably: at any instant it holds the old bytes or the new.
-
-    Raises:
-        StorageError: the disk failed; what was at `path` is untouched.
-    """
-    temporary = path.parent / f".tmp-{path.name}-{os.getpid()}"
-    with _storage(path, len(data)):
-        try:
-            temporary.unlink(missing_ok=True)  # a dead process may have had our id
-            _write_file(temporary, data)
-            _rename(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        _sync(path.parent)
-
-
-def probe_writable(folder: Path) -> None:
-    """Make `folder` if need be and write, fsync, rename and remove a file in it.
-
-    What dead processes left half-written there is removed as well.
-    Permission bits say too little (root, read-only mounts, quotas); only trying tells.
-
-    Raises:
-        StorageError: the folder cannot hold a run.
-    """
-    with _storage(folder):
-        _make_folder(folder)
-    probe = folder / f".tmp-probe-{os.getpid()}"
-    write_atomic(probe, b"probe")
-    with _storage(probe):
-        probe.unlink()
-    _clean(folder)
-
-
-def to_bytes(tree: Any) -> bytes:
-    """A tree on its way to another process: the skeleton's length, the skeleton, the tensors."""
-    tensors, skeleton = pack(tree)
-    head = _json(skeleton)
-    return len(head).to_bytes(8, "big") + head + save(tensors)
-
-
-def from_bytes(data: bytes) -> Any:
-    """Inverse of `to_bytes`."""
-    end = 8 + int.from_bytes(data[:8], "big")
-    return unpack(load(data[end:]), json.loads(data[8:end]))
+            storage.remove(away)
 
 
 def _encode(step: int, tree: Any, meta: dict[str, Any]) -> dict[str, bytes]:
     """The files of a checkpoint in the order of writing: the manifest is last."""
     tensors, skeleton = pack(tree)
-    files = {_TENSORS: save(tensors), _SKELETON: _json(skeleton)}
+    files = {_TENSORS: save(tensors), _SKELETON: json_bytes(skeleton)}
     listed = {name: {"size": len(data), "sha256": _sha256(data)} for name, data in files.items()}
     manifest = {"format": FORMAT, "deepteach": _version(), "step": step, "meta": meta}
     try:
-        body = _json(manifest | {"files": listed})[1:]  # without "{": the seal opens it
+        body = json_bytes(manifest | {"files": listed})[1:]  # without "{": the seal opens it
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"a checkpoint's meta must be strict JSON: {error}; turn it into text, finite "
@@ -307,7 +199,9 @@ def _decode(folder: Path) -> tuple[int, Any, dict[str, Any]]:
         tree = unpack(load(files[_TENSORS]), skeleton)
     # Whatever the parsers raise on bytes that are hashed yet were never packed.
     except (SafetensorError, CheckpointError, KeyError, ValueError, RuntimeError) as error:
-        raise _Damaged(f"{_TENSORS} or {_SKELETON} cannot be read: {_line(error)}") from None
+        raise _Damaged(
+            f"{_TENSORS} or {_SKELETON} cannot be read: {storage.one_line(error)}"
+        ) from None
     meta = manifest["meta"]
     for version in range(manifest["format"], FORMAT):
         tree, meta = MIGRATIONS[version](tree, meta)
@@ -325,7 +219,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         listed = manifest["files"]
         # Equality with the two known names also keeps out paths that lead elsewhere.
         if set(listed) != {_TENSORS, _SKELETON}:
-            raise _Damaged(f"{_MANIFEST} lists {_line(sorted(listed))}")
+            raise _Damaged(f"{_MANIFEST} lists {storage.one_line(sorted(listed))}")
         if extra := set(os.listdir(folder)) - {_MANIFEST, *listed}:
             raise _Damaged(f"{min(extra)!r} is not part of a checkpoint")
         files = {}
@@ -348,11 +242,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _Damaged(f"{_MANIFEST} cannot be read: {_line(error)}") from None
+        raise _Damaged(f"{_MANIFEST} cannot be read: {storage.one_line(error)}") from None
     version = manifest.get("format")
     if type(version) is not int or version < 1:
-        raise _Damaged(f"{_MANIFEST} has the format {_line(version)}")
-    writer = _line(manifest.get("deepteach"))
+        raise _Damaged(f"{_MANIFEST} has the format {storage.one_line(version)}")
+    writer = storage.one_line(manifest.get("deepteach"))
     if version > FORMAT:
         raise CheckpointError(
             f"{folder} has format {version}, written by deepteach {writer}; this one, "
@@ -390,98 +284,6 @@ def _read_file(path: Path, size: int | None = None) -> bytes:
         return file.read(found)
 
 
-def _write_file(path: Path, data: bytes) -> None:
-    """Write and fsync a file that is not there yet."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o644)
-    try:
-        rest = memoryview(data)
-        while rest:  # a full disk first shows as a short write
-            rest = rest[_write(descriptor, rest) :]
-        _fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _make_folder(folder: Path) -> None:
-    """Make `folder` and its parents, durably."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        try:
-            _mkdir(folder)
-        except FileExistsError:  # a file, or another run was faster
-            if not folder.is_dir():
-                raise
-        _sync(folder.parent)
-
-
-def _clean(folder: Path) -> None:
-    """Remove what dead processes left half-done, as far as that is allowed.
-
-    Our own process id counts as dead: it does nothing yet, and containers reuse ids.
-    """
-    with suppress(OSError):
-        for path in folder.glob(".tmp-*-*"):
-            pid = path.name.rpartition("-")[2]
-            if pid.isdecimal() and (int(pid) == os.getpid() or not _alive(int(pid))):
-                with suppress(OSError):
-                    _remove(path)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        _rmtree(path)
-    else:
-        path.unlink()
-
-
-@contextmanager
-def _storage(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn what the operating system says into one line with path, sizes and remedy."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "free some space"
-        elif error.errno in _NO_FOLDER:
-            remedy = "make its folder a writable one"
-        else:
-            remedy = "check the disk"
-        size = "" if needed is None else f"{needed} bytes needed, "
-        raise StorageError(
-            f"storage failed at {path}: {error.strerror or _line(error)} ({size}"
-            f"{_free(path)} bytes free); {remedy} or choose another --out"
-        ) from error
-
-
-def _free(path: Path) -> int | str:
-    for existing in (path, *path.absolute().parents):
-        with suppress(OSError):
-            return shutil.disk_usage(existing).free
-    return "unknown"
-
-
 def _name(step: int) -> str:
     return f"step-{step:08d}"
 
@@ -494,17 +296,8 @@ def _step(name: str) -> int | None:
     return int(digits) if name == _name(int(digits)) else None
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, allow_nan=False).encode()
-
-
 def _sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _line(value: object) -> str:
-    """A value from outside as one short line."""
-    return " ".join(str(value).split())[:120]
 
 
 def _version() -> str:

@@ -11,10 +11,12 @@ one kind of sequence, text keys only and no infinity, so the skeleton tags the r
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from deepteach.errors import CheckpointError, ConfigError
@@ -128,6 +130,24 @@ def unpack(tensors: dict[str, Tensor], skeleton: Any) -> Any:
             f"{next(iter(left))!r}: the checkpoint is damaged, use another one"
         )
     return tree
+
+
+def to_bytes(tree: Any) -> bytes:
+    """A tree on its way to another process: the skeleton's length, the skeleton, the tensors."""
+    tensors, skeleton = pack(tree)
+    head = json_bytes(skeleton)
+    return len(head).to_bytes(8, "big") + head + save(tensors)
+
+
+def from_bytes(data: bytes) -> Any:
+    """Inverse of `to_bytes`."""
+    end = 8 + int.from_bytes(data[:8], "big")
+    return unpack(load(data[end:]), json.loads(data[8:end]))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Strict JSON in UTF-8. Raises TypeError or ValueError: a value that JSON has not."""
+    return json.dumps(value, allow_nan=False).encode()
 
 
 def _is_item(item: Any) -> bool:

@@ -20,7 +20,7 @@ from deepteach.data.dataset import Data, from_arrays
 from deepteach.data.validation import as_array
 from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError
-from deepteach.runs.checkpoint import RunLock
+from deepteach.runs.lock import RunLock
 from deepteach.training.build import resolve_device, resolve_student
 from deepteach.training.config import RUNTIME_KEYS, Config, make
 from deepteach.training.evaluate import Trust

@@ -20,7 +20,8 @@ from deepteach.data.dataset import Data
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import CheckpointError
 from deepteach.rng import generator_states, set_generator_states, stream
-from deepteach.runs.checkpoint import Store, from_bytes, to_bytes
+from deepteach.runs.checkpoint import Store
+from deepteach.runs.serialization import from_bytes, to_bytes
 from deepteach.training import diagnostics as quality
 from deepteach.training.build import resolve_method
 from deepteach.training.config import Config

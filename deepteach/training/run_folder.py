@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deepteach.data.dataset import Data
 from deepteach.errors import ConfigError
-from deepteach.runs.checkpoint import probe_writable, write_atomic
+from deepteach.runs.storage import probe_writable, write_atomic
 from deepteach.training.config import RUNTIME_KEYS, Config, dump, make, read
 from deepteach.training.evaluate import Trust
 

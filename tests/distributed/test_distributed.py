@@ -27,7 +27,8 @@ from toy import Probe, dropout, noisy, write_npz
 
 import deepteach as dt
 from deepteach.distributed.collectives import Ranks
-from deepteach.runs.checkpoint import Store, from_bytes, to_bytes
+from deepteach.runs.checkpoint import Store
+from deepteach.runs.serialization import from_bytes, to_bytes
 from deepteach.training.api import run
 from deepteach.training.config import make, read
 from deepteach.training.signals import Interrupts

@@ -175,7 +175,7 @@ def test_foreign_file_is_not_overwritten(tmp_path: Path) -> None:
     assert (path / "report.html").read_text() == "mine"
     with pytest.raises(ConfigError):
         write_comparison([open_run(path)], tmp_path)
-    with pytest.raises(StorageError, match="cannot write"):
+    with pytest.raises(StorageError, match="storage failed at .*none.* writable"):
         write_comparison([open_run(path)], tmp_path / "none" / "a.html")
 
 

@@ -14,7 +14,7 @@ from fake_disk import OPERATIONS, commit, hooked, killed_at, loaded, points, sam
 from fake_disk import no_waiting_for_the_disk as no_waiting_for_the_disk
 
 from deepteach.errors import CheckpointError
-from deepteach.runs import checkpoint
+from deepteach.runs import storage
 from deepteach.runs.checkpoint import Store
 
 # --- kill -9 -------------------------------------------------------------------------
@@ -28,8 +28,8 @@ def test_killed_at_every_moment_of_a_commit(tmp_path: Path, save: int) -> None:
     shutil.copytree(tmp_path / "before", tmp_path / "rehearsal")
     new, old = 10 * save, max(earlier, default=None)
     moments = points(lambda: commit(tmp_path / "rehearsal" / "run", new, keep=2))
-    assert len(moments) > 25 and ("within _rmtree" in moments) == (save > 2)
-    durable = moments.index("after _rename")
+    assert len(moments) > 25 and ("within rmtree" in moments) == (save > 2)
+    durable = moments.index("after rename")
     for index, moment in enumerate(moments):
         run = tmp_path / str(index) / "run"
         shutil.copytree(tmp_path / "before", run.parent)
@@ -145,11 +145,11 @@ def logged(root: Path, work: Callable[[list[tuple[Any, ...]]], object]) -> list[
             first, *rest = arguments
             if isinstance(first, int):
                 first = Path(os.readlink(f"/proc/self/fd/{first}"))
-            log.append((name[1:], first, *(bytes(r) if name == "_write" else r for r in rest)))
+            log.append((name, first, *(bytes(r) if name == "write" else r for r in rest)))
 
     with pytest.MonkeyPatch.context() as patch:
         for name in OPERATIONS:
-            patch.setattr(checkpoint, name, hooked(name, hook))
+            patch.setattr(storage, name, hooked(name, hook))
         work(log)
     return log
 

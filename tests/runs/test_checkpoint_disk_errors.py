@@ -18,8 +18,10 @@ from fake_disk import folder as folder
 from fake_disk import no_waiting_for_the_disk as no_waiting_for_the_disk
 
 from deepteach.errors import StorageError
-from deepteach.runs import checkpoint
-from deepteach.runs.checkpoint import RunLock, Store, probe_writable, write_atomic
+from deepteach.runs import storage
+from deepteach.runs.checkpoint import Store
+from deepteach.runs.lock import RunLock
+from deepteach.runs.storage import probe_writable, write_atomic
 
 
 def failing(name: str, nth: int, code: int) -> Callable[..., Any]:
@@ -28,11 +30,11 @@ def failing(name: str, nth: int, code: int) -> Callable[..., Any]:
 
     def operation(*arguments: Any) -> Any:
         number = next(counter)
-        if name == "_write" and number == nth - 1:
-            return REAL["_write"](arguments[0], arguments[1][: len(arguments[1]) // 2])
+        if name == "write" and number == nth - 1:
+            return REAL["write"](arguments[0], arguments[1][: len(arguments[1]) // 2])
         if number == nth:
             raise OSError(code, os.strerror(code))
-        return None if name == "_fsync" else REAL[name](*arguments)
+        return None if name == "fsync" else REAL[name](*arguments)
 
     return operation
 
@@ -59,7 +61,7 @@ def test_every_operation_may_fail(
     shutil.copytree(tmp_path / "before", tmp_path / "rehearsal")
     moments = points(lambda: commit(tmp_path / "rehearsal", 3, keep=2))
     calls = [moment.split()[1] for moment in moments if moment.startswith("before")]
-    renamed = calls.index("_rename")
+    renamed = calls.index("rename")
     failures = 0
     for position, name in enumerate(calls):
         nth = calls[:position].count(name)
@@ -68,7 +70,7 @@ def test_every_operation_may_fail(
         before = listing(run)
         store = Store(run, keep=2)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, name, failing(name, nth, code))
+            patch.setattr(storage, name, failing(name, nth, code))
             with pytest.raises(StorageError) as caught:
                 store.commit(3, state(3), meta={"epoch": 3})
         message = str(caught.value)
@@ -87,7 +89,7 @@ def test_every_operation_may_fail(
 
 
 def test_short_writes_are_continued(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_write", lambda fd, data: os.write(fd, data[:7]))
+    monkeypatch.setattr(storage, "write", lambda fd, data: os.write(fd, data[:7]))
     commit(folder, 1)
     assert loaded(folder).step == 1
 
@@ -122,13 +124,13 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     assert blocked.read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["_mkdir", "_write", "_fsync", "_rename"])
+@pytest.mark.parametrize("name", ["mkdir", "write", "fsync", "rename"])
 def test_the_probe_tries_everything(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe_writable(tmp_path / "out" / "deep")
     assert list((tmp_path / "out" / "deep").iterdir()) == []
-    monkeypatch.setattr(checkpoint, name, failing(name, 0, errno.EROFS))
+    monkeypatch.setattr(storage, name, failing(name, 0, errno.EROFS))
     with pytest.raises(StorageError, match=r"Read-only file system .* writable"):
         probe_writable(tmp_path / "other")
     assert listing(tmp_path) == {}
@@ -140,9 +142,9 @@ def test_write_atomic_leaves_the_old_bytes_or_the_new(
     path = tmp_path / "summary.json"
     write_atomic(path, b"old")
     moments = points(lambda: write_atomic(path, b"old"))
-    begun = [moment[8:] for moment in moments if moment.startswith("before _")]
+    begun = [moment[7:] for moment in moments if moment.startswith("before ")]
     assert begun == ["write", "fsync", "rename", "fsync"]
-    durable = moments.index("after _rename")
+    durable = moments.index("after rename")
     for index, moment in enumerate(moments):
         write_atomic(path, b"old")
         assert killed_at(index, lambda: write_atomic(path, b"newer")), moment
@@ -150,9 +152,9 @@ def test_write_atomic_leaves_the_old_bytes_or_the_new(
     with RunLock(tmp_path):  # takes away what the dead left
         assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", "summary.json"]
     write_atomic(path, b"old")
-    for name in ("_write", "_fsync", "_rename"):
+    for name in ("write", "fsync", "rename"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, name, failing(name, 0, errno.ENOSPC))
+            patch.setattr(storage, name, failing(name, 0, errno.ENOSPC))
             with pytest.raises(StorageError, match="No space left .*4 bytes needed"):
                 write_atomic(path, b"four")
         assert listing(tmp_path) == {".lock": str(os.getpid()).encode(), "summary.json": b"old"}

@@ -16,7 +16,7 @@ from fake_disk import folder as folder
 from fake_disk import no_waiting_for_the_disk as no_waiting_for_the_disk
 
 from deepteach.errors import CheckpointError, ConfigError
-from deepteach.runs import checkpoint
+from deepteach.runs import checkpoint, storage
 from deepteach.runs.checkpoint import Store
 from deepteach.runs.migrations import FORMAT
 
@@ -24,7 +24,7 @@ from deepteach.runs.migrations import FORMAT
 
 
 def test_round_trip_on_a_real_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_fsync", REAL["_fsync"])
+    monkeypatch.setattr(storage, "fsync", REAL["fsync"])
     store = Store(folder)
     meta = {"config": {"lr": 0.1, "name": "ü"}, "epoch": None, "list": [1, True]}
     path = store.commit(7, state(7), meta=meta)
@@ -78,7 +78,7 @@ def test_a_verified_step_is_left_and_a_damaged_one_replaced(folder: Path) -> Non
     Store(folder).commit(2, state(99), meta={})
     assert (folder / "step-00000002").stat().st_ino == before
     # The process that wrote it may have died before its name was durable.
-    assert points(lambda: commit(folder, 2)) == ["before _fsync", "after _fsync"]
+    assert points(lambda: commit(folder, 2)) == ["before fsync", "after fsync"]
     assert loaded(folder).step == 2
     (folder / "step-00000002" / "state.json").write_text("[]")
     commit(folder, 2)
@@ -146,7 +146,7 @@ def test_a_folder_that_another_run_makes_at_once(
         if path == folder:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
-    monkeypatch.setattr(checkpoint, "_mkdir", late)
+    monkeypatch.setattr(storage, "mkdir", late)
     commit(folder, 1)
     assert loaded(folder).step == 1
 

@@ -16,20 +16,20 @@ from typing import Any
 import pytest
 import torch
 
-from deepteach.runs import checkpoint
+from deepteach.runs import storage
 from deepteach.runs.checkpoint import Checkpoint, Store
 
 torch.set_num_threads(1)
 
 FILES = ("MANIFEST.json", "state.json", "state.safetensors")
-OPERATIONS = ("_mkdir", "_write", "_fsync", "_rename", "_rmtree")
-REAL = {name: getattr(checkpoint, name) for name in OPERATIONS}
+OPERATIONS = ("mkdir", "write", "fsync", "rename", "rmtree")
+REAL = {name: getattr(storage, name) for name in OPERATIONS}
 
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Killing a process loses nothing that was written; only the replays need fsync."""
-    monkeypatch.setattr(checkpoint, "_fsync", lambda descriptor: None)
+    monkeypatch.setattr(storage, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture
@@ -119,19 +119,19 @@ def hooked(name: str, hook: Hook, sync: bool = False) -> Callable[..., Any]:
 
     def operation(*arguments: Any) -> Any:
         hook("before", name, arguments)
-        if name == "_write":
+        if name == "write":
             descriptor, data = arguments
             half = len(data) // 2
-            REAL["_write"](descriptor, data[:half])
+            REAL["write"](descriptor, data[:half])
             hook("within", name, arguments)
-            REAL["_write"](descriptor, data[half:])
+            REAL["write"](descriptor, data[half:])
             result = len(data)
-        elif name == "_rmtree":
+        elif name == "rmtree":
             next(arguments[0].iterdir()).unlink()
             hook("within", name, arguments)
-            result = REAL["_rmtree"](*arguments)
+            result = REAL["rmtree"](*arguments)
         else:
-            result = None if name == "_fsync" and not sync else REAL[name](*arguments)
+            result = None if name == "fsync" and not sync else REAL[name](*arguments)
         hook("after", name, arguments)
         return result
 
@@ -144,7 +144,7 @@ def points(work: Callable[[], object]) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name in OPERATIONS:
             hook: Hook = lambda phase, name, _: seen.append(f"{phase} {name}")  # noqa: E731
-            patch.setattr(checkpoint, name, hooked(name, hook))
+            patch.setattr(storage, name, hooked(name, hook))
         work()
     return seen
 
@@ -160,7 +160,7 @@ def killed_at(index: int, work: Callable[[], object]) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         for name in OPERATIONS:
-            setattr(checkpoint, name, hooked(name, hook))
+            setattr(storage, name, hooked(name, hook))
         work()
 
     status = in_child(doomed)

@@ -42,8 +42,10 @@ from deepteach.core.losses import normalise
 from deepteach.data.dataset import from_arrays
 from deepteach.data.readers import load
 from deepteach.errors import CheckpointError, ConfigError, DataError, NumericError, StorageError
-from deepteach.runs import checkpoint
-from deepteach.runs.checkpoint import RunLock, Store
+from deepteach.runs import storage
+from deepteach.runs.checkpoint import Store
+from deepteach.runs.lock import RunLock
+from deepteach.runs.migrations import FORMAT
 from deepteach.training.api import run, train
 from deepteach.training.config import known_keys, make, read
 from deepteach.training.run import _Run
@@ -129,7 +131,7 @@ def test_a_disk_that_turns_read_only(call: Command, monkeypatch: pytest.MonkeyPa
     """Exit 5 with the path; the checkpoints so far are whole and the run goes on from them."""
     assert call(*TRAIN[:-1], "straight").code == 0
     with monkeypatch.context() as patch:
-        rename, seen = checkpoint._rename, []
+        rename, seen = storage.rename, []
 
         def turned(source: Any, target: Any) -> None:
             seen.append(target)
@@ -137,7 +139,7 @@ def test_a_disk_that_turns_read_only(call: Command, monkeypatch: pytest.MonkeyPa
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(target))
             rename(source, target)
 
-        patch.setattr(checkpoint, "_rename", turned)
+        patch.setattr(storage, "rename", turned)
         answer = call(*TRAIN)
     assert answer.code == 5 and len(answer.err.splitlines()) == 1
     assert "step-00000010" in answer.err and "Read-only" in answer.err
@@ -268,7 +270,7 @@ def reformat(path: Path, version: int) -> None:
     (path / "MANIFEST.json").write_bytes(sealed({**manifest, "deepteach": f"{version}.0"}))
 
 
-@pytest.mark.parametrize("version", [2, 99])
+@pytest.mark.parametrize("version", [FORMAT + 1, 99])
 def test_a_newer_format_is_refused_by_name(version: int, frozen: Path) -> None:
     reformat(frozen / "checkpoints" / "step-00000005", version)
     before = files(frozen)
