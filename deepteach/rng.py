@@ -22,6 +22,7 @@ def generator_states(device: torch.device) -> States:
 
 
 def set_generator_states(states: States) -> None:
+    """Put the global generators into recorded states."""
     for device, state in states.items():
         if device == "cpu":
             torch.set_rng_state(state.cpu())
@@ -30,6 +31,7 @@ def set_generator_states(states: States) -> None:
 
 
 def same_states(left: States, right: States) -> bool:
+    """Whether the generators of `left` stand in `right` as they stand there."""
     return all(torch.equal(left[device], right[device]) for device in left)
 
 

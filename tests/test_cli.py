@@ -291,7 +291,7 @@ def test_as_a_module(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
-    """`deepteach weights RUN | head -1`"""
+    """`deepteach weights RUN | head -1`."""
     make_run(tmp_path / "run", n=20000, samples=False)
     done = subprocess.run(
         f"{sys.executable} -m deepteach weights run | head -1",

@@ -1,0 +1,1 @@
+"""What teaching costs, measured; only the command line imports it."""

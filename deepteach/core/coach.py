@@ -261,6 +261,7 @@ class Coach:
 
     @property
     def omega(self) -> Params:
+        """The teacher's parameters, by name, without a graph."""
         return {name: leaf.detach() for name, leaf in self.teacher.named_parameters()}
 
     def loss(self, inputs: Inputs, labels: Tensor) -> Tensor:

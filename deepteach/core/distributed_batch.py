@@ -5,7 +5,7 @@ Called where there are several ranks; what is not finite is worded here for one,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ BAD_WEIGHTS = (
 )
 
 
-class Totals(NamedTuple):
+@dataclass(frozen=True)
+class Totals:
     """A batch over all ranks: its size, mean loss, effective fraction and L."""
 
     count: int

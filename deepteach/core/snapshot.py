@@ -36,6 +36,7 @@ class Snapshot:
     clock: Clock = Clock()
 
     def detach(self) -> Snapshot:
+        """The same without a graph: what is held constant."""
         return replace(
             self,
             internal=self.internal.detach(),

@@ -140,6 +140,7 @@ def refuse_one_class(labels: Mapping[str, np.ndarray]) -> None:
 
 
 def refuse_out_of_range(y: np.ndarray, name: str, classes: int) -> None:
+    """Raises DataError for a label that is not in 0..classes-1."""
     wrong = np.flatnonzero((y < 0) | (y >= classes))
     if len(wrong):
         raise DataError(
@@ -149,6 +150,7 @@ def refuse_out_of_range(y: np.ndarray, name: str, classes: int) -> None:
 
 
 def refuse_non_finite(x: np.ndarray, name: str) -> None:
+    """Raises DataError for a NaN or an infinity, with its row and column."""
     for start in range(0, len(x), CHUNK):
         part = x[start : start + CHUNK].reshape(len(x[start : start + CHUNK]), -1)
         rows = np.flatnonzero(~np.isfinite(part).all(axis=1))

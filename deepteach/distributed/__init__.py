@@ -1,0 +1,1 @@
+"""Many processes: all of torch.distributed that the package uses."""

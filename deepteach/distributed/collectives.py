@@ -246,8 +246,11 @@ class Ranks:
 
 
 class _Sum(torch.autograd.Function):
-    """s = sum_r x_r on every rank. The loss is the sum of the ranks' losses, so x_r's
-    derivative is the sum of the ranks' derivatives by s."""
+    """s = sum_r x_r on every rank.
+
+    The loss is the sum of the ranks' losses, so x_r's derivative is the sum of the ranks'
+    derivatives by s.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, ranks: Ranks, what: str) -> Tensor:

@@ -96,6 +96,7 @@ def headline_of(run: Run) -> Headline:
 
 
 def noise_of(run: Run) -> str:
+    """The noise that was added to the training labels, in words."""
     noise = run.summary.get("noise")
     kind = noise.get("kind") if isinstance(noise, dict) else None
     if not isinstance(noise, dict) or kind in (None, "none"):

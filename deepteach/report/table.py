@@ -72,6 +72,7 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
+    """With that many decimals."""
     return UNKNOWN if value is None else f"{value:.{digits}f}"
 
 
@@ -81,6 +82,7 @@ def percent(accuracy: float | None) -> str:
 
 
 def times(ratio: float | None) -> str:
+    """A ratio, as in `1.23 x`."""
     return UNKNOWN if ratio is None else f"{ratio:.2f} x"
 
 

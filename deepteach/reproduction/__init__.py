@@ -1,0 +1,1 @@
+"""The tables of the paper at three scales; only the command line imports it."""

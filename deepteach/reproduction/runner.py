@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from deepteach import __version__
 from deepteach.errors import ConfigError, DataError
 from deepteach.report.table import csv_text
 from deepteach.reproduction.cell import Cell
@@ -76,6 +77,7 @@ def _text(value: Any) -> str:
 
 
 def is_finished(cell: Cell, out: Path) -> bool:
+    """Whether its summary is there: the last file that a run writes."""
     return (out / cell.folder / "summary.json").is_file()
 
 
@@ -172,8 +174,6 @@ def _last_line(log: Path) -> str:
 
 def commit() -> str:
     """The commit of this package's repository, marked where files differ; else its version."""
-    from deepteach import __version__  # read late: the package imports most files
-
     root = Path(__file__).resolve().parent
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty"]
     tracked = ["git", "-C", str(root), "ls-files", "--error-unmatch", Path(__file__).name]

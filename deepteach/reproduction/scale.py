@@ -15,8 +15,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Scale:
-    """What a scale offers. `clean`, `uniform` and `flip` are the schedules of the paper's
-    three kinds of experiments; `data` and `students` map its names to those of the scale.
+    """What a scale offers.
+
+    `clean`, `uniform` and `flip` are the schedules of the paper's three kinds of experiments;
+    `data` and `students` map its names to those of the scale.
     """
 
     name: str

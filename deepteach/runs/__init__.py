@@ -1,0 +1,1 @@
+"""What a run leaves on a disk: checkpoints, settings, results. It knows no training."""

@@ -20,13 +20,13 @@ import re
 import shutil
 import stat
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from deepteach import __version__
 from deepteach.errors import CheckpointError, ConfigError
 from deepteach.runs import storage
 from deepteach.runs.migrations import FORMAT, MIGRATIONS
@@ -175,7 +175,7 @@ def _encode(step: int, tree: Any, meta: dict[str, Any]) -> dict[str, bytes]:
     tensors, skeleton = pack(tree)
     files = {_TENSORS: save(tensors), _SKELETON: json_bytes(skeleton)}
     listed = {name: {"size": len(data), "sha256": _sha256(data)} for name, data in files.items()}
-    manifest = {"format": FORMAT, "deepteach": _version(), "step": step, "meta": meta}
+    manifest = {"format": FORMAT, "deepteach": __version__, "step": step, "meta": meta}
     try:
         body = json_bytes(manifest | {"files": listed})[1:]  # without "{": the seal opens it
     except (TypeError, ValueError) as error:
@@ -250,12 +250,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if version > FORMAT:
         raise CheckpointError(
             f"{folder} has format {version}, written by deepteach {writer}; this one, "
-            f"{_version()}, reads formats up to {FORMAT}: install deepteach >= {writer}"
+            f"{__version__}, reads formats up to {FORMAT}: install deepteach >= {writer}"
         )
     if any(old not in MIGRATIONS for old in range(version, FORMAT)):
         raise CheckpointError(
             f"{folder} has format {version}, written by deepteach {writer}, which this "
-            f"one, {_version()}, no longer reads: finish that run with deepteach {writer}"
+            f"one, {__version__}, no longer reads: finish that run with deepteach {writer}"
         )
     match manifest:
         case {"step": int(), "meta": dict(), "files": dict(files)} if all(
@@ -298,10 +298,3 @@ def _step(name: str) -> int | None:
 
 def _sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _version() -> str:
-    try:
-        return metadata.version("deepteach")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"

@@ -130,6 +130,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
+    """Delete a file, a link or a whole folder."""
     if path.is_dir() and not path.is_symlink():
         rmtree(path)
     else:

@@ -1,0 +1,1 @@
+"""The methods: a teacher a file, what teachers read, and the names of the methods."""

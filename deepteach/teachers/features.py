@@ -48,9 +48,9 @@ class Label(Feature):
 
 
 class Surface(Feature):
-    """M1, five components: progress, mean training loss so far, best validation accuracy
-    so far, predicted label, margin.
+    """M1, five components of the training so far and of the prediction.
 
+    Progress, mean training loss so far, best validation accuracy so far, predicted label, margin.
     The paper leaves the encoding of the predicted label open; here it is its index scaled
     to [0, 1]. The margin is p_y - max over the other classes (Fan et al., 2018).
     """

@@ -28,10 +28,12 @@ class Problem:
 
 
 def adam(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
+    """Adam with the decay added to the gradient."""
     return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
 
 
 def nesterov(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum 0.9."""
     return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay, nesterov=True)
 
 

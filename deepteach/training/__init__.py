@@ -1,0 +1,1 @@
+"""Our training loop: from settings and data to a trained student and its run's folder."""

@@ -58,8 +58,7 @@ class _Run:
         *,
         leads: bool,
     ) -> None:
-        """A run that `leads` takes its interval and window from the settings first; one beside
-        it, where its method has no own."""
+        """Make everything; a run that does not lead takes K and B from its method first."""
         self.config, self.data, self.folder, self.signals = config, data, folder, signals
         self.ranks = ranks
         self.device = next(module.parameters()).device

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import deepteach
 from deepteach.data.dataset import Data
 from deepteach.errors import ConfigError
 from deepteach.runs.storage import probe_writable, write_atomic
@@ -128,9 +129,7 @@ def _samples(data: Data, trust: Trust, history: list[Tensor]) -> bytes:
 
 def versions() -> dict[str, str]:
     """What a bit-exact resume depends on besides threads and device."""
-    from deepteach import __version__  # read late: the package imports this file
-
-    return {"deepteach": __version__, "torch": str(torch.__version__)}
+    return {"deepteach": deepteach.__version__, "torch": str(torch.__version__)}
 
 
 def _json(value: Any) -> bytes:

@@ -46,5 +46,6 @@ def batches(
 
 
 def steps_per_epoch(count: int, size: int) -> int:
+    """How many batches an epoch has; a rest of one sample joins the batch before it."""
     full, rest = divmod(count, size)
     return max(1, full + (rest > 1))

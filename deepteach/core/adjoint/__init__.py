@@ -1,0 +1,1 @@
+"""How the meta-gradient crosses the recorded steps: one way a file."""

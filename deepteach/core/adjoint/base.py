@@ -125,7 +125,8 @@ class AbstractAdjoint:
     def gradient(self, window: Window, validation: Validation) -> MetaGradient:
         """d_omega over the window: the validation gradient at its end, carried back."""
         objective, rule, ranks = window.objective, window.rule, window.objective.ranks
-        d_theta = validation.gradient(window.final.theta)
+        theta = window.final.theta
+        d_theta = validation.gradient(theta)
         d_slots = {slot: zeros_like(d_theta) for slot in rule.slot_names}
         cotangent = State(d_theta, d_slots)
         d_omega = zeros_like(window.omega)
@@ -205,15 +206,18 @@ class AbstractAdjoint:
 
 
 def copy(state: State) -> State:
+    """The same numbers in memory of their own."""
     return State(clone(state.theta), {slot: clone(tree) for slot, tree in state.slots.items()})
 
 
 def kept(step: Step) -> State:
+    """The state before a recorded step. Raises ReplayError where none was kept."""
     if step.state is None:
         raise ReplayError("no state was kept for a recorded step: make a new Coach")
     return step.state
 
 
 def lacks_forward_rule(error: Exception) -> bool:
+    """Whether torch says that an operation has no forward-mode derivative."""
     text = str(error)
     return "forward AD" in text or "forward-mode" in text or "jvp" in text

@@ -101,6 +101,7 @@ class ExactSGD(torch.optim.Optimizer):
 
     @property
     def rule(self) -> ExactRule:
+        """Its step as a function that can be undone bit for bit."""
         return ExactRule(self)
 
     @torch.no_grad()
