@@ -163,7 +163,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 def _train(options: argparse.Namespace) -> int:
     from deepteach.data import noise
     from deepteach.data import readers as sources
-    from deepteach.report.compare import results_table, rows_of
+    from deepteach.report.compare import method_results, results_table
     from deepteach.report.html import write_report
     from deepteach.runs.reader import open_run
     from deepteach.training.api import run
@@ -189,7 +189,7 @@ def _train(options: argparse.Namespace) -> int:
     result = run(config, data, resume=options.resume, watch=watch)
     assert result.path is not None
     finished = open_run(result.path)
-    console.print(results_table(rows_of(finished)))
+    console.print(results_table(method_results(finished)).to_rich())
     report = "" if options.no_report else f"   report: {write_report(finished)}"
     console.print(f"run: {result.path}{report}", soft_wrap=True, markup=False)
     return 0
@@ -252,7 +252,7 @@ def _report(options: argparse.Namespace) -> int:
 def _reproduce(options: argparse.Namespace) -> int:
     from deepteach.reproduction import launch as executors
     from deepteach.reproduction import runner as reproduce
-    from deepteach.reproduction import summary as outcome
+    from deepteach.reproduction import summary
     from deepteach.reproduction import tables as recipes
 
     cells = recipes.cells(options.table, options.scale, options.seeds)
@@ -271,60 +271,57 @@ def _reproduce(options: argparse.Namespace) -> int:
             main,
             jobs=options.jobs,
             executor=executor,
-            done=lambda: reproduce.write_csv(reproduce.rows_of(cells, out, kept), table),
+            done=lambda: reproduce.write_csv(reproduce.result_rows(cells, out, kept), table),
         )
-        rows = reproduce.rows_of(cells, out, kept)
+        rows = reproduce.result_rows(cells, out, kept)
         if rows:
             reproduce.write_csv(rows, table)
     else:
         table = Path(options.results)
         rows = [row for row in reproduce.read_csv(table) if row["table"] == options.table]
     if rows:
-        for sheet in outcome.summarise(rows, options.scale):
-            print(sheet.to_text() if options.format == "text" else sheet.to_markdown())
+        for found in summary.summarise(rows, options.scale):
+            print(found.to_text() if options.format == "text" else found.to_markdown())
     missing = len(cells) - len(rows) if options.results is None else 0
     if missing:
         print(f"{missing} of {len(cells)} cells are missing: the same command goes on with them")
     print(f"results: {table}")
     if options.table == "figure2" and options.results is None and not missing:
-        print(f"page: {outcome.figure2_page(cells, out)}")
+        print(f"page: {summary.figure2_page(cells, out)}")
     for failure in failures:
         print(f"failed ({failure.code}): {failure.name}: {failure.reason}", file=sys.stderr)
     return failures[0].code if failures else 0
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from rich.table import Column, Table
-
-    from deepteach.benchmarks import method_cost as costs
-    from deepteach.benchmarks import update_cost as bench
+    from deepteach.benchmarks.method_cost import measure_methods, method_table
+    from deepteach.benchmarks.peers import PEERS
+    from deepteach.benchmarks.plan import Plan
+    from deepteach.benchmarks.records import append, read_costs, refuse_overwrite
+    from deepteach.benchmarks.update_cost import measure_updates, update_table
 
     path = Path(options.out or f"results/{'costs' if options.methods else 'bench'}.csv")
     going_on = options.resume and path.exists() and not options.methods
-    rows = bench.read(path) if going_on else []
+    rows = read_costs(path) if going_on else []
     if not going_on:
-        bench.refuse_overwrite(path)
-    plan = bench.Plan(options.student, options.batch_size, options.repeats, threads=options.threads)
+        refuse_overwrite(path)
+    plan = Plan(options.student, options.batch_size, options.repeats, threads=options.threads)
     plan = plan.shortened() if options.quick else plan
     console = Console()
     with console.status("") as status:
         if options.methods:
-            found = costs.measure(plan.repeats, status.update)
+            found = measure_methods(plan.repeats, status.update)
             for cost in found:
-                bench.append(cost, path)
-            header, *lines = costs.cells_of(found)
-            title = "digits: ratios to plain training"
+                append(cost, path)
+            table = method_table(found, "digits: ratios to plain training")
         else:
-            for row in bench.measure(plan, status.update, rows):
-                bench.append(row, path)
-            rows = bench.read(path)
-            header, *lines = bench.cells_of(rows)
+            for row in measure_updates(plan, status.update, rows):
+                append(row, path)
+            rows = read_costs(path)
             title = f"{options.student}, batch {options.batch_size}: ratios to plain training"
-    table = Table(*(Column(name, no_wrap=True) for name in header), title=title)
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
-    for name in bench.PEERS:
+            table = update_table(rows, title)
+    console.print(table.to_rich())
+    for name in PEERS:
         if rows and name not in {row.row for row in rows}:
             console.print(f"{name} is not installed: pip install 'deepteach[bench]'", markup=False)
     console.print(f"written: {path}", soft_wrap=True, markup=False)

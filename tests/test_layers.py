@@ -25,6 +25,9 @@ LAYERS = (
 )
 """Ground floor first. What stands on one line knows nothing of its neighbours."""
 
+LONGEST_FILE = 400
+"""Lines; a longer one says `Long, because` in its first twelve."""
+
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 FILES = {
     ".".join(["deepteach", *file.relative_to(PACKAGE).with_suffix("").parts]): file
@@ -66,3 +69,12 @@ def test_imports_point_downwards(module: str) -> None:
 def test_no_circle() -> None:
     graph = {module: imported(module, at_run_time=True) for module in FILES}
     assert len(tuple(TopologicalSorter(graph).static_order())) == len(FILES)
+
+
+@pytest.mark.parametrize("module", [*FILES])
+def test_files_are_short(module: str) -> None:
+    lines = FILES[module].read_text().splitlines()
+    reason = any("Long, because" in line for line in lines[:12])
+    if module == "deepteach.core.coach" and len(lines) > LONGEST_FILE:
+        pytest.xfail("the recorder is still to come out of it")
+    assert len(lines) <= LONGEST_FILE or reason, f"{module} has {len(lines)} lines: split it"

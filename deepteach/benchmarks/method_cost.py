@@ -8,13 +8,14 @@ both. The interval is 5 (the demo has 3); a method with an interval of its own k
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from deepteach.data.noise import corrupt
 from deepteach.data.readers import load
+from deepteach.report.table import TextTable
 from deepteach.teachers.registry import METHODS
 from deepteach.training.api import run
 from deepteach.training.config import demo, make
@@ -23,7 +24,7 @@ EPOCHS, INTERVAL = 8, 5
 
 
 @dataclass(frozen=True)
-class Cost:
+class MethodCost:
     """One method. `ratio` is a step's time over that of a plain step: median, `low`, `high`.
 
     `trainings` is how many trainings of the student its reported one takes in all, and
@@ -40,13 +41,13 @@ class Cost:
     torch: str
 
 
-def measure(
+def measure_methods(
     repeats: int,
     say: Callable[[str], None] = lambda _: None,
     *,
     names: Iterable[str] | None = None,
     epochs: int | None = None,
-) -> list[Cost]:
+) -> list[MethodCost]:
     """The cost of methods, all unless named; `say` is told what is being measured."""
     names, epochs = names or METHODS, epochs or EPOCHS
     ratios: dict[str, list[float]] = {name: [] for name in names if name != "uniform"}
@@ -64,7 +65,7 @@ def measure(
             ratios[name].append(summary["seconds"] / summary["steps"] / plain)
             trainings[name] = summary["steps"] / result.summary["steps"]
     return [
-        Cost(
+        MethodCost(
             method=name,
             ratio=statistics.median(found),
             low=min(found),
@@ -78,16 +79,16 @@ def measure(
     ]
 
 
-def cells_of(costs: list[Cost]) -> list[list[str]]:
-    """Cells of the printed table, the header first."""
-    header = ["method", "a step", "range", "trainings", "in all"]
-    return [header] + [
-        [
+def method_table(costs: Sequence[MethodCost], title: str) -> TextTable:
+    """The measured methods."""
+    cells = tuple(
+        (
             cost.method,
             f"{cost.ratio:.2f}",
             f"{cost.low:.2f}-{cost.high:.2f}",
             f"{cost.trainings:g}",
             f"{cost.whole:.2f}",
-        ]
+        )
         for cost in costs
-    ]
+    )
+    return TextTable(title, ("method", "a step", "range", "trainings", "in all"), cells)

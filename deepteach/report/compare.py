@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from deepteach.errors import DataError
 from deepteach.report.pairing import UNIFORM, seed_of, setting_of, variants_of
 from deepteach.report.stats import LITTLE_POWER, Gain, paired_gains
-from deepteach.report.table import UNKNOWN, Sheet, csv_text, mean_std, number, percent, times
+from deepteach.report.table import UNKNOWN, TextTable, csv_text, mean_std, number, percent, times
 from deepteach.runs.reader import Run
 
 MEASURES = {
@@ -27,7 +26,7 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodResult:
     """One method's result in the table at the end of a run; accuracies in 0..1."""
 
     method: str
@@ -39,11 +38,13 @@ class Row:
     relative_cost: float | None  # seconds over those of the uniform baseline
 
 
-def row_of(summary: Mapping[str, Any], baseline_seconds: float | None = None) -> Row:
+def method_result(
+    summary: Mapping[str, Any], baseline_seconds: float | None = None
+) -> MethodResult:
     """The row of one `summary.json`; the cost is relative to the baseline's seconds."""
     seconds = summary.get("seconds")
     relative = seconds / baseline_seconds if seconds and baseline_seconds else None
-    return Row(
+    return MethodResult(
         method=summary["method"],
         last=summary.get("test_accuracy_last"),
         best=summary.get("test_accuracy_best"),
@@ -54,14 +55,14 @@ def row_of(summary: Mapping[str, Any], baseline_seconds: float | None = None) ->
     )
 
 
-def rows_of(run: Run) -> list[Row]:
+def method_results(run: Run) -> list[MethodResult]:
     """The rows of a run and of the runs beside it, the uniform baseline first."""
     runs = sorted([run, *run.beside], key=lambda other: other.method != UNIFORM)
     base = next((r.summary.get("seconds") for r in runs if r.method == UNIFORM), None)
-    return [row_of(other.summary, base) for other in runs]
+    return [method_result(other.summary, base) for other in runs]
 
 
-def results_sheet(rows: Sequence[Row]) -> Sheet:
+def results_table(rows: Sequence[MethodResult]) -> TextTable:
     """The methods of one run beside each other; "best" is named for what it is."""
     columns = (
         "method", "selected %", "last %", "optimistic best %", "AUROC", "seconds", "cost",
@@ -78,16 +79,11 @@ def results_sheet(rows: Sequence[Row]) -> Sheet:
         "optimistic best: over epochs, chosen on the test set itself;",
         "AUROC: how well low weight finds wrong labels; cost: seconds over uniform's",
     )
-    return Sheet("Results", columns, cells, notes)
-
-
-def results_table(rows: Sequence[Row]) -> Table:
-    """`results_sheet` for the terminal."""
-    return results_sheet(rows).to_rich()
+    return TextTable("Results", columns, cells, notes)
 
 
 @dataclass(frozen=True)
-class Cell:
+class MethodRuns:
     """One method in one setting: its runs by seed, and its gain over the baseline."""
 
     method: str
@@ -102,16 +98,16 @@ class Setting:
 
     title: str
     measure: str
-    cells: tuple[Cell, ...]
+    methods: tuple[MethodRuns, ...]
     notes: tuple[str, ...]
 
-    def sheet(self) -> Sheet:
+    def table(self) -> TextTable:
         accuracy = "selected %" if self.measure == "test_accuracy_selected" else "best valid %"
         columns = (
             "method", "n", accuracy, "gain, points", "95 % interval", "reading", "p (t, Holm)",
             "p (Wilcoxon)", "last %", "optimistic best %", "AUROC", "seconds",
         )  # fmt: skip
-        return Sheet(self.title, columns, tuple(map(_cells, self.cells)), self.notes)
+        return TextTable(self.title, columns, tuple(map(_table_row, self.methods)), self.notes)
 
 
 @dataclass(frozen=True)
@@ -121,14 +117,14 @@ class Comparison:
     settings: tuple[Setting, ...]
     notes: tuple[str, ...] = ()
 
-    def sheets(self) -> tuple[Sheet, ...]:
-        return tuple(setting.sheet() for setting in self.settings)
+    def tables(self) -> tuple[TextTable, ...]:
+        return tuple(setting.table() for setting in self.settings)
 
     def to_text(self) -> str:
-        return "\n".join([*(sheet.to_text() for sheet in self.sheets()), *self.notes])
+        return "\n".join([*(table.to_text() for table in self.tables()), *self.notes])
 
     def to_markdown(self) -> str:
-        parts = [sheet.to_markdown() for sheet in self.sheets()]
+        parts = [table.to_markdown() for table in self.tables()]
         return "\n".join([*parts, *self.notes])
 
     def to_csv(self) -> str:
@@ -137,7 +133,9 @@ class Comparison:
             "setting measure method n mean std last_mean best_mean gain gain_std low high "
             "p p_holm p_wilcoxon noise_auroc seconds reading by_seed"
         ).split()
-        lines = [_csv_line(setting, cell) for setting in self.settings for cell in setting.cells]
+        lines = [
+            _csv_line(setting, found) for setting in self.settings for found in setting.methods
+        ]
         return csv_text([head, *lines])
 
 
@@ -188,15 +186,15 @@ def _setting(values: Mapping[str, str], apart: set[tuple[str, str]], runs: list[
     }
     base = accuracy.get(UNIFORM, {})
     differences = {
-        name: [value - base[seed] for seed, value in found.items() if seed in base]
-        for name, found in accuracy.items()
+        name: [value - base[seed] for seed, value in values.items() if seed in base]
+        for name, values in accuracy.items()
         if name != UNIFORM
     }
     gains = paired_gains({name: d for name, d in differences.items() if d})
     notes += _caveats(accuracy, gains)
     order = sorted(by_method, key=lambda name: (name != UNIFORM, name))
-    cells = tuple(Cell(m, by_method[m], accuracy[m], gains.get(m)) for m in order)
-    return Setting(_title(values, apart), measure, cells, tuple(notes))
+    methods = tuple(MethodRuns(m, by_method[m], accuracy[m], gains.get(m)) for m in order)
+    return Setting(_title(values, apart), measure, methods, tuple(notes))
 
 
 def _caveats(accuracy: Mapping[str, Mapping[str, float]], gains: Mapping[str, Gain]) -> list[str]:
@@ -238,13 +236,13 @@ def _same_result(one: Run, other: Run) -> bool:
     return all(one.summary.get(name) == other.summary.get(name) for name in names)
 
 
-def _summaries(cell: Cell, name: str, scale: float = 1) -> list[float]:
-    values = (run.summary.get(name) for run in cell.runs.values())
+def _summaries(found: MethodRuns, name: str, scale: float = 1) -> list[float]:
+    values = (run.summary.get(name) for run in found.runs.values())
     return [scale * value for value in values if value is not None]
 
 
-def _cells(cell: Cell) -> tuple[str, ...]:
-    gain = cell.gain
+def _table_row(found: MethodRuns) -> tuple[str, ...]:
+    gain = found.gain
     interval = std = p_holm = p_wilcoxon = mean = reading = UNKNOWN
     if gain is not None:
         std = "" if gain.std is None else f" ± {gain.std:.2f}"
@@ -253,30 +251,30 @@ def _cells(cell: Cell) -> tuple[str, ...]:
         if gain.low is not None and gain.high is not None:
             interval = f"{gain.low:+.2f} to {gain.high:+.2f}"
     return (
-        cell.method, str(len(cell.accuracy)), mean_std(list(cell.accuracy.values())),
+        found.method, str(len(found.accuracy)), mean_std(list(found.accuracy.values())),
         mean, interval, reading, p_holm, p_wilcoxon,
-        mean_std(_summaries(cell, "test_accuracy_last", 100)),
-        mean_std(_summaries(cell, "test_accuracy_best", 100)),
-        mean_std(_summaries(cell, "noise_auroc"), 3), mean_std(_summaries(cell, "seconds"), 1),
+        mean_std(_summaries(found, "test_accuracy_last", 100)),
+        mean_std(_summaries(found, "test_accuracy_best", 100)),
+        mean_std(_summaries(found, "noise_auroc"), 3), mean_std(_summaries(found, "seconds"), 1),
     )  # fmt: skip
 
 
-def _csv_line(setting: Setting, cell: Cell) -> tuple[object, ...]:
+def _csv_line(setting: Setting, found: MethodRuns) -> tuple[object, ...]:
     def mean(values: Sequence[float]) -> float | None:
         return float(np.mean(values)) if len(values) else None
 
-    values, gain = list(cell.accuracy.values()), cell.gain
+    values, gain = list(found.accuracy.values()), found.gain
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     paired = (None,) * 7 if gain is None else (
         gain.mean, gain.std, gain.low, gain.high, gain.p, gain.p_holm, gain.p_wilcoxon
     )  # fmt: skip
     return (
-        setting.title, setting.measure, cell.method, len(values), mean(values), std,
-        mean(_summaries(cell, "test_accuracy_last", 100)),
-        mean(_summaries(cell, "test_accuracy_best", 100)), *paired,
-        mean(_summaries(cell, "noise_auroc")), mean(_summaries(cell, "seconds")),
+        setting.title, setting.measure, found.method, len(values), mean(values), std,
+        mean(_summaries(found, "test_accuracy_last", 100)),
+        mean(_summaries(found, "test_accuracy_best", 100)), *paired,
+        mean(_summaries(found, "noise_auroc")), mean(_summaries(found, "seconds")),
         gain.verdict if gain else None,
-        "; ".join(f"{seed}: {value:.4f}" for seed, value in cell.accuracy.items()),
+        "; ".join(f"{seed}: {value:.4f}" for seed, value in found.accuracy.items()),
     )  # fmt: skip
 
 

@@ -19,13 +19,13 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from deepteach.errors import ConfigError, DataError
-from deepteach.report.compare import Comparison, Setting, compare, results_sheet, rows_of
+from deepteach.report.compare import Comparison, Setting, compare, method_results, results_table
 from deepteach.report.pairing import UNIFORM, flat
 from deepteach.report.plots import figures as plots
-from deepteach.report.plots.curves import CURVES, DIAGNOSTICS, SHARES, together
+from deepteach.report.plots.curves import CURVES, DIAGNOSTICS, SHARES, runs_beside
 from deepteach.report.plots.style import to_svg
-from deepteach.report.summary import Finding, Headline, findings_of, headline_of
-from deepteach.report.table import Sheet, number
+from deepteach.report.summary import Headline, Suspect, headline_of, suspects_of
+from deepteach.report.table import TextTable, number
 from deepteach.runs.reader import Run, open_run
 from deepteach.runs.storage import disk_errors, write_atomic
 
@@ -44,7 +44,7 @@ _QUALITY = {
     "update_steps": "an update of the teacher, in plain steps",
     "plain_seconds": "seconds of a plain step",
 }
-"""What is shown of `quality.Quality`."""
+"""What is shown of `training.diagnostics.Quality`."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Section:
     title: str
     text: str = ""
     pictures: tuple[Picture, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    sheets: tuple[Sheet, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
+    tables: tuple[TextTable, ...] = ()
 
 
 def write_report(run: Run | str | Path) -> Path:
@@ -99,7 +99,7 @@ def write_comparison(runs: Sequence[Run], path: str | Path) -> Path:
     path = Path(path)
     _refuse_foreign(path)
     comparison = compare(runs)
-    count = sum(len(cell.runs) for setting in comparison.settings for cell in setting.cells)
+    count = sum(len(one.runs) for setting in comparison.settings for one in setting.methods)
     headline = Headline(
         f"{count} runs compared",
         "Mean ± sample standard deviation over seeds; a gain is the mean of the paired "
@@ -115,14 +115,14 @@ def write_comparison(runs: Sequence[Run], path: str | Path) -> Path:
 
 
 def _results(run: Run) -> Section:
-    return Section("Methods side by side", sheets=(results_sheet(rows_of(run)),))
+    return Section("Methods side by side", tables=(results_table(method_results(run)),))
 
 
 def _curves(run: Run) -> Section:
     pictures = [
         picture(
             partial(plots.learning_curves, run, columns=[column]),
-            f"{CURVES[column][0]} over the epochs for {', '.join(together(run))}",
+            f"{CURVES[column][0]} over the epochs for {', '.join(runs_beside(run))}",
         )
         for column in CURVES
     ]
@@ -130,7 +130,7 @@ def _curves(run: Run) -> Section:
 
 
 def _weights(run: Run) -> list[Section]:
-    taught = {name: one for name, one in together(run).items() if one.method != UNIFORM}
+    taught = {name: one for name, one in runs_beside(run).items() if one.method != UNIFORM}
     return [_weighed(name, one) for name, one in taught.items()]
 
 
@@ -166,7 +166,7 @@ def _weighed(name: str, run: Run) -> Section:
     ]
     text = (
         "Weights sum to the number of samples: 1 is the weight of plain training. Maps "
-        "place samples with similar internal states close together."
+        "place samples with similar internal states close runs_beside."
     )
     return Section(f"What {name} weighs", text, _drawn(figures))
 
@@ -174,9 +174,9 @@ def _weighed(name: str, run: Run) -> Section:
 def _suspects(run: Run, title: str = "Samples the teacher trusts least") -> Section:
     if run.method == UNIFORM:
         return Section(title, "Plain training trusts every sample alike: there is nothing to rank.")
-    findings, sheet = findings_of(run)
+    suspects, table = suspects_of(run)
     text = "Ranked by weight, least first. The command deepteach weights lists all of them."
-    return Section(title, text, findings=findings, sheets=(sheet,))
+    return Section(title, text, suspects=suspects, tables=(table,))
 
 
 def _health(run: Run) -> Section:
@@ -193,7 +193,7 @@ def _health(run: Run) -> Section:
         "The effective sample size says on how many samples the weights rest (100 % are "
         "equal weights); drift is what undoing the steps loses to rounding."
     )
-    epochs = Sheet("Every epoch", tuple(columns), rows)
+    epochs = TextTable("Every epoch", tuple(columns), rows)
     return Section(
         "Effective sample size, drift, meta-gradient", text, _drawn(pictures), (), (epochs,)
     )
@@ -205,10 +205,10 @@ def _cost(run: Run) -> Section:
         costs["seconds of the baseline"] = number(run.baseline.summary.get("seconds"), 1)
     costs["updates of the teacher"] = str(sum(line.get("updates") or 0 for line in run.metrics))
     costs["parameters of the teacher"] = _cell(run.summary.get("teacher_parameters"))
-    return Section("Cost", sheets=(_pairs("What the run cost", costs), *_measured(run)))
+    return Section("Cost", tables=(_pairs("What the run cost", costs), *_measured(run)))
 
 
-def _measured(run: Run) -> list[Sheet]:
+def _measured(run: Run) -> list[TextTable]:
     """What a run of some length measured of its own meta-gradients, at its start and end."""
     moments: dict[str, dict[str, float | None]] = run.summary.get("gradient_quality") or {}
     if not moments:
@@ -216,23 +216,23 @@ def _measured(run: Run) -> list[Sheet]:
     names = list(dict.fromkeys(name for found in moments.values() for name in found))
     told = [(key, _QUALITY[key]) for key in _QUALITY if key in names]
     rows = tuple((text, *(_cell(m.get(key)) for m in moments.values())) for key, text in told)
-    return [Sheet("The meta-gradient, measured on copies", ("", *moments), rows)]
+    return [TextTable("The meta-gradient, measured on copies", ("", *moments), rows)]
 
 
 def _settings(run: Run) -> Section:
-    sheets = [_pairs("Settings", flat(run.config))]
+    tables = [_pairs("Settings", flat(run.config))]
     if run.environment:
         where = dict(run.environment)
         if isinstance(where.get("command"), list):
             where["command"] = shlex.join(map(str, where["command"]))
-        sheets.append(_pairs("Where it ran", flat(where)))
-    return Section("Settings", sheets=tuple(sheets))
+        tables.append(_pairs("Where it ran", flat(where)))
+    return Section("Settings", tables=tuple(tables))
 
 
 def _compared(setting: Setting) -> list[Section]:
     """What was gained, and for each taught method the weights of its first seed."""
-    groups = {cell.method: list(cell.runs.values()) for cell in setting.cells}
-    gains = {cell.method: cell.gain for cell in setting.cells if cell.gain is not None}
+    groups = {one.method: list(one.runs.values()) for one in setting.methods}
+    gains = {one.method: one.gain for one in setting.methods if one.gain is not None}
     pictures = [
         picture(
             partial(plots.mean_curves, groups, columns=[column]),
@@ -246,11 +246,11 @@ def _compared(setting: Setting) -> list[Section]:
         )
         draw = partial(plots.gain_intervals, gains)
         pictures.insert(0, picture(draw, f"gain over the uniform baseline in points: {words}"))
-    sections = [Section(setting.title, "", _drawn(pictures), (), (setting.sheet(),))]
-    for cell in setting.cells:
-        seed, run = next(iter(cell.runs.items()))
+    sections = [Section(setting.title, "", _drawn(pictures), (), (setting.table(),))]
+    for one in setting.methods:
+        seed, run = next(iter(one.runs.items()))
         if run.method != UNIFORM:
-            name = f"{cell.method} (seed {seed})"
+            name = f"{one.method} (seed {seed})"
             sections.append(_weighed(name, run))
             sections.append(_suspects(run, f"Samples that {name} trusts least"))
     return sections
@@ -258,17 +258,17 @@ def _compared(setting: Setting) -> list[Section]:
 
 def _every_run(comparison: Comparison) -> Section:
     rows = tuple(
-        (cell.method, seed, f"{value:.2f}", setting.title, str(cell.runs[seed].path))
+        (one.method, seed, f"{value:.2f}", setting.title, str(one.runs[seed].path))
         for setting in comparison.settings
-        for cell in setting.cells
-        for seed, value in cell.accuracy.items()
+        for one in setting.methods
+        for seed, value in one.accuracy.items()
     )
     columns = ("method", "seed", "accuracy %", "setting", "folder")
-    return Section("Every run", sheets=(Sheet("Every run's number", columns, rows),))
+    return Section("Every run", tables=(TextTable("Every run's number", columns, rows),))
 
 
-def _pairs(title: str, values: dict[str, str]) -> Sheet:
-    return Sheet(title, ("name", "value"), tuple(values.items()))
+def _pairs(title: str, values: dict[str, str]) -> TextTable:
+    return TextTable(title, ("name", "value"), tuple(values.items()))
 
 
 def _cell(value: object) -> str:
@@ -302,7 +302,7 @@ def _render(title: str, headline: Headline, sections: Sequence[Section]) -> str:
     return jinja.get_template("report.html.j2").render(
         title=title, mark=Markup(_MARK), script=Markup(script), script_hash=digest,
         style=Markup(jinja.get_template("report.css").render()), headline=headline,
-        sections=[s for s in sections if s.text or s.pictures or s.findings or s.sheets],
+        sections=[s for s in sections if s.text or s.pictures or s.suspects or s.tables],
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deepteach.errors import DataError
 from deepteach.report.pairing import UNIFORM, setting_of
 from deepteach.report.plots.figures import displayable
-from deepteach.report.table import Sheet, number, percent, times
+from deepteach.report.table import TextTable, number, percent, times
 from deepteach.runs.reader import Run, Weights
 
 _ROW_FEATURES = 8  # raw columns of a sample that is not an image
@@ -42,7 +42,7 @@ class Headline:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Suspect:
     """A suspicious sample as an image, with its labels."""
 
     image: str
@@ -129,12 +129,12 @@ def facts_of(run: Run, base: Mapping[str, Any] | None) -> tuple[Fact, ...]:
     return tuple(fact for fact in found if not fact.value.startswith("-"))
 
 
-def findings_of(run: Run) -> tuple[tuple[Finding, ...], Sheet]:
+def suspects_of(run: Run) -> tuple[tuple[Suspect, ...], TextTable]:
     """The least trusted samples: as images where they are images, and always as rows."""
     raw = run.samples.get("suspects")
     if raw is None or "suspect_index" not in run.samples:
         order = np.argsort(run.weights.weight, kind="stable")[:48]
-        return (), _suspect_sheet(run.weights.take(order), None)
+        return (), _suspect_table(run.weights.take(order), None)
     rows = run.weights.at(run.samples["suspect_index"])
     order = np.argsort(rows.weight, kind="stable")
     rows, raw = rows.take(order), raw[order]
@@ -142,18 +142,18 @@ def findings_of(run: Run) -> tuple[tuple[Finding, ...], Sheet]:
         shown = displayable(raw)
     except DataError:
         flat = raw.reshape(len(raw), -1) if len(raw) else None
-        return (), _suspect_sheet(rows, flat)
+        return (), _suspect_table(rows, flat)
     found = tuple(
-        Finding(
+        Suspect(
             _png(image), int(rows.index[i]), str(rows.given[i]), str(rows.predicted[i]),
             str(rows.true[i]), f"{rows.weight[i]:.3g}",
         )
         for i, image in enumerate(shown)
     )  # fmt: skip
-    return found, _suspect_sheet(rows, None)
+    return found, _suspect_table(rows, None)
 
 
-def _suspect_sheet(rows: Weights, raw: NDArray[Any] | None) -> Sheet:
+def _suspect_table(rows: Weights, raw: NDArray[Any] | None) -> TextTable:
     columns = ["index", "weight", "given label", "predicted label", "loss"]
     known = bool(rows.known.any())
     columns += ["true label"] if known else []
@@ -168,7 +168,7 @@ def _suspect_sheet(rows: Weights, raw: NDArray[Any] | None) -> Sheet:
     columns += [f"feature {j}" for j in range(count)]
     more = raw is not None and raw.shape[1] > count
     notes = (f"the first {count} of {raw.shape[1]} features",) if more and raw is not None else ()
-    return Sheet("Least trusted samples", tuple(columns), tuple(cells), notes)
+    return TextTable("Least trusted samples", tuple(columns), tuple(cells), notes)
 
 
 def _png(image: NDArray[np.float64]) -> str:

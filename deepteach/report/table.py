@@ -15,7 +15,7 @@ UNKNOWN = "-"
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """A table as text: a title, column heads, rows of cells, and notes below."""
 
     title: str

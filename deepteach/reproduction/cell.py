@@ -50,7 +50,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableMethod:
     """A method of a table. Only one that is `taught` takes the scale's K and B."""
 
     method: str
@@ -61,7 +61,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Scenario:
     """A column of a table: data, noise, student, schedule."""
 
     data: tuple[str, str]
@@ -75,13 +75,13 @@ class Problem:
 def cells_of(
     scale: Scale,
     table: str,
-    problem: Problem,
-    rows: Sequence[Row],
+    scenario: Scenario,
+    rows: Sequence[TableMethod],
     published: Mapping[str, float] | None = None,
 ) -> list[Cell]:
-    """The cells of one problem, all rows of a seed together."""
+    """The cells of one scenario, all rows of a seed together."""
     return [
-        cell_of(scale, table, problem, row, seed, (published or {}).get(row.published))
+        cell_of(scale, table, scenario, row, seed, (published or {}).get(row.published))
         for seed in range(scale.seeds)
         for row in rows
     ]
@@ -90,31 +90,34 @@ def cells_of(
 def cell_of(
     scale: Scale,
     table: str,
-    problem: Problem,
-    row: Row,
+    scenario: Scenario,
+    row: TableMethod,
     seed: int,
     published: float | None = None,
     source: Cell | None = None,
 ) -> Cell:
     """One cell of a table."""
-    label, spec = problem.data
+    label, spec = scenario.data
     taught = {"interval": scale.interval, "window": scale.window} if row.taught else {}
     settings = {
         "data": spec,
-        "noise": {"kind": problem.noise, "rate": problem.rate if problem.noise != "none" else 0.0},
-        "student": problem.student,
+        "noise": {
+            "kind": scenario.noise,
+            "rate": scenario.rate if scenario.noise != "none" else 0.0,
+        },
+        "student": scenario.student,
         "method": row.method,
         "baseline": False,
-        **problem.schedule,
+        **scenario.schedule,
         **taught,
         **row.settings,
         "seed": seed,
     }
     if spec.startswith("npz:") or spec == "digits":
         settings.pop("valid_size", None)  # these come with a trusted set
-    noise = problem.noise_shown or problem.noise
+    noise = scenario.noise_shown or scenario.noise
     name = row.method.partition("+")[0]
     return Cell(
-        table, label, noise, problem.rate, problem.student, name, row.variant, seed, settings,
+        table, label, noise, scenario.rate, scenario.student, name, row.variant, seed, settings,
         source, published,
     )  # fmt: skip

@@ -30,10 +30,10 @@ class Task:
     threads: int
 
 
-Outcome = tuple[Task, int | None]
+TaskExit = tuple[Task, int | None]
 """A run and its exit code, None where its process died."""
 
-Executor = Callable[[Sequence[Task], int, Entry], Iterator[Outcome]]
+Executor = Callable[[Sequence[Task], int, Entry], Iterator[TaskExit]]
 """(tasks, how many at a time, the command) -> outcomes, as they come."""
 
 
@@ -48,7 +48,7 @@ def run_task(task: Task, entry: Entry, folder: str) -> int:
             return 1
 
 
-def by_processes(tasks: Sequence[Task], jobs: int, entry: Entry) -> Iterator[Outcome]:
+def by_processes(tasks: Sequence[Task], jobs: int, entry: Entry) -> Iterator[TaskExit]:
     """`jobs` processes at a time. One that is killed fails its run, not the others'."""
     waiting, here = deque(tasks), os.getcwd()
     context = multiprocessing.get_context("spawn")
@@ -84,7 +84,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def by_ray(tasks: Sequence[Task], jobs: int, entry: Entry) -> Iterator[Outcome]:
+def by_ray(tasks: Sequence[Task], jobs: int, entry: Entry) -> Iterator[TaskExit]:
     """Ray decides where each run goes; all machines must see the same folders.
 
     The cluster is that of RAY_ADDRESS; without it, `jobs` runs at a time on this machine.

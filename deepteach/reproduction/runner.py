@@ -205,7 +205,7 @@ def kept_rows(path: Path, cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
     return kept
 
 
-def rows_of(
+def result_rows(
     cells: Sequence[Cell], out: Path, kept: Mapping[str, Mapping[str, str]]
 ) -> list[dict[str, str]]:
     """The rows of the finished cells, as they stand in the CSV file; `kept` where no run is."""

@@ -11,7 +11,7 @@ from deepteach.errors import DataError
 from deepteach.report.html import write_report
 from deepteach.report.pairing import UNIFORM
 from deepteach.report.stats import LITTLE_POWER, Gain, paired_gains
-from deepteach.report.table import UNKNOWN, Sheet, mean_std, number
+from deepteach.report.table import UNKNOWN, TextTable, mean_std, number
 from deepteach.reproduction.cell import Cell
 from deepteach.reproduction.scale import SCALES
 from deepteach.reproduction.tables import TABLES, not_reproduced
@@ -27,8 +27,8 @@ HEAD = (
 )  # fmt: skip
 
 
-def summarise(rows: Rows, scale: str) -> tuple[Sheet, ...]:
-    """A sheet per data set, noise and student of one table's rows, and one of what is missing.
+def summarise(rows: Rows, scale: str) -> tuple[TextTable, ...]:
+    """A table per data set, noise and student of one table's rows, and one of what is missing.
 
     Gains are differences in error to uniform, paired by seed on the same schedule: above 0 is
     better. The paper's number is that of the cell that a row stands for, at the paper's scale.
@@ -42,12 +42,12 @@ def summarise(rows: Rows, scale: str) -> tuple[Sheet, ...]:
     groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in SETTING), []).append(row)
-    sheets = [_sheet(key, group, published, scale) for key, group in groups.items()]
+    tables = [_sheet(key, group, published, scale) for key, group in groups.items()]
     missing = not_reproduced(rows[0]["table"], scale)
     if missing:
         lines = tuple(tuple(reason.split(": ", 1)) for reason in missing)
-        sheets.append(Sheet("Not reproduced", ("of the paper", "why"), lines))
-    return tuple(sheets)
+        tables.append(TextTable("Not reproduced", ("of the paper", "why"), lines))
+    return tuple(tables)
 
 
 def figure2_page(cells: Sequence[Cell], out: Path) -> Path:
@@ -75,7 +75,7 @@ def _key(cell: Cell) -> tuple[str, ...]:
 
 def _sheet(
     key: tuple[str, ...], rows: Rows, published: Mapping[tuple[str, ...], float], scale: str
-) -> Sheet:
+) -> TextTable:
     by_method: dict[tuple[str, str], dict[str, Mapping[str, str]]] = {}
     for row in rows:
         by_method.setdefault((row["method"], row["variant"]), {})[row["seed"]] = row
@@ -110,7 +110,7 @@ def _sheet(
     data, noise, rate, student = key
     noisy = "clean labels" if noise == "none" else f"{noise} {100 * float(rate):g} %"
     title = f"{rows[0]['table']} at scale {scale}: {data}, {noisy}, {student}"
-    return Sheet(title, HEAD, tuple(lines), _notes(selected))
+    return TextTable(title, HEAD, tuple(lines), _notes(selected))
 
 
 def _points(gain: Gain) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from deepteach.errors import ConfigError
 from deepteach.names import known
-from deepteach.reproduction.cell import Cell, Problem, Row, cell_of, cells_of
+from deepteach.reproduction.cell import Cell, Scenario, TableMethod, cell_of, cells_of
 from deepteach.reproduction.published import (
     OURS,
     PUBLISHED_1,
@@ -28,43 +28,44 @@ from deepteach.reproduction.published import (
 )
 from deepteach.reproduction.scale import SCALES, Scale
 
-T = TypeVar("T")
-
-
-BASELINE = Row("uniform", published="Baseline")
-PAPER = Row("paper", published=OURS, taught=True)
-DEEP = Row("deep", taught=True)
+BASELINE = TableMethod("uniform", published="Baseline")
+PAPER = TableMethod("paper", published=OURS, taught=True)
+DEEP = TableMethod("deep", taught=True)
 NOISE_ROWS = (
-    BASELINE, Row("mentornet", published="MentorNet"),
-    Row("mwn", published="Meta-Weight-Net"), PAPER, DEEP,
+    BASELINE, TableMethod("mentornet", published="MentorNet"),
+    TableMethod("mwn", published="Meta-Weight-Net"), PAPER, DEEP,
 )  # fmt: skip
-FINE_TUNE = Row("fine-tune", "on the trusted set at last")
+FINE_TUNE = TableMethod("fine-tune", "on the trusted set at last")
 TRUSTED_ROWS = (
-    Row("merged", "trusted set merged in"), FINE_TUNE, Row("trusted-only", "trusted set alone"),
+    TableMethod("merged", "trusted set merged in"), FINE_TUNE,
+    TableMethod("trusted-only", "trusted set alone"),
 )  # fmt: skip
 """The same trusted samples used without a teacher."""
 
 
-def _ablation(scale: Scale) -> Problem:
+def _ablation(scale: Scale) -> Scenario:
     """CIFAR-10, clean labels, ResNet-32 or what stands for it."""
-    return Problem(scale.data["CIFAR-10"], scale.students["resnet32"], scale.clean)
+    return Scenario(scale.data["CIFAR-10"], scale.students["resnet32"], scale.clean)
 
 
 def _each(
-    scale: Scale, table: str, variants: Sequence[tuple[Row, float]], problem: Problem | None = None
+    scale: Scale,
+    table: str,
+    variants: Sequence[tuple[TableMethod, float]],
+    scenario: Scenario | None = None,
 ) -> list[Cell]:
     """The baseline, and variants of the paper's teacher with a number each."""
     rows = [(BASELINE, PUBLISHED_BASELINE), *variants]
-    problem = problem or _ablation(scale)
+    scenario = scenario or _ablation(scale)
     return [
-        cell_of(scale, table, problem, row, seed, number)
+        cell_of(scale, table, scenario, row, seed, number)
         for seed in range(scale.seeds)
         for row, number in rows
     ]
 
 
-def _taught(method: str, variant: str, **settings: Any) -> Row:
-    return Row(method, variant, taught=True, settings=settings)
+def _taught(method: str, variant: str, **settings: Any) -> TableMethod:
+    return TableMethod(method, variant, taught=True, settings=settings)
 
 
 # --- the tables ---------------------------------------------------------------------------
@@ -73,9 +74,10 @@ def _taught(method: str, variant: str, **settings: Any) -> Row:
 def table1(scale: Scale) -> list[Cell]:
     """Clean labels: every method on every student. Focal's gamma as the paper searched it."""
     rows = (
-        BASELINE, Row("l2t-data", published="L2T-data"), Row("l2t-loss", published="L2T-loss"),
-        *(Row(f"focal+gamma={g}", f"gamma={g}", "Focal") for g in (0.5, 1, 2)),
-        Row("spl", published="SPL"), PAPER,
+        BASELINE, TableMethod("l2t-data", published="L2T-data"),
+        TableMethod("l2t-loss", published="L2T-loss"),
+        *(TableMethod(f"focal+gamma={g}", f"gamma={g}", "Focal") for g in (0.5, 1, 2)),
+        TableMethod("spl", published="SPL"), PAPER,
     )  # fmt: skip
     found: list[Cell] = []
     for (data, student), numbers in PUBLISHED_1.items():
@@ -85,8 +87,8 @@ def table1(scale: Scale) -> list[Cell]:
         if place in {(cell.data, cell.student) for cell in found}:
             continue  # one student stands for several: shown once, as that of ResNet-32
         have = [row for row in rows if row.published in numbers]  # the paper's N/A are left out
-        problem = Problem(scale.data[data], scale.students[student], scale.clean)
-        found += cells_of(scale, "table1", problem, have, numbers)
+        scenario = Scenario(scale.data[data], scale.students[student], scale.clean)
+        found += cells_of(scale, "table1", scenario, have, numbers)
     return found
 
 
@@ -96,7 +98,7 @@ def table2(scale: Scale) -> list[Cell]:
     return _each(scale, "table2", rows)
 
 
-def _features(names: str) -> Row:
+def _features(names: str) -> TableMethod:
     default = names == "I0.M0"
     return _taught("paper" if default else f"paper+features={names}", names.replace(".", "+"))
 
@@ -107,10 +109,10 @@ def table3(scale: Scale) -> list[Cell]:
     for level in (1, 2, 3):
         settings = {"internal": scale.levels[level], "pool": "avg"}
         rows.append((_taught("paper", f"I{level}+M0", **settings), PUBLISHED_3[level]))
-    problem = _ablation(scale)
+    scenario = _ablation(scale)
     if scale.students["resnet32"] == "mlp":  # it has no feature maps
-        problem = replace(problem, student="resnet8")
-    return _each(scale, "table3", rows, problem)
+        scenario = replace(scenario, student="resnet8")
+    return _each(scale, "table3", rows, scenario)
 
 
 def table4(scale: Scale) -> list[Cell]:
@@ -138,12 +140,12 @@ def _noise(
     schedule: Mapping[str, Any],
     student: str,
     published: Mapping[tuple[str, float], Mapping[str, float]],
-    rows: Sequence[Row],
+    rows: Sequence[TableMethod],
 ) -> list[Cell]:
     found: list[Cell] = []
     for (data, rate), numbers in published.items():
         if data in scale.data:
-            place = Problem(scale.data[data], scale.students[student], schedule, kind, rate)
+            place = Scenario(scale.data[data], scale.students[student], schedule, kind, rate)
             found += cells_of(scale, table, place, rows, numbers)
     return found
 
@@ -157,7 +159,7 @@ def table7(scale: Scale) -> list[Cell]:
     return _each(scale, "table7", rows)
 
 
-def figure2(scale: Scale) -> list[Cell]:
+def figure2_teachers(scale: Scale) -> list[Cell]:
     """T0, a teacher of surface information alone, and T1, one of internal states."""
     rows = [(replace(_features(names), variant=f"{name} ({names})"), PUBLISHED_2[names])
             for name, names in (("T0", "M1"), ("T1", "I0"))]  # fmt: skip
@@ -181,10 +183,10 @@ def transfer(scale: Scale) -> list[Cell]:
     own, other = scale.teacher_students
     data, elsewhere = scale.data["CIFAR-10"], scale.data["other"]
     same_classes = elsewhere[0] != "CIFAR-100"
-    clean = Problem(data, own, scale.clean)
-    noisy = Problem(data, own, scale.flip, "flip", 0.4)
+    clean = Scenario(data, own, scale.clean)
+    noisy = Scenario(data, own, scale.flip, "flip", 0.4)
 
-    def moved_to(place: Problem) -> Problem:
+    def moved_to(place: Scenario) -> Scenario:
         schedule = {**place.schedule, **scale.other_schedule}
         return replace(place, student=other, schedule=schedule)
 
@@ -222,7 +224,7 @@ def human(scale: Scale) -> list[Cell]:
     student = scale.students["resnet32"]
     for name, spec, rate in scale.labels:
         data = (scale.data["CIFAR-10"][0], spec)
-        place = Problem(data, student, scale.flip, scale.human_noise, rate, name)
+        place = Scenario(data, student, scale.flip, scale.human_noise, rate, name)
         found += cells_of(scale, "human", place, NOISE_ROWS)
     return found
 
@@ -235,29 +237,31 @@ def controls(scale: Scale) -> list[Cell]:
     the same initial weights and order of samples.
     """
     student = scale.students["resnet32"]
-    place = Problem(scale.data["CIFAR-10"], student, scale.flip, "flip", 0.4)
+    place = Scenario(scale.data["CIFAR-10"], student, scale.flip, "flip", 0.4)
     found: list[Cell] = []
     for seed in range(scale.seeds):
         whole = cell_of(scale, "controls", place, DEEP, seed)
         found += [cell_of(scale, "controls", place, BASELINE, seed), whole]
         for name in ("shuffled", "random-features", "random-gradient"):
-            row = Row(f"deep+control={name}", name, taught=True)
+            row = TableMethod(f"deep+control={name}", name, taught=True)
             found.append(cell_of(scale, "controls", place, row, seed))
-        frozen = Row("deep+control=frozen", "frozen at their mean")
+        frozen = TableMethod("deep+control=frozen", "frozen at their mean")
         found.append(cell_of(scale, "controls", place, frozen, seed, source=whole))
-        found.append(cell_of(scale, "controls", place, Row("probe", "probe, not taught"), seed))
+        found.append(
+            cell_of(scale, "controls", place, TableMethod("probe", "probe, not taught"), seed)
+        )
         often = {"interval": max(scale.window, scale.interval // 2)}
         for row in (
-            Row("deep", "twice the updates", taught=True, settings=often),
+            TableMethod("deep", "twice the updates", taught=True, settings=often),
             FINE_TUNE,
-            Row("deep+fine_tune=0.34", FINE_TUNE.variant, taught=True),
+            TableMethod("deep+fine_tune=0.34", FINE_TUNE.variant, taught=True),
         ):
             found.append(cell_of(scale, "controls", place, row, seed))
         # Teaching at K = 7 nearly doubles the time of a run.
         longer = {"epochs": 2 * scale.flip["epochs"]}
         if "milestones" in scale.flip:
             longer["milestones"] = tuple(2 * epoch for epoch in scale.flip["milestones"])
-        twice = Row("uniform", "twice the epochs", settings=longer)
+        twice = TableMethod("uniform", "twice the epochs", settings=longer)
         found.append(cell_of(scale, "controls", place, twice, seed))
         drawn = {"noise": {"kind": "flip", "rate": 0.4, "seed": 100 + seed}}
         elsewhere = replace(place, noise_shown="flip, another draw,")
@@ -269,7 +273,7 @@ def controls(scale: Scale) -> list[Cell]:
 
 TABLES: dict[str, Callable[[Scale], list[Cell]]] = {
     "table1": table1, "table2": table2, "table3": table3, "table4": table4, "table5": table5,
-    "table6": table6, "table7": table7, "figure2": figure2, "deeper": deeper,
+    "table6": table6, "table7": table7, "figure2": figure2_teachers, "deeper": deeper,
     "transfer": transfer, "human": human, "controls": controls,
 }  # fmt: skip
 

@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from deepteach.errors import DataError
-from deepteach.runs import safe_yaml as strict
+from deepteach.runs import safe_yaml
 
-BASELINE = "baseline"  # the sub-folder of the uniform run on the same schedule
+BASELINE_FOLDER = "baseline"  # the sub-folder of the uniform run on the same schedule
 _COLUMNS = ("index", "given_label", "predicted_label", "weight", "loss", "true_label")
 _NUMBERS = (  # fields of summary.json that are a number, or null where unknown
     "seed epochs steps seconds test_accuracy_last test_accuracy_best noise_auroc "
@@ -103,7 +103,7 @@ class Run:
     @property
     def baseline(self) -> Run | None:
         """The uniform run beside this one, or None."""
-        return next((run for run in self.beside if run.path.name == BASELINE), None)
+        return next((run for run in self.beside if run.path.name == BASELINE_FOLDER), None)
 
     @cached_property
     def samples(self) -> dict[str, NDArray[Any]]:
@@ -148,7 +148,7 @@ def open_run(path: str | Path) -> Run:
             beside.append(_open(folder))
         else:
             notes.append(f"{folder.name} is unfinished and left out")
-    beside.sort(key=lambda other: other.path.name != BASELINE)
+    beside.sort(key=lambda other: other.path.name != BASELINE_FOLDER)
     return replace(run, beside=tuple(beside), notes=tuple(notes))
 
 
@@ -174,7 +174,7 @@ def _open(path: Path) -> Run:
             f"the run in {path} is unfinished (no summary.json): finish it with "
             f"`deepteach train --config {path / 'config.yaml'} --out {path} --resume`"
         )
-    config = _mapping(path / "config.yaml", strict.load)
+    config = _mapping(path / "config.yaml", safe_yaml.parse)
     summary = _mapping(path / "summary.json", json.loads)
     if not isinstance(summary.get("method"), str):
         raise DataError(_damaged(path / "summary.json", "`method` is not a name"))

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 
-def load(text: str) -> Any:
+def parse(text: str) -> Any:
     """What `text` says, in plain Python types.
 
     Raises:

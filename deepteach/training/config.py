@@ -269,7 +269,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from None
     try:
-        values = safe_yaml.load(text)
+        values = safe_yaml.parse(text)
     except ValueError as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{path} is not plain YAML: {reason}") from None

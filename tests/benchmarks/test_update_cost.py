@@ -12,8 +12,12 @@ import torch
 from torch import nn
 from toy import command
 
-from deepteach.benchmarks.method_cost import cells_of, measure
-from deepteach.benchmarks.update_cost import PEERS, STRATEGIES, Plan, Row, Work, append
+from deepteach.benchmarks.method_cost import measure_methods, method_table
+from deepteach.benchmarks.peers import PEERS
+from deepteach.benchmarks.plan import STRATEGIES, Plan
+from deepteach.benchmarks.records import append
+from deepteach.benchmarks.update_cost import UpdateCost
+from deepteach.benchmarks.work import Work
 
 
 def test_quick_bench_writes_every_column(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -23,7 +27,7 @@ def test_quick_bench_writes_every_column(tmp_path: Path, capsys: pytest.CaptureF
     assert answer.code == 0, answer.err
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == [field.name for field in fields(Row)]
+    assert list(rows[0]) == [field.name for field in fields(UpdateCost)]
     here = [name for name in PEERS if importlib.util.find_spec(name) is not None]
     want = ["plain", "taught steps", *STRATEGIES, *here, "Meta-Weight-Net step"]
     assert [row["row"] for row in rows] == want
@@ -49,7 +53,7 @@ def test_quick_bench_writes_every_column(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_costs_of_methods(tmp_path: Path) -> None:
     few = ("uniform", "deep", "cleanlab")
-    found = measure(2, names=few, epochs=1)
+    found = measure_methods(2, names=few, epochs=1)
     assert [cost.method for cost in found] == ["deep", "cleanlab"]
     deep, pruned = found
     assert deep.trainings == 1 and pruned.trainings == 6  # five folds and the last
@@ -60,7 +64,8 @@ def test_costs_of_methods(tmp_path: Path) -> None:
         append(cost, tmp_path / "costs.csv")
     lines = (tmp_path / "costs.csv").read_text().splitlines()
     assert len(lines) == 3 and lines[1].startswith("deep,")
-    assert [len(cells) for cells in cells_of(found)] == [5, 5, 5]
+    table = method_table(found, "costs")
+    assert [len(cells) for cells in (table.columns, *table.rows)] == [5, 5, 5]
 
 
 def test_costs_on_the_command_line(

@@ -14,9 +14,15 @@ from rich.console import Console
 from scipy import stats
 
 from deepteach.errors import DataError
-from deepteach.report.compare import Cell, compare, results_table, row_of, rows_of
+from deepteach.report.compare import (
+    MethodRuns,
+    compare,
+    method_result,
+    method_results,
+    results_table,
+)
 from deepteach.report.stats import holm, paired_gains
-from deepteach.report.table import Sheet
+from deepteach.report.table import TextTable
 from deepteach.runs.reader import Run, open_run
 
 UNIFORM = [0.80, 0.81, 0.83]
@@ -33,9 +39,9 @@ def _runs(folder: Path, method: str, values: list[float], **settings: object) ->
     return [open_run(path) for path in paths]
 
 
-def _cells(runs: list[Run]) -> dict[str, Cell]:
+def _methods(runs: list[Run]) -> dict[str, MethodRuns]:
     (setting,) = compare(runs).settings
-    return {cell.method: cell for cell in setting.cells}
+    return {found.method: found for found in setting.methods}
 
 
 def test_paired_interval_by_hand() -> None:
@@ -88,7 +94,7 @@ def test_verdicts() -> None:
 def test_compare_pairs_by_seed(tmp_path: Path) -> None:
     runs = _runs(tmp_path, "uniform", UNIFORM) + _runs(tmp_path, "focal", FOCAL)
     runs += reversed(_runs(tmp_path, "deep", DEEP))
-    cells = _cells(runs)
+    cells = _methods(runs)
     assert list(cells) == ["uniform", "deep", "focal"]
     assert list(cells["deep"].accuracy) == ["0", "1", "2"]
     d = 100 * (np.array(DEEP) - UNIFORM)
@@ -104,7 +110,7 @@ def test_nested_baseline_counts_once(tmp_path: Path) -> None:
     for run in runs:
         seed = run.summary["seed"]
         make_run(run.path / "baseline", method="uniform", seed=seed, selected=UNIFORM[seed])
-    cells = _cells([open_run(run.path) for run in runs])
+    cells = _methods([open_run(run.path) for run in runs])
     assert list(cells["uniform"].accuracy.values()) == pytest.approx([80, 81, 83])
     assert cells["mwn"].gain is not None and cells["mwn"].gain.n == 3
 
@@ -115,7 +121,7 @@ def test_other_schedules_are_not_paired(tmp_path: Path, change: dict[str, object
     runs = _runs(tmp_path, "deep", DEEP) + _runs(tmp_path, "uniform", UNIFORM, **change)
     comparison = compare(runs)
     assert len(comparison.settings) == 2
-    assert all(cell.gain is None for s in comparison.settings for cell in s.cells)
+    assert all(found.gain is None for s in comparison.settings for found in s.methods)
     assert f"differ in {next(iter(change))}: runs of different" in comparison.to_text()
     assert "no uniform baseline on this schedule" in comparison.to_text()
 
@@ -123,7 +129,7 @@ def test_other_schedules_are_not_paired(tmp_path: Path, change: dict[str, object
 def test_teacher_settings_make_variants(tmp_path: Path) -> None:
     runs = _runs(tmp_path / "a", "deep", DEEP) + _runs(tmp_path / "b", "deep", FOCAL, window=5)
     runs += _runs(tmp_path / "c", "uniform", UNIFORM, window=7)
-    cells = _cells(runs)
+    cells = _methods(runs)
     assert list(cells) == ["uniform", "deep window=2", "deep window=5"]
     assert all(cells[name].gain is not None for name in list(cells)[1:])
 
@@ -135,7 +141,7 @@ def test_interval_left_to_the_run_is_no_variant(tmp_path: Path) -> None:
         summary = json.loads((path / "summary.json").read_text())
         (path / "summary.json").write_text(json.dumps(summary | {"interval": 20}))
         runs.append(open_run(path))
-    assert list(_cells(runs)) == ["deep"]
+    assert list(_methods(runs)) == ["deep"]
 
 
 def test_missing_partners_doubles_and_power_are_said(tmp_path: Path) -> None:
@@ -174,19 +180,19 @@ def test_results_table(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", seconds=30)
     make_run(path / "baseline", method="uniform", selected=0.8, seconds=10)
     console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(results_table(rows_of(open_run(path))))
+    console.print(results_table(method_results(open_run(path))).to_rich())
     text = console.export_text()
     assert text.index("uniform") < text.index("deep")
     for shown in ("90.00", "89.00", "91.00", "0.950", "30.0", "3.00 x", "optimistic best %"):
         assert shown in text
-    assert row_of({"method": "deep"}).relative_cost is None
+    assert method_result({"method": "deep"}).relative_cost is None
 
 
 def test_cells_cannot_break_a_table() -> None:
-    sheet = Sheet("[red]t", ("a|b", "[bold]n"), (("x\ny|z", "[link=x]"),))
-    assert "| x y\\|z | [link=x] |" in sheet.to_markdown()
-    assert len(sheet.to_text().splitlines()) == 4
+    table = TextTable("[red]t", ("a|b", "[bold]n"), (("x\ny|z", "[link=x]"),))
+    assert "| x y\\|z | [link=x] |" in table.to_markdown()
+    assert len(table.to_text().splitlines()) == 4
     console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(sheet.to_rich())
+    console.print(table.to_rich())
     text = console.export_text()
     assert "[link=x]" in text and "[red]t" in text and "[bold]n" in text

@@ -25,10 +25,10 @@ from deepteach.cli import main
 from deepteach.errors import DataError
 from deepteach.reproduction import launch as executors
 from deepteach.reproduction import runner as reproduce
-from deepteach.reproduction import summary as outcome
+from deepteach.reproduction import summary
 from deepteach.reproduction.cell import Cell
 from deepteach.reproduction.launch import Entry, Task, run_task
-from deepteach.reproduction.runner import COLUMNS, execute, read_csv, rows_of
+from deepteach.reproduction.runner import COLUMNS, execute, read_csv, result_rows
 from deepteach.reproduction.tables import cells
 
 SMOKE = ("--scale", "smoke", "--data", "none", "--out", "out")
@@ -234,7 +234,7 @@ def test_a_failing_or_dying_cell_does_not_stop_the_others(tmp_path: Path) -> Non
     assert told[by_method["spl"]].reason.startswith("deepteach: a reason")
     assert told[by_method["focalgamma=1"]].code == 1
     assert told[by_method["focalgamma=1"]].reason.startswith("its process died")
-    assert len(rows_of(found, tmp_path, {})) == len(found) - 2 == 3
+    assert len(result_rows(found, tmp_path, {})) == len(found) - 2 == 3
 
 
 def test_failures_are_listed_and_the_code_is_theirs(
@@ -288,7 +288,7 @@ def test_an_interrupted_cell_goes_on(tmp_path: Path) -> None:
     (tmp_path / cell.folder / "config.yaml").write_text("{}")
     execute([cell], None, tmp_path, pretend, executor=in_turn)
     assert CALLS[0].arguments[-1] == "--resume"
-    (row,) = rows_of([cell], tmp_path, {})
+    (row,) = result_rows([cell], tmp_path, {})
     assert row["command"] == "deepteach " + shlex.join(CALLS[0].arguments[:-1])
 
 
@@ -298,7 +298,11 @@ def test_the_commit_is_that_of_the_run(tmp_path: Path, monkeypatch: pytest.Monke
     execute(found[:1], None, tmp_path, pretend, executor=in_turn)
     monkeypatch.setattr(reproduce, "commit", lambda: "after")
     execute(found, None, tmp_path, pretend, executor=in_turn)
-    assert [row["commit"] for row in rows_of(found, tmp_path, {})] == ["before", "after", "after"]
+    assert [row["commit"] for row in result_rows(found, tmp_path, {})] == [
+        "before",
+        "after",
+        "after",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -350,9 +354,9 @@ def made_up() -> list[dict[str, str]]:
 
 
 def test_the_summary_against_scipy() -> None:
-    sheet, missing = outcome.summarise(made_up(), "cpu")
-    assert "scale cpu" in sheet.title and "flip 40 %, resnet8" in sheet.title
-    lines = {line[0]: dict(zip(sheet.columns, line, strict=True)) for line in sheet.rows}
+    table, missing = summary.summarise(made_up(), "cpu")
+    assert "scale cpu" in table.title and "flip 40 %, resnet8" in table.title
+    lines = {line[0]: dict(zip(table.columns, line, strict=True)) for line in table.rows}
     gained = np.subtract(ERRORS["uniform"], ERRORS["paper"])
     interval = stats.t.interval(0.95, 2, gained.mean(), stats.sem(gained))
     ours = lines["paper"]
@@ -368,35 +372,35 @@ def test_the_summary_against_scipy() -> None:
     both = [stats.ttest_rel(ERRORS["uniform"], ERRORS[m]).pvalue for m in ("paper", "mwn")]
     assert float(ours["p (t, Holm)"]) == pytest.approx(min(1, 2 * min(both)), abs=1e-3)
     assert lines["mwn"]["gain, points"].startswith("-1.33")
-    assert any("little power" in note for note in sheet.notes)
+    assert any("little power" in note for note in table.notes)
     assert missing.title == "Not reproduced" and len(missing.rows) == 4
 
 
 def test_weights_that_are_all_alike_rank_nothing() -> None:
     rows = [{**row, "noise_auroc": "0.500000"} for row in made_up()]
     rows[-1]["noise_auroc"] = "0.900000"
-    shown = [line[outcome.HEAD.index("AUROC")] for line in outcome.summarise(rows, "cpu")[0].rows]
+    shown = [line[summary.HEAD.index("AUROC")] for line in summary.summarise(rows, "cpu")[0].rows]
     assert sorted(shown)[:2] == ["-", "-"] and sorted(shown)[-1] == "0.633 ± 0.231"
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
-    one, other = (outcome.summarise(rows, "cpu")[0] for rows in (made_up(), made_up()[::-1]))
+    one, other = (summary.summarise(rows, "cpu")[0] for rows in (made_up(), made_up()[::-1]))
     assert sorted(one.rows) == sorted(other.rows)
 
 
 def test_only_shared_seeds_are_paired() -> None:
     rows = [row for row in made_up() if (row["method"], row["seed"]) != ("uniform", "1")]
-    sheet = outcome.summarise(rows, "cpu")[0]
-    ours = next(line for line in sheet.rows if line[0] == "paper")
+    table = summary.summarise(rows, "cpu")[0]
+    ours = next(line for line in table.rows if line[0] == "paper")
     assert ours[1] == "3" and ours[3] == "+3.00 ± 1.41"
 
 
 def test_no_rows_and_no_numbers() -> None:
     with pytest.raises(DataError, match="found none"):
-        outcome.summarise([], "cpu")
+        summary.summarise([], "cpu")
     rows = [{**row, "test_error_last": "x"} for row in made_up()]
     with pytest.raises(DataError, match="not a number"):
-        outcome.summarise(rows, "cpu")
+        summary.summarise(rows, "cpu")
 
 
 def test_the_page_of_figure_2(tmp_path: Path) -> None:
@@ -406,11 +410,11 @@ def test_the_page_of_figure_2(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch, open(os.devnull, "w") as null:
             patch.setattr(sys, "stdout", null)
             assert main(reproduce.arguments(cell, None, tmp_path)) == 0
-    page = outcome.figure2_page(found, tmp_path).read_text()
+    page = summary.figure2_page(found, tmp_path).read_text()
     for name in ("paper+features=M1", "paper+features=I0"):
         assert f"{name}: weight of each training sample against its loss" in page
         assert f"{name}: map of the internal states, coloured by given label" in page
         assert page.count("the same map coloured by weight") == 2
     broken: list[Cell] = [replace(cell, seed=0) for cell in found]
     with pytest.raises(DataError):
-        outcome.figure2_page(broken, tmp_path / "nowhere")
+        summary.figure2_page(broken, tmp_path / "nowhere")

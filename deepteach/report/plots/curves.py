@@ -50,7 +50,7 @@ def learning_curves(
     Raises:
         DataError: none of the columns was recorded.
     """
-    runs = together(run) if isinstance(run, Run) else dict(run)
+    runs = runs_beside(run) if isinstance(run, Run) else dict(run)
     known = recorded(columns, *runs.values())
     figure, axes = panels(len(known))
     for ax, column in zip(axes, known, strict=True):
@@ -140,7 +140,7 @@ def recorded(columns: Sequence[str], *runs: Run) -> list[str]:
     return known
 
 
-def together(run: Run) -> dict[str, Run]:
+def runs_beside(run: Run) -> dict[str, Run]:
     """A run and those beside it by name: the method, or the folder where methods repeat."""
     runs = {run.method: run}
     for other in run.beside:

@@ -1,0 +1,54 @@
+"""Peak memory of a process of its own: torch's allocations are seen by no Python tool."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from deepteach.benchmarks.plan import BenchCase, Plan
+from deepteach.benchmarks.work import Work
+
+
+def process_memory(plan: Plan, case: BenchCase) -> tuple[float, float]:
+    """(peak, peak above the start) in MiB of a process that runs one cycle of an case."""
+    # What is freed goes back to the system: otherwise glibc's heap keeps the holes between the
+    # blocks that live on, and they are a sixth of the peak of a long window.
+    settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    call = f"import sys; from {__name__} import report_memory; report_memory(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", call, json.dumps(asdict(plan)), json.dumps(case)],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    start, peak = json.loads(done.stdout.splitlines()[-1])
+    return peak, peak - start
+
+
+def report_memory(plan: str, case: str) -> None:
+    """In a process of its own: run a cycle, print [peak before, peak after]."""
+    made, wanted = Plan(**json.loads(plan)), BenchCase(*json.loads(case))
+    torch.set_num_threads(made.threads)
+    cycle = Work(made, wanted.optimizer).cycle(wanted.row, wanted.window)
+    start = _peak()
+    for _ in cycle():
+        pass
+    print(json.dumps([start, _peak()]))
+
+
+def _peak() -> float:
+    """Peak resident memory in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux's ru_maxrss counts the parent's memory at the fork, too
+        high = next(line for line in status.read_text().splitlines() if "VmHWM" in line)
+        return int(high.split()[1]) / 2**10
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
