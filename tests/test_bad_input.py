@@ -71,7 +71,7 @@ USAGE: dict[str, tuple[list[str], list[str]]] = {
     "pass that raises": ([*TRAIN, "--student", "toy:raising"], ["toy:raising", "boom"]),
     "batch size": ([*TRAIN, "--batch_size", "201"], ["201", "200", "lower batch_size"]),
     "window": ([*TRAIN, "--window", "5", "--interval", "3"], ["window", "interval"]),
-    "momentum": ([*TRAIN, "--momentum", "0"], ["momentum 0", "tored"]),
+    "momentum": ([*TRAIN, "--momentum", "0", "--adjoint", "reversed"], ["momentum 0", "tored"]),
     "device": ([*TRAIN, "--device", "cuda:7"], ["'cuda:7'", "use auto or cpu"]),
     "no device": ([*TRAIN, "--device", "gpu"], ["'gpu'", "use auto or cpu"]),
     "device without data": ([*TRAIN, "--device", "meta"], ["'meta'", "use auto or cpu"]),

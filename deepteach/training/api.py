@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,17 @@ from deepteach.data.validation import as_array
 from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError
 from deepteach.runs.lock import RunLock
-from deepteach.training.build import resolve_device, resolve_student
+from deepteach.training import build
+from deepteach.training.choices import Overrides, name_of
 from deepteach.training.config import RUNTIME_KEYS, Config, make
 from deepteach.training.evaluate import Trust
 from deepteach.training.progress import Silent
-from deepteach.training.run import Watch, _Run
+from deepteach.training.run import MethodRun, Watch
 from deepteach.training.run_folder import claim
 from deepteach.training.signals import interrupts
+
+OWN = ("optimizer", "loss", "augment")
+"""Settings in whose place `train` takes an object."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,9 @@ def train(
     Each of the data sets is a pair `(x, y)` of arrays or tensors, or a map-style Dataset.
     Without `valid_data` a stratified part of the training data is split off. Floating inputs
     reach the model as they are; whole-numbered ones (pixels) are normalised per channel by
-    the training samples. `settings` are the fields of `deepteach.config.Config` (epochs,
-    batch_size, lr, out, seed, ...).
+    the training samples. `settings` are the fields of `deepteach.training.config.Config`
+    (epochs, batch_size, lr, out, seed, ...); `optimizer`, `loss` and `augment` also take a
+    function: of the parameters, of `(logits, y)` to `(batch,)`, of `(x, generator)` to x.
 
     Raises:
         DataError, ConfigError: before anything is trained; one line with the remedy.
@@ -80,6 +86,8 @@ def train(
             "train takes labels as they are, so it has no setting noise: change the labels with "
             "deepteach.noise and pass y_clean"
         )
+    own = {key: settings[key] for key in OWN if callable(settings.get(key))}
+    settings.update({key: name_of(value) for key, value in own.items()})
     name = settings.setdefault("data", "arrays")
     settings["noise"] = {"kind": "none", "rate": 0.0}
     settings["method"] = teacher if isinstance(teacher, str) else type(teacher).__name__
@@ -105,6 +113,7 @@ def train(
         data,
         module=None if isinstance(model, str) else model,
         teacher=None if isinstance(teacher, str) else teacher,
+        overrides=Overrides(**own),
         resume=resume,
         watch=watch,
     )
@@ -116,19 +125,23 @@ def run(
     *,
     module: nn.Module | None = None,
     teacher: AbstractTeacher | None = None,
+    overrides: Overrides | None = None,
     resume: bool = False,
     watch: Watch | None = None,
 ) -> Result:
     """One run and those beside it. `config.out` None writes nothing.
 
-    Started by torchrun, or under a process group of the caller's, all its processes train
-    together; rank 0 writes.
+    `module`, `teacher` and `given` take the place of names in `config`. Started by torchrun, or
+    under a process group of the caller's, all its processes train together; rank 0 writes.
+
+    Raises:
+        DeepTeachError: one line with the remedy.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     watch = watch or (lambda name, epochs, steps: nullcontext(Silent()))
-    module, internal = resolve_student(config, data, module)
-    device = resolve_device(config.device)
+    module, layer = build.student(config, data, module)
+    device = build.device(config.device)
     with ExitStack() as stack:
         ranks = stack.enter_context(joined(device))
         # A folder named by the time of day has another name on every rank.
@@ -140,36 +153,42 @@ def run(
         if folder is not None:
             ranks.lead(lambda: _enter(stack, folder, config, resume))
         signals = stack.enter_context(interrupts(relays=ranks.count > 1))
-        fresh = copy.deepcopy(module)
-        others: dict[str, _Run] = {}
-        names = ["uniform"] if config.baseline and config.method != "uniform" else []
-        for name in [*names, *(name for name in config.beside if name != config.method)]:
-            place = "baseline" if name == "uniform" else name
-            settings = {"method": name, "baseline": False, "beside": (), "adjoint": "method"}
-            out = None if folder is None else str(folder / place)
-            others[name] = _Run(
-                config.model_copy(update={**settings, "teacher_lr": None, "out": out}),
-                data,
-                copy.deepcopy(fresh).to(device),
-                internal,
-                None,
-                None if out is None else Path(out),
-                signals,
-                ranks,
-                leads=False,
+        overrides = overrides or Overrides()
+
+        def made(
+            own: Config, own_module: nn.Module, own_teacher: AbstractTeacher | None
+        ) -> MethodRun:
+            leads = own is config
+            built = build.training(
+                *(own, data, own_module.to(device), layer, own_teacher, overrides, ranks),
+                leads=leads,
             )
+            place = None if own.out is None else Path(own.out)
+            return MethodRun(own, data, built, place, signals)
+
+        fresh = copy.deepcopy(module)
         # All are made before any is trained: a setting that one cannot do is told at once.
-        main = _Run(
-            *(config, data, module.to(device), internal, teacher, folder, signals, ranks),
-            leads=True,
-        )
+        others = {
+            own.method: made(own, copy.deepcopy(fresh), None) for own in _beside(config, folder)
+        }
+        main = made(config, module, teacher)
         main.go(watch, resume)
         beside: dict[str, dict[str, Any]] = {}
         for name, other in others.items():
             other.go(watch, resume)
             beside[name] = other.finish({})
         summary = main.finish(beside)
-    return Result(module, main.coach, config, summary, main.metrics, main.trust, folder, beside)
+    return Result(module, main.coach, config, summary, main.log.metrics, main.trust, folder, beside)
+
+
+def _beside(config: Config, folder: Path | None) -> Iterator[Config]:
+    """The settings of the runs on the same schedule, each in a folder of its own."""
+    names = ["uniform"] if config.baseline and config.method != "uniform" else []
+    for name in [*names, *(name for name in config.beside if name != config.method)]:
+        place = "baseline" if name == "uniform" else name
+        changes = {"method": name, "baseline": False, "beside": (), "adjoint": "method"}
+        out = None if folder is None else str(folder / place)
+        yield config.model_copy(update={**changes, "teacher_lr": None, "out": out})
 
 
 def _enter(stack: ExitStack, folder: Path, config: Config, resume: bool) -> None:

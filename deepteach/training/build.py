@@ -1,33 +1,181 @@
-"""From a configuration to objects: the student, its layer, the method, the device."""
+"""From a configuration and data to finished objects: the one place where a training is made.
+
+`student` comes first, for all runs of a configuration share it; `training` makes the rest in
+the order in which the parts need one another. Nothing is changed once it is made.
+"""
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import replace
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from deepteach.core.adjoint.registry import ADJOINTS
+from deepteach.core.adjoint.base import AbstractAdjoint
+from deepteach.core.coach import Coach
 from deepteach.core.student import Student
 from deepteach.core.teacher import AbstractTeacher
+from deepteach.data import augment
 from deepteach.data.dataset import Data
-from deepteach.errors import ConfigError, DataError, DeepTeachError
+from deepteach.distributed.collectives import Ranks
+from deepteach.errors import ConfigError, DeepTeachError
 from deepteach.models import build
-from deepteach.runs.reader import open_run
+from deepteach.names import brief
 from deepteach.teachers.method import Method, Problem
 from deepteach.teachers.registry import method
+from deepteach.training.choices import (
+    OptimizerOf,
+    Overrides,
+    loss_of,
+    optimizer_of,
+)
 from deepteach.training.config import Config
+from deepteach.training.device_data import DeviceData
+from deepteach.training.loop import TrainingLoop
+from deepteach.training.schedule import Rates, Schedule, refuse_large_batches, steps_per_epoch
+from deepteach.training.settle import settle_adjoint, settle_pace, settle_validation
+from deepteach.training.step import StepRule
+from deepteach.training.transfer import adopt
 
 
-def resolve_method(
+@dataclass(frozen=True)
+class Built:
+    """A training that is ready to begin."""
+
+    loop: TrainingLoop
+    copied: Callable[[AbstractAdjoint, int], Coach]
+    """`(adjoint, window)` to a coach on copies of what the loop trains, as it is then."""
+    notes: tuple[str, ...] = ()
+    """What was decided for the user, a line each."""
+
+
+def student(config: Config, data: Data, module: nn.Module | None = None) -> tuple[nn.Module, str]:
+    """The module (made by name unless given) and the layer whose input the teacher reads."""
+    layer = None
+    if module is None:
+        name = config.student
+        if name == "auto":
+            name = "cnn" if data.is_image else "mlp"
+        module, layer = build(name, data.input_shape, data.classes, config.seed)
+    chosen = config.internal or layer or _last_linear(module)
+    if not chosen:
+        raise ConfigError(
+            "the student has no named linear layer to read the internal state from: name a "
+            "submodule with internal=..."
+        )
+    return module, chosen
+
+
+def training(
+    config: Config,
+    data: Data,
+    module: nn.Module,
+    layer: str,
+    teacher: AbstractTeacher | None,
+    overrides: Overrides,
+    ranks: Ranks,
+    *,
+    leads: bool = True,
+) -> Built:
+    """Everything that one run trains with; `module` is on its device already.
+
+    A run that `leads` takes its interval and window from the settings first; one beside it,
+    where its method has no own.
+
+    Raises:
+        ConfigError: settings that do not go together, with the remedy.
+    """
+    torch.manual_seed(config.seed)
+    wrapped = Student(module, layer)
+    if config.pool != "none":
+        wrapped.pool = config.pool
+    steps = steps_per_epoch(len(data.y_train), config.batch_size) * config.epochs
+    chosen = settle_method(config, data, wrapped, teacher, steps)
+    interval, window = settle_pace(config, chosen, steps, leads=leads)
+    schedule = Schedule(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        milestones=config.decay_epochs,
+        interval=interval,
+        window=window,
+        valid_batch=config.valid_batch,
+    )
+    return assemble(config, data, wrapped, chosen, schedule, overrides, ranks)
+
+
+def assemble(
+    config: Config,
+    data: Data,
+    student: Student,
+    chosen: Method,
+    schedule: Schedule,
+    overrides: Overrides,
+    ranks: Ranks,
+) -> Built:
+    """The optimizer, the coach and the loop around a student and a method at hand."""
+    refuse_large_batches(len(data.y_train), schedule.batch_size)
+    device = next(student.module.parameters()).device
+    make_optimizer = optimizer_of(config, overrides)
+    optimizer = make_optimizer(_trained(student.module))
+    teacher = chosen.teacher.to(device)
+    teacher_optimizer = chosen.optimizer()
+    adjoint, notes = settle_adjoint(config, chosen, optimizer)
+    loss = loss_of(config, overrides)
+    make_coach = partial(
+        Coach,
+        through_weights=config.through_weights,
+        validation_loss=settle_validation(config, chosen, loss),
+        total_steps=steps_per_epoch(len(data.y_train), schedule.batch_size) * schedule.epochs,
+        clip_norm=config.clip_norm,
+        mixed_precision=config.precision != "float32",
+        micro_batch=config.micro_batch,
+        **({} if loss is None else {"loss": loss}),
+    )
+    coach = make_coach(
+        *(student, optimizer, teacher),
+        interval=schedule.interval,
+        window=schedule.window,
+        adjoint=adjoint,
+        teacher_optimizer=teacher_optimizer,
+    )
+    coach.objective.ranks = ranks
+    loop = TrainingLoop(
+        coach,
+        DeviceData.of(data, device),
+        schedule,
+        Rates.of(optimizer, teacher_optimizer, follows=chosen.follows_schedule),
+        curriculum=chosen.curriculum,
+        seed=config.seed,
+        augment=overrides.augment or augment.resolve(config.augment),
+        step_rule=StepRule(config.clip_norm, config.precision),
+    )
+    return Built(loop, partial(_copied, coach, make_coach, make_optimizer), notes)
+
+
+def _copied(
+    coach: Coach,
+    make_coach: Callable[..., Coach],
+    make_optimizer: OptimizerOf,
+    adjoint: AbstractAdjoint,
+    window: int,
+) -> Coach:
+    student, teacher = copy.deepcopy((coach.student, coach.teacher))
+    student.module.train()
+    optimizer = make_optimizer(_trained(student.module))
+    # Copied first: an optimizer may keep the tensors that it is given.
+    optimizer.load_state_dict(copy.deepcopy(coach.optimizer.state_dict()))
+    return make_coach(
+        *(student, optimizer, teacher), interval=window, window=window, adjoint=adjoint
+    )
+
+
+def settle_method(
     config: Config, data: Data, student: Student, teacher: AbstractTeacher | None, steps: int
 ) -> Method:
     """The teacher and how it is taught: by name, or around a teacher at hand."""
-    if config.pool != "none":
-        student.pool = config.pool
     width = state_width(student, data, config.student)
     if teacher is not None:
         chosen = Method(teacher)
@@ -35,55 +183,13 @@ def resolve_method(
         problem = Problem(data.classes, width, steps, config.seed, config.teacher_from)
         chosen = method(config.method, problem)
     if config.teacher_from is not None and list(chosen.teacher.parameters()):
-        _adopt(chosen.teacher, config, student, width)
+        here = {"student": config.student, "data": config.data, "internal": student.internal}
+        layer = _last_linear(student.module)
+        adopt(chosen.teacher, config.teacher_from, {**here, "width": width}, layer)
         chosen = replace(chosen, window=1)  # nothing is taught by looking back
-    if config.adjoint != "method":
-        chosen = replace(chosen, adjoint=ADJOINTS[config.adjoint]())
     if config.teacher_lr is not None:
         chosen = replace(chosen, teacher_rate=config.teacher_lr)
     return chosen
-
-
-def _adopt(teacher: AbstractTeacher, config: Config, student: Student, width: int) -> None:
-    """Give `teacher` the parameters of a finished run's, to be kept as they are.
-
-    Only parameters: what a teacher fits to trusted samples belongs to its student, and is
-    fitted anew. Raises ConfigError where they do not fit, DataError where they are damaged.
-    """
-    assert config.teacher_from is not None
-    source = open_run(config.teacher_from)
-    path = source.path / "teacher.safetensors"
-    try:
-        saved = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read ({error}): train that run again") from error
-    for name, leaf in teacher.named_parameters():
-        found = tuple(saved[name].shape) if name in saved else None
-        if found != tuple(leaf.shape):
-            was = "has no such parameter" if found is None else f"has shape {found} there"
-            raise ConfigError(
-                f"the teacher of {source.path} ({source.method}) does not fit: {name} needs shape "
-                f"{tuple(leaf.shape)}, it {was}: use the same method, classes and layer width"
-            )
-        leaf.data.copy_(saved[name])
-        leaf.requires_grad_(False)
-    states = source.samples.get("internal")
-    here: dict[str, object] = {
-        "student": config.student,
-        "data": config.data,
-        "internal": student.internal,
-    }
-    there = {key: source.config.get(key) for key in here}
-    there["internal"] = there["internal"] or next(reversed(_linear(student.module)), None)
-    here["width"], there["width"] = width, width if states is None else states.shape[1]
-    changed = [f"{k} {there[k]!r} -> {v!r}" for k, v in here.items() if there[k] != v]
-    if changed:
-        warnings.warn(
-            f"this teacher was taught elsewhere ({', '.join(changed)}): one that reads a student's "
-            "own states reads coordinates that another student does not have",
-            UserWarning,
-            stacklevel=2,
-        )
 
 
 def state_width(student: Student, data: Data, name: str = "custom") -> int:
@@ -97,8 +203,7 @@ def state_width(student: Student, data: Data, name: str = "custom") -> int:
     except Exception as error:  # the user's code may raise anything
         raise ConfigError(
             f"student {name!r} failed on samples of shape {data.input_shape} "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): make its forward "
-            "pass take a batch of them"
+            f"({brief(error)[:200]}): make its forward pass take a batch of them"
         ) from error
     if outputs.logits.dim() != 2 or outputs.logits.shape[1] < data.classes:
         raise ConfigError(
@@ -108,43 +213,23 @@ def state_width(student: Student, data: Data, name: str = "custom") -> int:
     return outputs.internal.shape[1]
 
 
-def resolve_student(
-    config: Config, data: Data, module: nn.Module | None = None
-) -> tuple[nn.Module, str]:
-    """The module (built by name unless given) and the layer whose input the teacher reads."""
-    if module is None:
-        name = config.student
-        if name == "auto":
-            name = "cnn" if data.is_image else "mlp"
-        module, internal = build(name, data.input_shape, data.classes, config.seed)
-    else:
-        internal = None
-    chosen = config.internal or internal or _last_linear(module)
-    return module, chosen
-
-
-def _last_linear(module: nn.Module) -> str:
-    """The last linear layer, whose input is the paper's I0."""
-    found = _linear(module)
-    if not found or not found[-1]:
-        raise ConfigError(
-            "the student has no named linear layer to read the internal state from: name a "
-            "submodule with internal=..."
-        )
-    return found[-1]
-
-
-def _linear(module: nn.Module) -> list[str]:
-    return [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-
-
-def resolve_device(name: str) -> torch.device:
+def device(name: str) -> torch.device:
     """The device of that name, tried out; "auto" prefers CUDA."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device).tolist()  # the meta device holds no numbers
+        found = torch.device(name)
+        torch.empty(0, device=found).tolist()  # the meta device holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ConfigError(f"device {name!r} is not available here: use auto or cpu") from None
-    return device
+    return found
+
+
+def _last_linear(module: nn.Module) -> str | None:
+    """The last linear layer, whose input is the paper's I0."""
+    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    return names[-1] if names else None
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [leaf for leaf in module.parameters() if leaf.requires_grad]

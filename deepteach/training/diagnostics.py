@@ -22,7 +22,8 @@ from deepteach.core.coach import Coach, UpdateRecord
 from deepteach.core.finite_differences import LONGEST_WINDOW
 from deepteach.core.losses import cross_entropy
 from deepteach.rng import replayed, stream
-from deepteach.training.loop import TrainingLoop
+from deepteach.training.build import Built
+from deepteach.training.step import StepRule
 from deepteach.tree import cosine
 
 LONGER, LONGEST = 4, 20
@@ -35,13 +36,16 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """What to measure on. `coach(adjoint, window)` is fresh, on copies; interval = window."""
+    """A student and its batches, to measure on.
+
+    `coach(adjoint, window)` is fresh, on copies, with interval = window; `batch(number)` is
+    a training batch, `trusted` the trusted one.
+    """
 
     coach: Callable[[AbstractAdjoint, int], Coach]
     batch: Callable[[int], Batch]
     trusted: Batch
-    adjoint: Callable[[], AbstractAdjoint]
-    window: int
+    step_rule: StepRule = StepRule()
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,14 @@ class Quality:
         return self.taught_steps - 1 + self.update_steps / interval
 
 
-def measure(case: Case) -> Quality:
-    """Train copies for a few steps and look back."""
+def measure(case: Case, adjoint: AbstractAdjoint, window: int) -> Quality:
+    """Train copies for a few steps and look back through `window` of them."""
     with replayed(None):
-        longer = max(case.window, min(LONGER * case.window, LONGEST))
-        cosines = _cosines(case, longer)
-        seconds, record = _seconds(case)
+        longer = max(window, min(LONGER * window, LONGEST))
+        cosines = _cosines(case, window, longer)
+        seconds, record = _seconds(case, adjoint, window)
     return Quality(
-        window=case.window,
+        window=window,
         longer=longer,
         cosine=cosines[0],
         differences=cosines[1],
@@ -88,67 +92,56 @@ def measure(case: Case) -> Quality:
     )
 
 
-def of(training: TrainingLoop) -> Quality | None:
-    """The quality of a run at its present step; None where no window is looked back through."""
-    coach = training.coach
+def of(built: Built) -> Quality | None:
+    """The quality of a run at its present step.
+
+    None where no window is looked back through, or where the passes are in half precision:
+    what is exact to compare with is then unknown.
+    """
+    loop, coach = built.loop, built.loop.coach
     learns = any(leaf.requires_grad for leaf in coach.teacher.parameters())
-    if not learns or not isinstance(coach.adjoint, Reversed | Stored):
+    looks_back = isinstance(coach.adjoint, Reversed | Stored)
+    if not learns or not looks_back or loop.step_rule.precision != "float32":
         return None
-
-    def fresh(adjoint: AbstractAdjoint, window: int) -> Coach:
-        student, teacher = copy.deepcopy((coach.student, coach.teacher))
-        student.module.train()
-        leaves = [leaf for leaf in student.module.parameters() if leaf.requires_grad]
-        optimizer = torch.optim.SGD(leaves)
-        # Copied first: an optimizer may keep the tensors that it is given.
-        optimizer.load_state_dict(copy.deepcopy(training.optimizer.state_dict()))
-        return Coach(
-            *(student, optimizer, teacher),
-            interval=window,
-            window=window,
-            adjoint=adjoint,
-            through_weights=coach.objective.through_weights,
-            validation_loss=coach.validation_loss,
-            total_steps=coach.clock.total,
-        )
-
-    order = torch.randperm(len(training.y), generator=stream(training.seed, "quality", 0))
-    size = training.schedule.batch_size
+    order = torch.randperm(len(loop.y), generator=stream(loop.seed, "quality", 0))
+    size = loop.schedule.batch_size
 
     def batch(number: int) -> Batch:
         rows = torch.arange(number * size, (number + 1) * size) % len(order)
-        return training.samples(order[rows])
+        return loop.samples(order[rows])
 
-    trusted = training.trusted(training.step)
-    return measure(Case(fresh, batch, trusted, type(coach.adjoint), training.schedule.window))
+    case = Case(built.copied, batch, loop.trusted(loop.step), loop.step_rule)
+    return measure(case, copy.deepcopy(coach.adjoint), coach.window)
 
 
-def _cosines(case: Case, longer: int) -> tuple[float | None, float | None]:
+def _cosines(case: Case, window: int, longer: int) -> tuple[float | None, float | None]:
     """Of the window's gradient to a longer one's, and of its differences to the exact form."""
     coach = case.coach(Stored(), longer)
     for number in range(longer):
-        taught_step(coach, *case.batch(number))
+        case.step_rule.take(coach, *case.batch(number))
     far = coach.meta_gradient(*case.trusted)
-    coach.window = case.window
-    near = far if longer == case.window else coach.meta_gradient(*case.trusted)
+    coach.window = window
+    near = far if longer == window else coach.meta_gradient(*case.trusted)
     differences = None
-    if coach.objective.linear and case.window <= LONGEST_WINDOW:
+    if coach.objective.linear and window <= LONGEST_WINDOW:
         coach.adjoint = Stored(derivatives=FINITE_DIFFERENCE)
         differences = cosine(coach.meta_gradient(*case.trusted), near)
-    return (None if longer == case.window else cosine(near, far)), differences
+    return (None if longer == window else cosine(near, far)), differences
 
 
-def _seconds(case: Case) -> tuple[dict[str, float], UpdateRecord]:
+def _seconds(
+    case: Case, adjoint: AbstractAdjoint, window: int
+) -> tuple[dict[str, float], UpdateRecord]:
     """Medians of a plain step, a taught step and an update, in turn; the last update."""
-    coach = case.coach(case.adjoint(), case.window)
+    coach = case.coach(adjoint, window)
     module = copy.deepcopy(coach.student.module)
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
     times: dict[str, list[float]] = {"plain": [], "taught": [], "update": []}
     for repeat in range(REPEATS + 1):
-        for number in range(case.window):
+        for number in range(window):
             x, y = case.batch(number)
             plain = _timed(lambda x=x, y=y: _plain_step(module, optimizer, x, y))
-            taught = _timed(lambda x=x, y=y: taught_step(coach, x, y))
+            taught = _timed(lambda x=x, y=y: case.step_rule.take(coach, x, y))
             if repeat:  # the first round warms up
                 times["plain"].append(plain)
                 times["taught"].append(taught)
@@ -157,13 +150,6 @@ def _seconds(case: Case) -> tuple[dict[str, float], UpdateRecord]:
             times["update"].append(update)
     assert coach.last_record is not None
     return {name: statistics.median(taken) for name, taken in times.items()}, coach.last_record
-
-
-def taught_step(coach: Coach, x: Tensor, y: Tensor) -> None:
-    """A weighted step of the student, without an update."""
-    coach.optimizer.zero_grad()
-    coach.loss(x, y).backward()
-    coach.optimizer.step()
 
 
 def _plain_step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -20,41 +19,33 @@ from deepteach.data.dataset import Data
 from deepteach.errors import ConfigError, NumericError
 from deepteach.teachers.features import Internal, Label
 from deepteach.teachers.linear import Teacher
-from deepteach.training.build import resolve_student, state_width
+from deepteach.training import build
 from deepteach.training.config import Config
-from deepteach.training.diagnostics import Case, measure, taught_step
+from deepteach.training.diagnostics import Case, measure
 from deepteach.tree import Params, cosine, distance, norm
 
 LR = 0.01
 LOOK_BACK = ("reversed", "stored", "checkpointed", "unrolled")
 
 
-@dataclass(frozen=True)
-class Patient:
-    """A student, an untouched module to copy for each test, and its first batches."""
+def case_of(
+    module: nn.Module, internal: str, width: int, data: Data, batch: int, dtype: torch.dtype
+) -> Case:
+    """A student in that precision, with the first batches of its data; `module` stays as it is."""
 
-    module: nn.Module
-    internal: str
-    width: int
-    data: Data
-    batch: int
-
-    def coach(self, adjoint: AbstractAdjoint, window: int, dtype: torch.dtype) -> Coach:
-        """A fresh coach; nothing that is examined changes the module."""
-        module = copy.deepcopy(self.module).to(dtype).train()
+    def coach(adjoint: AbstractAdjoint, window: int) -> Coach:
+        copied = copy.deepcopy(module).to(dtype).train()
         torch.manual_seed(0)
-        teacher = Teacher([Internal(self.width), Label(self.data.classes)]).to(dtype)
-        optimizer = torch.optim.SGD(module.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
-        student = Student(module, self.internal)
+        teacher = Teacher([Internal(width), Label(data.classes)]).to(dtype)
+        optimizer = torch.optim.SGD(copied.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
+        student = Student(copied, internal)
         return Coach(student, optimizer, teacher, interval=window, window=window, adjoint=adjoint)
 
-    def rows(self, number: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        rows = torch.arange(number * self.batch, (number + 1) * self.batch)
-        rows = rows % len(self.data.y_train)
-        return self.data.x_train[rows].to(dtype), self.data.y_train[rows]
+    def rows(number: int) -> tuple[Tensor, Tensor]:
+        chosen = torch.arange(number * batch, (number + 1) * batch) % len(data.y_train)
+        return data.x_train[chosen].to(dtype), data.y_train[chosen]
 
-    def trusted(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return self.data.x_valid[: self.batch].to(dtype), self.data.y_valid[: self.batch]
+    return Case(coach, rows, (data.x_valid[:batch].to(dtype), data.y_valid[:batch]))
 
 
 def examine(config: Config, data: Data) -> Iterator[str]:
@@ -69,32 +60,34 @@ def examine(config: Config, data: Data) -> Iterator[str]:
             f"window {window} is more than interval {interval}: lower the window or raise the "
             "interval"
         )
-    module, internal = resolve_student(config, data)
-    width = state_width(Student(module, internal), data, config.student)
+    module, internal = build.student(config, data)
+    width = build.state_width(Student(module, internal), data, config.student)
     count = sum(leaf.numel() for leaf in module.parameters())
     yield f"student: {count:,} parameters; internal state: input of {internal!r}, {width} wide"
-    patient = Patient(module, internal, width, data, min(config.batch_size, len(data.y_train)))
-    yield from _derivatives(patient, window)
+    batch = min(config.batch_size, len(data.y_train))
+    single, double = (
+        case_of(module, internal, width, data, batch, dtype)
+        for dtype in (torch.float32, torch.float64)
+    )
+    yield from _derivatives(single, double, window)
     adjoint = ADJOINTS[config.adjoint] if config.adjoint in LOOK_BACK else Reversed
-    yield from _quality(patient, adjoint, window, interval)
+    yield from _quality(single, adjoint(), window, interval)
 
 
-def _derivatives(patient: Patient, window: int) -> Iterator[str]:
-    coach = patient.coach(Stored(), window, torch.float64)
-    exact = _meta_gradient(patient, coach, window, torch.float64)
+def _derivatives(single: Case, double: Case, window: int) -> Iterator[str]:
+    exact = _meta_gradient(double, double.coach(Stored(), window), window)
     yield "replay: deterministic (each recorded step gave its losses again)"
-    unrolled = patient.coach(Unrolled(), window, torch.float64)
-    error = distance(exact, _meta_gradient(patient, unrolled, window, torch.float64))
+    error = distance(exact, _meta_gradient(double, double.coach(Unrolled(), window), window))
     yield f"meta-gradient: {error:.0e} from plain autograd through the window, in float64"
     if norm(exact) == 0 or error > 1e-6:
         raise ConfigError(
             "the meta-gradient is zero or wrong for this student: look for .detach(), "
             "torch.no_grad() or in-place changes of parameters in its forward pass"
         )
-    single = patient.coach(Stored(), window, torch.float32)
-    rough = _meta_gradient(patient, single, window, torch.float32)
+    coach = single.coach(Stored(), window)
+    rough = _meta_gradient(single, coach, window)
     # Kernels differ by precision: the run's own says which rules it has.
-    if single.objective.forward_mode:
+    if coach.objective.forward_mode:
         yield "teacher term: forward mode"
     else:
         yield "teacher term: double backward (an operation has no forward-mode rule; dearer)"
@@ -102,11 +95,11 @@ def _derivatives(patient: Patient, window: int) -> Iterator[str]:
     yield f"precision: cosine {agreement:.6f} between the float32 and float64 meta-gradients"
 
 
-def _meta_gradient(patient: Patient, coach: Coach, window: int, dtype: torch.dtype) -> Params:
+def _meta_gradient(case: Case, coach: Coach, window: int) -> Params:
     try:
         for number in range(window):
-            taught_step(coach, *patient.rows(number, dtype))
-        return coach.meta_gradient(*patient.trusted(dtype))
+            case.step_rule.take(coach, *case.batch(number))
+        return coach.meta_gradient(*case.trusted)
     except NumericError as error:
         raise ConfigError(f"the student cannot be replayed: {error}") from None
     except (NotImplementedError, RuntimeError) as error:
@@ -116,19 +109,9 @@ def _meta_gradient(patient: Patient, coach: Coach, window: int, dtype: torch.dty
         ) from None
 
 
-def _quality(
-    patient: Patient, adjoint: Callable[[], AbstractAdjoint], window: int, interval: int
-) -> Iterator[str]:
+def _quality(case: Case, adjoint: AbstractAdjoint, window: int, interval: int) -> Iterator[str]:
     """How much the window sees, and what it costs."""
-    measured = measure(
-        Case(
-            coach=lambda adjoint, steps: patient.coach(adjoint, steps, torch.float32),
-            batch=lambda number: patient.rows(number, torch.float32),
-            trusted=patient.trusted(torch.float32),
-            adjoint=adjoint,
-            window=window,
-        )
-    )
+    measured = measure(case, adjoint, window)
     if measured.cosine is not None:
         yield (
             f"window: cosine {measured.cosine:.3f} between the meta-gradients of {window} and "

@@ -6,7 +6,6 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from deepteach.core.coach import Coach
@@ -57,6 +56,8 @@ def noise_auroc(weight: Tensor, wrong: Tensor | None) -> float | None:
     """Chance that a wrong label weighs less than a right one; None where it is undefined."""
     if wrong is None or not wrong.any() or wrong.all():
         return None
+    from sklearn.metrics import roc_auc_score  # seconds to import, and rarely needed
+
     return float(roc_auc_score(wrong.numpy(), -weight.double().numpy()))
 
 

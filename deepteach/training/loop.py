@@ -7,7 +7,7 @@ follows a schedule is a function of the step, so a run continues from any step e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.coach import Coach
-from deepteach.core.losses import VALIDATION_LOSSES as OBJECTIVE_LOSSES
-from deepteach.core.losses import ValidationLoss, smooth_error
 from deepteach.core.snapshot import Clock
-from deepteach.core.student import Student
-from deepteach.data.dataset import Data
-from deepteach.distributed.collectives import Ranks
+from deepteach.data.augment import Augmentation, identity
 from deepteach.errors import ConfigError, NumericError
 from deepteach.rng import stream
-from deepteach.teachers.method import Method
-from deepteach.training.schedule import Schedule, batches, steps_per_epoch
+from deepteach.teachers.curriculum import Curriculum
+from deepteach.training.device_data import DeviceData
+from deepteach.training.schedule import (
+    Rates,
+    Schedule,
+    batches,
+    refuse_large_batches,
+    steps_per_epoch,
+)
+from deepteach.training.step import StepRule
 from deepteach.tree import all_finite, clone
-
-VALIDATION_LOSSES: dict[str, ValidationLoss] = {**OBJECTIVE_LOSSES, "smooth_error": smooth_error}
-
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,64 +51,49 @@ class EpochEnd:
 
 
 class TrainingLoop:
-    """Everything that changes during a run, and how it changes."""
+    """Everything that changes during a run, and how it changes.
+
+    Args:
+        coach: the student, its optimizer and its teacher, ready to step.
+        data: the samples, on the student's device.
+        schedule: length and batches; its interval and window are the coach's.
+        rates: learning rates at the start.
+        curriculum: what each epoch draws from.
+        augment: `(x, generator) -> x`, before every pass.
+        step_rule: clipping and precision of a step.
+        seed: names all random draws.
+
+    Raises:
+        ConfigError: a batch is larger than the data, or too small for the ranks.
+    """
 
     def __init__(
         self,
-        data: Data,
-        student: Student,
-        method: Method,
+        coach: Coach,
+        data: DeviceData,
         schedule: Schedule,
+        rates: Rates,
         *,
+        curriculum: Curriculum,
         seed: int,
-        augment: Augmentation,
-        device: torch.device,
-        through_weights: bool = False,
-        validation_loss: str = "method",
-        ranks: Ranks | None = None,
+        augment: Augmentation = identity,
+        step_rule: StepRule | None = None,
     ) -> None:
-        if schedule.batch_size > len(data.y_train):
-            raise ConfigError(
-                f"batch_size {schedule.batch_size} is more than the {len(data.y_train)} training "
-                "samples: lower batch_size"
-            )
-        self.data, self.schedule, self.seed = data, schedule, seed
-        self.augment, self.device = augment, device
-        self.x, self.y = data.x_train.to(device), data.y_train.to(device)
-        self.x_valid, self.y_valid = data.x_valid.to(device), data.y_valid.to(device)
-        self.module: nn.Module = student.module
-        self.curriculum = method.curriculum
-        self.optimizer = torch.optim.SGD(
-            [leaf for leaf in student.module.parameters() if leaf.requires_grad],
-            lr=schedule.lr,
-            momentum=schedule.momentum,
-            weight_decay=schedule.weight_decay,
-        )
-        self.per_epoch = steps_per_epoch(len(self.y), schedule.batch_size)
-        self.coach = Coach(
-            student,
-            self.optimizer,
-            method.teacher.to(device),
-            interval=schedule.interval,
-            window=schedule.window,
-            adjoint=method.adjoint,
-            teacher_optimizer=method.optimizer(),
-            through_weights=through_weights,
-            validation_loss=VALIDATION_LOSSES[
-                (method.validation_loss or "nll")
-                if validation_loss == "method"
-                else validation_loss
-            ],
-            total_steps=self.per_epoch * schedule.epochs,
-        )
-        self.ranks = self.coach.objective.ranks = ranks or Ranks()
+        self.coach, self.data, self.schedule, self.rates = coach, data, schedule, rates
+        self.curriculum, self.seed = curriculum, seed
+        self.augment, self.step_rule = augment, step_rule or StepRule()
+        self.ranks, self.optimizer = coach.ranks, coach.optimizer
+        self.module: nn.Module = coach.student.module
+        self.x, self.y = data.x, data.y
+        self.x_valid, self.y_valid = data.x_valid, data.y_valid
+        self.device = data.y.device
+        refuse_large_batches(len(self.y), schedule.batch_size)
         self._refuse_thin_batches()
-        self.teacher_rates = _rates(self.coach.teacher_optimizer)
-        self.follows_schedule = method.follows_schedule
+        self.per_epoch = steps_per_epoch(len(self.y), schedule.batch_size)
         # Only a curriculum that starts over needs the student as it was at first.
-        self.initial = clone(self.module.state_dict()) if self.curriculum.episodes > 1 else {}
+        self.initial = clone(self.module.state_dict()) if curriculum.episodes > 1 else {}
         self.step, self.episode = 0, 0
-        self.weights = torch.ones(len(self.y), device=device)
+        self.weights = torch.ones(len(self.y), device=self.device)
         self._clear_epoch()
 
     def _refuse_thin_batches(self) -> None:
@@ -155,7 +140,8 @@ class TrainingLoop:
                 stream(self.seed, "order", epoch),
                 len(self.y),
             )
-            self.set_rates(self.schedule.rate(epoch_within))
+            factor = self.schedule.rate(epoch_within)
+            self.rates.apply(self.optimizer, self.coach.teacher_optimizer, factor)
             for positions in order[start:-1]:
                 self.take_step(rows[positions])
                 yield None
@@ -172,15 +158,6 @@ class TrainingLoop:
         fresh = {"clock": asdict(Clock(total=self.coach.clock.total)), "since_update": 0}
         self.coach.load_state_dict({**self.coach.state_dict(), **fresh, "steps": []})
 
-    def set_rates(self, factor: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.lr * factor
-        teacher = self.coach.teacher_optimizer
-        groups = teacher.param_groups if teacher else []
-        for group, rate in zip(groups, self.teacher_rates, strict=True):
-            # Adam removes the meta-gradient's scale, which shrinks with the student's rate.
-            group["lr"] = rate * factor if self.follows_schedule else rate
-
     def take_step(self, rows: Tensor) -> None:
         """One student step, and one teacher update where it is due."""
         self.module.train()
@@ -188,13 +165,14 @@ class TrainingLoop:
         x, y = self.samples(rows)
         trusted = self.trusted(self.step)
         self.coach.trust(trusted)  # a teacher may be taught before its step
-        self.optimizer.zero_grad()
         # Every rank draws for the whole batch, so that a sample's augmentation is the same on any.
         x = self.augment(x, stream(self.seed, "augment", self.step))
-        loss = self.coach.loss(self.ranks.part(x), self.ranks.part(y))
-        loss.backward()
-        self.optimizer.step()
-        self._note(rows, float(loss.detach()))
+        part, index = self.ranks.part, rows.to(self.device)
+        group = self.data.groups(index)
+        loss = self.step_rule.take(
+            *(self.coach, part(x), part(y), part(index)), None if group is None else part(group)
+        )
+        self._note(rows, loss)
         record = self.coach.update(trusted)
         if record is None:
             record = self.coach.last_record if self.coach.adjoint.before_step else None
@@ -306,7 +284,3 @@ class TrainingLoop:
         self.weights.copy_(state["weights"])
         self._losses, self._effective, self._updates, *rest = state["epoch"]
         self._records, self._drift = list(rest[:2]), rest[2]
-
-
-def _rates(optimizer: torch.optim.Optimizer | None) -> list[float]:
-    return [float(group["lr"]) for group in optimizer.param_groups] if optimizer else []

@@ -1,4 +1,4 @@
-"""Train a student and its teacher: the run's folder, its checkpoints, the runs beside it."""
+"""One method's run: it trains what was built, records what happens and commits checkpoints."""
 
 from __future__ import annotations
 
@@ -10,151 +10,110 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepteach.core.predict import accuracy
-from deepteach.core.student import Student
-from deepteach.core.teacher import AbstractTeacher
-from deepteach.data.augment import Augment, identity
 from deepteach.data.dataset import Data
-from deepteach.distributed.collectives import Ranks
-from deepteach.errors import CheckpointError
-from deepteach.rng import generator_states, set_generator_states, stream
+from deepteach.rng import stream
 from deepteach.runs.checkpoint import Store
-from deepteach.runs.serialization import from_bytes, to_bytes
-from deepteach.training import diagnostics as quality
-from deepteach.training.build import resolve_method
+from deepteach.training import diagnostics
+from deepteach.training.build import Built
 from deepteach.training.config import Config
-from deepteach.training.evaluate import noise_auroc, trust
-from deepteach.training.loop import EpochEnd, TrainingLoop
+from deepteach.training.evaluate import Trust, noise_auroc, trust
+from deepteach.training.loop import EpochEnd
 from deepteach.training.progress import Watcher
-from deepteach.training.run_folder import open_folder, versions, write_metrics, write_results
-from deepteach.training.schedule import Schedule, steps_per_epoch
+from deepteach.training.resume import RunLog, meta_of, restore, state_of
+from deepteach.training.run_folder import open_folder, write_metrics, write_results
 from deepteach.training.signals import Interrupted, Interrupts
 
 MEASURED_STEPS = 500
 """Length from which on a run measures its own meta-gradients."""
 
-WANTED_UPDATES = 200
-"""Teacher updates that a run should have; the paper's K = 20 where it is long enough."""
-
 Watch = Callable[[str, int, int], AbstractContextManager[Watcher]]
 """(name, epochs, steps) -> the watcher of one run."""
 
 
-class _Run:
-    """One method's run: trains, records, commits."""
+class MethodRun:
+    """A training on its way from the first step to its files.
+
+    Args:
+        config: what is told about the run; nothing is made from it here.
+        data: the samples that it is evaluated on, on the CPU.
+        built: the training.
+        folder: where it is written; None writes nothing.
+        signals: what may ask it to stop.
+    """
+
+    trust: Trust
+    """The training samples as the teacher sees them at the end; known after `go`."""
 
     def __init__(
-        self,
-        config: Config,
-        data: Data,
-        module: nn.Module,
-        internal: str,
-        teacher: AbstractTeacher | None,
-        folder: Path | None,
-        signals: Interrupts,
-        ranks: Ranks,
-        *,
-        leads: bool,
+        self, config: Config, data: Data, built: Built, folder: Path | None, signals: Interrupts
     ) -> None:
-        """Make everything; a run that does not lead takes K and B from its method first."""
-        self.config, self.data, self.folder, self.signals = config, data, folder, signals
-        self.ranks = ranks
-        self.device = next(module.parameters()).device
+        self.config, self.data, self.built = config, data, built
+        self.folder, self.signals = folder, signals
+        self.loop = built.loop
+        self.coach, self.ranks = self.loop.coach, self.loop.ranks
+        self.log = RunLog()
         self.wrong = None if data.y_clean is None else data.y_clean != data.y_train
-        torch.manual_seed(config.seed)
-        student = Student(module, internal)
-        per_epoch = steps_per_epoch(len(data.y_train), config.batch_size)
-        steps = per_epoch * config.epochs
-        chosen = resolve_method(config, data, student, teacher, steps)
-        interval, window = config.interval, config.window
-        if not leads or interval is None:
-            interval = chosen.interval or interval or max(1, min(20, steps // WANTED_UPDATES))
-        if not leads or window is None:
-            window = chosen.window or window or 2
-            window = min(window, interval)
-        schedule = Schedule(
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            milestones=config.decay_epochs,
-            interval=interval,
-            window=window,
-            valid_batch=config.valid_batch,
-        )
-        self.training = TrainingLoop(
-            data,
-            student,
-            chosen,
-            schedule,
-            seed=config.seed,
-            augment=Augment() if config.augment else identity,
-            device=self.device,
-            through_weights=config.through_weights,
-            validation_loss=config.validation_loss,
-            ranks=ranks,
-        )
-        self.coach = self.training.coach
-        self.metrics: list[dict[str, Any]] = []
-        self.history: list[Tensor] = []
-        self.seconds = 0.0
-        self.quality: dict[str, dict[str, Any]] = {}
 
     def go(self, watch: Watch, resume: bool) -> None:
         """Train to the end, from the newest verified checkpoint where there is one."""
         store = None if self.folder is None else Store(self.folder / "checkpoints")
-        training, config, ranks = self.training, self.config, self.ranks
+        loop, config, log = self.loop, self.config, self.log
         self._seed()
-        with watch(config.method, config.epochs, training.total) as watcher:
+        with watch(config.method, config.epochs, loop.total) as watcher:
+            for note in self.built.notes:
+                watcher.say(note)
             if self.folder is not None:
                 folder = self.folder
-                ranks.lead(lambda: open_folder(folder, config, self.device, ranks.count))
-            if store is not None and resume:
-                self._restore(store, watcher)
-            if "start" not in self.quality:
+                self.ranks.lead(lambda: open_folder(folder, config, loop.device, self.ranks.count))
+                if store is not None and resume and restore(loop, log, store, watcher.say):
+                    self.ranks.lead(lambda: write_metrics(folder, log.metrics))
+            if "start" not in log.quality:
                 self._measure("start", watcher)
-            started = time.monotonic() - self.seconds
-            for end in training.epoch_steps():
-                self.seconds = time.monotonic() - started
-                watcher.step(training.step)
+            started = time.monotonic() - log.seconds
+            for end in loop.epoch_steps():
+                log.seconds = time.monotonic() - started
+                watcher.step(loop.step)
                 stopped = self._stopped()
                 if end is not None or stopped:
-                    training.refuse_non_finite()
+                    loop.refuse_non_finite()
                 if end is not None and not end.warm_up:
                     line = self._line(end)
-                    self.metrics.append(line)
-                    self.history.append(end.weights.half())
+                    log.metrics.append(line)
+                    log.history.append(end.weights.half())
                     watcher.epoch(line)
                 if end is not None or stopped:
                     self._commit(store, end)
                 if stopped:
                     raise Interrupted(stopped)
             self._measure("end", watcher)
-            data = self.data
-            last = trust(self.coach, data.x_train, data.y_train, data.x_valid, data.y_valid)
-            # A student that has memorised a wrong label makes it look right in the end, so
-            # samples are ranked by their mean weight over the epochs.
-            mean = torch.stack(self.history).float().mean(0)
-            self.trust = replace(last, weight=mean / mean.mean().clamp(min=1e-30))
+            self.trust = self._trust()
+
+    def _trust(self) -> Trust:
+        data = self.data
+        last = trust(self.coach, data.x_train, data.y_train, data.x_valid, data.y_valid)
+        # A student that has memorised a wrong label makes it look right in the end, so
+        # samples are ranked by their mean weight over the epochs.
+        mean = torch.stack(self.log.history).float().mean(0)
+        return replace(last, weight=mean / mean.mean().clamp(min=1e-30))
 
     def _measure(self, when: str, watcher: Watcher) -> None:
         """Note how good the window's meta-gradient is and what an update costs.
 
         By one process, and in runs that are long against the hundred steps that it takes.
         """
-        if self.training.total < MEASURED_STEPS or self.ranks.count > 1:
+        if self.loop.total < MEASURED_STEPS or self.ranks.count > 1:
             return
-        found = quality.of(self.training)
+        found = diagnostics.of(self.built)
         if found is None:
             return
-        self.quality[when] = asdict(found)
-        interval = self.training.schedule.interval
+        self.log.quality[when] = asdict(found)
+        interval = self.coach.interval
         if when == "start":
             more = found.overhead(interval)
-            seconds = more * found.plain_seconds * self.training.total
+            seconds = more * found.plain_seconds * self.loop.total
             watcher.say(
                 f"a teacher update costs {found.update_steps:.1f} training steps; every "
                 f"{interval} steps, teaching takes {more:+.0%}, about {seconds:.0f} s"
@@ -175,16 +134,16 @@ class _Run:
 
     def _commit(self, store: Store | None, end: EpochEnd | None) -> None:
         """Write the metrics after an epoch, and a checkpoint."""
-        step = self.training.step
+        step = self.loop.step
         self.coach.prove_equal(f"at the commit of step {step}")
         if store is None or self.folder is None:
             return
-        folder, state = self.folder, self._state()
+        folder, state = self.folder, state_of(self.loop, self.log)
 
         def write() -> None:
             if end is not None and not end.warm_up:
-                write_metrics(folder, self.metrics)
-            store.commit(step, state, meta=self._meta())
+                write_metrics(folder, self.log.metrics)
+            store.commit(step, state, meta=meta_of(self.log, self.ranks))
 
         self.ranks.lead(write)
 
@@ -192,10 +151,10 @@ class _Run:
         """The summary; written, with the samples' weights, where there is a folder."""
         summary = self._summary(beside)
         if self.folder is not None:
-            modules = {"student": self.training.module, "teacher": self.coach.teacher}
-            folder = self.folder
+            modules = {"student": self.loop.module, "teacher": self.coach.teacher}
+            folder, history = self.folder, self.log.history
             self.ranks.lead(
-                lambda: write_results(folder, self.data, self.trust, self.history, modules, summary)
+                lambda: write_results(folder, self.data, self.trust, history, modules, summary)
             )
         return summary
 
@@ -207,8 +166,8 @@ class _Run:
         return {
             "epoch": end.epoch,
             "step": end.step,
-            "seconds": round(self.seconds, 3),
-            "lr": self.training.optimizer.param_groups[0]["lr"],
+            "seconds": round(self.log.seconds, 3),
+            "lr": self.loop.optimizer.param_groups[0]["lr"],
             "train_loss": end.train_loss,
             "valid_loss": end.valid_loss,
             "valid_accuracy": self._accuracy(data.x_valid, data.y_valid),
@@ -221,11 +180,10 @@ class _Run:
         }
 
     def _summary(self, beside: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        config, metrics = self.config, self.metrics
+        config, metrics = self.config, self.log.metrics
         best = max(range(len(metrics)), key=lambda i: metrics[i]["valid_accuracy"])
         tests = [line["test_accuracy"] for line in metrics]
         known = tests[0] is not None
-        schedule = self.training.schedule
         plain = beside.get("uniform")
         return {
             "method": config.method,
@@ -234,17 +192,17 @@ class _Run:
             "student": config.student,
             "seed": config.seed,
             "epochs": config.epochs,
-            "steps": self.training.step,
-            "interval": schedule.interval,
-            "window": schedule.window,
-            "seconds": round(self.seconds, 2),
+            "steps": self.loop.step,
+            "interval": self.coach.interval,
+            "window": self.coach.window,
+            "seconds": round(self.log.seconds, 2),
             "test_accuracy_last": tests[-1],
             "test_accuracy_best": max(tests) if known else None,
             "test_accuracy_selected": tests[best],
             "valid_accuracy_best": metrics[best]["valid_accuracy"],
             "valid_accuracy_last": metrics[-1]["valid_accuracy"],
             "noise_auroc": noise_auroc(self.trust.weight, self.wrong),
-            "gradient_quality": self.quality or None,
+            "gradient_quality": self.log.quality or None,
             "teacher_parameters": sum(p.numel() for p in self.coach.teacher.parameters()),
             "baseline": plain,
         }
@@ -253,77 +211,6 @@ class _Run:
         """Each rank sees its part of the samples."""
         ranks, own = self.ranks, self.ranks.part(labels)
         if ranks.count == 1:
-            return accuracy(self.training.module, inputs, labels)
-        share = accuracy(self.training.module, ranks.part(inputs), own) if len(own) else 0.0
+            return accuracy(self.loop.module, inputs, labels)
+        share = accuracy(self.loop.module, ranks.part(inputs), own) if len(own) else 0.0
         return float(ranks.table(round(share * len(own))).sum()) / len(labels)
-
-    def _state(self) -> dict[str, Any]:
-        state = {
-            "training": self.training.state_dict(),
-            "metrics": self.metrics,
-            "history": torch.stack(self.history) if self.history else None,
-            "generators": generator_states(self.device),
-        }
-        if self.ranks.count > 1:
-            # Recorded steps are of the rank's own samples; the states they keep are not.
-            steps = [{**step, "state": None} for step in state["training"]["coach"]["steps"]]
-            own = {"steps": steps, "generators": state["generators"]}
-            state["others"] = [from_bytes(raw) for raw in self.ranks.collected(to_bytes(own))[1:]]
-        return state
-
-    def _meta(self) -> dict[str, Any]:
-        here = {"threads": torch.get_num_threads(), "processes": self.ranks.count}
-        return {"seconds": self.seconds, "quality": self.quality, **here, **versions()}
-
-    def _own(self, tree: dict[str, Any], processes: int) -> None:
-        """Put this rank's share of a checkpoint in the place of rank 0's."""
-        coach = tree["training"]["coach"]
-        if processes != self.ranks.count:
-            # Batches are spread differently now: the window begins anew.
-            coach["steps"] = []
-            if not self.ranks.first:
-                del tree["generators"]
-        elif not self.ranks.first:
-            own = tree["others"][self.ranks.rank - 1]
-            pairs = zip(own["steps"], coach["steps"], strict=True)
-            coach["steps"] = [{**step, "state": first["state"]} for step, first in pairs]
-            tree["generators"] = own["generators"]
-
-    def _restore(self, store: Store, watcher: Watcher) -> None:
-        found = store.newest()
-        step = -1 if found is None else found.step
-        if self.ranks.told(step) != step:
-            raise CheckpointError(
-                f"rank {self.ranks.rank} finds another newest checkpoint in {store.folder} than "
-                "rank 0: give all ranks one shared folder"
-            )
-        if found is None:
-            watcher.say("no checkpoint yet: training starts at step 0")
-            return
-        for skipped in found.skipped:
-            watcher.say(f"damaged checkpoint passed over: {skipped}")
-        saved, here = {"processes": 1, **found.meta}, self._meta()
-        changed = [key for key in here if key != "seconds" and saved.get(key) != here[key]]
-        if changed:
-            watcher.say(f"not bit-reproducible: {', '.join(changed)} changed since the checkpoint")
-        tree = found.tree
-        try:
-            self._own(tree, saved["processes"])
-            self.training.load_state_dict(tree["training"])
-            self.metrics = tree["metrics"]
-            self.history = [] if tree["history"] is None else list(tree["history"])
-            self.seconds = float(found.meta["seconds"])
-            self.quality = found.meta.get("quality", {})
-            if "generators" in tree or self.ranks.count == 1:
-                set_generator_states(tree["generators"])
-        except (RuntimeError, LookupError, TypeError, ValueError) as error:
-            writer = found.meta.get("deepteach", "another version")
-            raise CheckpointError(
-                f"the checkpoint {found.path} does not fit this run ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]}): it was written by deepteach {writer}; "
-                "go on with that one and the same student, or choose another --out"
-            ) from error
-        if self.folder is not None:
-            folder = self.folder
-            self.ranks.lead(lambda: write_metrics(folder, self.metrics))
-        watcher.say(f"resumed at step {found.step} of {self.training.total}")

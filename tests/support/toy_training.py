@@ -9,36 +9,31 @@ from torch import nn
 from toy import CLASSES, dropout
 
 import deepteach as dt
-from deepteach.data.augment import identity
 from deepteach.data.dataset import Data
+from deepteach.distributed.collectives import Ranks
 from deepteach.teachers.method import Method
+from deepteach.training.build import Built, assemble
+from deepteach.training.choices import Overrides
+from deepteach.training.config import make
 from deepteach.training.loop import TrainingLoop
 from deepteach.training.schedule import Schedule
 
-SCHEDULE = Schedule(
-    epochs=4,
-    batch_size=16,
-    lr=0.1,
-    momentum=0.9,
-    weight_decay=5e-4,
-    milestones=(2, 3),
-    interval=3,
-    window=2,
-    valid_batch=8,
-)
+SCHEDULE = Schedule(epochs=4, batch_size=16, milestones=(2, 3), interval=3, window=2, valid_batch=8)
+LR = 0.1
 
 
-def training(data: Data, schedule: Schedule = SCHEDULE, **changes: Any) -> TrainingLoop:
+def built(data: Data, schedule: Schedule = SCHEDULE, **changes: Any) -> Built:
+    """A training that is about to begin; `changes` are a module, a method, or settings."""
     torch.manual_seed(3)
     student = dt.Student(changes.pop("module", None) or dropout(CLASSES), "fc")
     last = student.module.get_submodule("fc")
     assert isinstance(last, nn.Linear)
-    teacher = dt.Teacher([dt.Internal(last.in_features)])
-    options: dict[str, Any] = {
-        "method": Method(teacher, dt.Reversed()),
-        "seed": 0,
-        "augment": identity,
-        "device": torch.device("cpu"),
-    }
-    method = changes.pop("method", options.pop("method"))
-    return TrainingLoop(data, student, method, schedule, **{**options, **changes})
+    method = Method(dt.Teacher([dt.Internal(last.in_features)]), dt.Reversed())
+    method = changes.pop("method", method)
+    overrides = Overrides(augment=changes.pop("augment", None))
+    config = make({"data": "toy", "lr": LR, **changes})
+    return assemble(config, data, student, method, schedule, overrides, Ranks())
+
+
+def training(data: Data, schedule: Schedule = SCHEDULE, **changes: Any) -> TrainingLoop:
+    return built(data, schedule, **changes).loop

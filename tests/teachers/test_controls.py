@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from toy import CLASSES, FEATURES, noisy, settings, write_npz
 
 import deepteach as dt
-from deepteach.data.augment import identity
 from deepteach.data.dataset import Data
+from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, DataError, NumericError
 from deepteach.models import build
 from deepteach.runs.checkpoint import Store
@@ -42,7 +42,8 @@ from deepteach.teachers.l2t_data import L2TData
 from deepteach.teachers.method import Method, Problem
 from deepteach.teachers.registry import METHODS, method
 from deepteach.training.api import Result, run
-from deepteach.training.build import resolve_method
+from deepteach.training.build import assemble, settle_method
+from deepteach.training.choices import Overrides
 from deepteach.training.config import make
 from deepteach.training.evaluate import noise_auroc
 from deepteach.training.loop import TrainingLoop
@@ -67,17 +68,14 @@ def trained(data: Data, text: str, epochs: int = 2) -> TrainingLoop:
     schedule = Schedule(
         epochs=epochs,
         batch_size=20,
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=5e-4,
         milestones=(epochs - 1,),
         interval=chosen.interval or 3,
         window=chosen.window or 2,
         valid_batch=30,
     )
+    config = make({"data": "toy", "lr": 0.1, "seed": 5})
     student = dt.Student(module, "fc")
-    cpu = torch.device("cpu")
-    return TrainingLoop(data, student, chosen, schedule, seed=5, augment=identity, device=cpu)
+    return assemble(config, data, student, chosen, schedule, Overrides(), Ranks()).loop
 
 
 def on(training: TrainingLoop, steps: int | None = None) -> list[Any]:
@@ -630,10 +628,11 @@ def test_the_paper_s_hidden_layers() -> None:
 
 
 def test_pooled_maps_are_as_wide_as_their_channels() -> None:
-    student = dt.Student(build("resnet8", (3, 16, 16), 10, 0)[0], "layer2.0.bn2")
-    data: Any = SimpleNamespace(x_train=torch.randn(4, 3, 16, 16), classes=10, input_shape=())
-    wide = resolve_method(make({"data": "x", "method": "paper"}), data, student, None, 10)
-    pooled = make({"data": "x", "method": "paper", "pool": "avg"})
-    narrow = resolve_method(pooled, data, student, None, 10)
-    widths = [chosen.teacher.get_submodule("features.0").width for chosen in (wide, narrow)]
+    module, data = build("resnet8", (3, 16, 16), 10, 0)[0], SimpleNamespace()
+    data.x_train, data.classes, data.input_shape = torch.randn(4, 3, 16, 16), 10, ()
+    config, widths = make({"data": "x", "method": "paper"}), []
+    for pool in (None, "avg"):
+        student = dt.Student(module, "layer2.0.bn2", pool=pool)
+        chosen = settle_method(config, cast(Any, data), student, None, 10)
+        widths.append(chosen.teacher.get_submodule("features.0").width)
     assert widths == [32 * 8 * 8, 32]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from toy import arrays, command, write_npz
-from toy_training import SCHEDULE, training
+from toy_training import SCHEDULE, built, training
 
 import deepteach as dt
 from deepteach.core.adjoint.one_step import Lookahead
@@ -19,8 +19,9 @@ from deepteach.core.adjoint.stored import Stored
 from deepteach.core.adjoint.unrolled import Unrolled
 from deepteach.data.dataset import Data, from_arrays
 from deepteach.teachers.method import Method
-from deepteach.training import diagnostics as quality
-from deepteach.training.loop import TrainingLoop
+from deepteach.training import diagnostics
+from deepteach.training.build import Built
+from deepteach.training.step import StepRule
 from deepteach.tree import cosine
 
 
@@ -29,9 +30,9 @@ def data() -> Data:
     return from_arrays(**arrays(train=75, valid=24))
 
 
-def advanced(data: Data, steps: int, **changes: Any) -> TrainingLoop:
-    made = training(data, SCHEDULE, **changes)
-    for _, _end in zip(range(steps), made.epoch_steps(), strict=False):
+def advanced(data: Data, steps: int, **changes: Any) -> Built:
+    made = built(data, SCHEDULE, **changes)
+    for _, _end in zip(range(steps), made.loop.epoch_steps(), strict=False):
         pass
     return made
 
@@ -48,15 +49,15 @@ def flat(value: Any) -> list[Any]:
 def test_nothing_moves(data: Data) -> None:
     """Dropout draws from the global generator, which is as it was, too."""
     made = advanced(data, 4)
-    before, drawn = copy.deepcopy(made.state_dict()), torch.get_rng_state()
-    assert quality.of(made) is not None
-    assert flat(made.state_dict()) == flat(before)
+    before, drawn = copy.deepcopy(made.loop.state_dict()), torch.get_rng_state()
+    assert diagnostics.of(made) is not None
+    assert flat(made.loop.state_dict()) == flat(before)
     assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_the_cosine_is_that_of_the_two_windows(data: Data) -> None:
-    made = advanced(data, 4)
-    found = quality.of(made)
+    ready = advanced(data, 4)
+    found, made = diagnostics.of(ready), ready.loop
     assert found is not None and (found.window, found.longer) == (2, 8)
 
     student = copy.deepcopy(made.coach.student)
@@ -64,11 +65,11 @@ def test_the_cosine_is_that_of_the_two_windows(data: Data) -> None:
     optimizer.load_state_dict(copy.deepcopy(made.optimizer.state_dict()))
     teacher = copy.deepcopy(made.coach.teacher)
     coach = dt.Coach(student, optimizer, teacher, interval=8, window=8, adjoint=Unrolled())
-    order = torch.randperm(75, generator=quality.stream(0, "quality", 0))
+    order = torch.randperm(75, generator=diagnostics.stream(0, "quality", 0))
     with torch.random.fork_rng():
         for number in range(8):
             rows = order[torch.arange(number * 16, number * 16 + 16) % 75]
-            quality.taught_step(coach, *made.samples(rows))
+            StepRule().take(coach, *made.samples(rows))
         trusted = made.trusted(made.step)
         far = coach.meta_gradient(*trusted)
         coach.window = 2
@@ -79,7 +80,7 @@ def test_the_cosine_is_that_of_the_two_windows(data: Data) -> None:
 
 
 def test_what_else_is_reported(data: Data) -> None:
-    found = quality.of(advanced(data, 4))
+    found = diagnostics.of(advanced(data, 4))
     assert found is not None and found.drift is not None and found.differences is not None
     assert 0 < found.effective_sample_size <= 1 and found.drift < 1e-4
     assert 0.9 < found.differences <= 1.000001
@@ -90,25 +91,23 @@ def test_what_else_is_reported(data: Data) -> None:
 
 def test_adjoints_that_undo_nothing_have_no_drift(data: Data) -> None:
     method = Method(dt.Teacher([dt.Loss()]), Stored())
-    found = quality.of(advanced(data, 2, method=method))
+    found = diagnostics.of(advanced(data, 2, method=method))
     assert found is not None and found.drift is None
 
 
 @pytest.mark.parametrize("method", [Method(dt.Uniform()), Method(dt.MetaWeightNet(), Lookahead())])
 def test_where_no_window_is_looked_back_through(method: Method, data: Data) -> None:
-    assert quality.of(training(data, method=method)) is None
+    assert diagnostics.of(built(data, method=method)) is None
 
 
 def test_long_windows_are_compared_with_none(data: Data) -> None:
     coach = training(data).coach
-    case = quality.Case(
+    case = diagnostics.Case(
         coach=lambda adjoint, window: _fresh(coach, adjoint, window),
         batch=lambda number: (data.x_train[:8], data.y_train[:8]),
         trusted=(data.x_valid, data.y_valid),
-        adjoint=Stored,
-        window=25,
     )
-    found = quality.measure(case)
+    found = diagnostics.measure(case, Stored(), 25)
     assert (found.longer, found.cosine, found.differences) == (25, None, None)
 
 

@@ -48,7 +48,7 @@ from deepteach.runs.lock import RunLock
 from deepteach.runs.migrations import FORMAT
 from deepteach.training.api import run, train
 from deepteach.training.config import known_keys, make, read
-from deepteach.training.run import _Run
+from deepteach.training.run import MethodRun
 from deepteach.training.schedule import batches, steps_per_epoch
 
 # Real processes, killed, interrupted, damaged and poisoned.
@@ -386,9 +386,9 @@ def test_wild_settings_start_or_are_refused(
 
     data = write_npz(tmp_path / "toy.npz", train=24, valid=12, test=12)
     where = ["--data", data, "--student", "mlp", "--threads", "1", "--batch_size", "8"]
-    monkeypatch.setattr(_Run, "go", start)
+    monkeypatch.setattr(MethodRun, "go", start)
 
-    @settings(max_examples=150)
+    @settings(max_examples=250)
     @given(st.dictionaries(st.sampled_from(FREE), st.sampled_from(WILD), min_size=1, max_size=3))
     def examples(values: dict[str, str]) -> None:
         changes = [f"--{key}={value}" for key, value in values.items()]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from toy import CLASSES, FEATURES, arrays, dropout
-from toy_training import SCHEDULE, training
+from toy_training import LR, SCHEDULE, training
 
 import deepteach as dt
 from deepteach.data.dataset import Data, from_arrays
@@ -78,7 +78,7 @@ def test_the_students_and_the_teachers_rates_drop_together(data: Data) -> None:
         if end is not None:
             pair = (made.optimizer.param_groups[0]["lr"], teacher.param_groups[0]["lr"])
             rates.append(pair)
-    factors = [(student / SCHEDULE.lr, other / first) for student, other in rates]
+    factors = [(student / LR, other / first) for student, other in rates]
     assert [f for pair in factors for f in pair] == pytest.approx(
         [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
     )
@@ -179,8 +179,8 @@ def test_epoch_means(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     made = training(data)
     original = made.coach.loss
 
-    def loss(*batch: Any) -> Tensor:
-        losses.append(original(*batch))
+    def loss(*batch: Any, **names: Any) -> Tensor:
+        losses.append(original(*batch, **names))
         return losses[-1]
 
     monkeypatch.setattr(made.coach, "loss", loss)

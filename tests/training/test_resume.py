@@ -25,7 +25,8 @@ from deepteach.teachers.features import Internal, Label, Surface, TrustedProbe
 from deepteach.teachers.linear import Teacher
 from deepteach.training.api import Result, run
 from deepteach.training.config import Config, dump
-from deepteach.training.run import _Run
+from deepteach.training.resume import state_of
+from deepteach.training.run import MethodRun
 from deepteach.training.signals import Interrupted
 
 EPOCHS, PER_EPOCH, INTERVAL, WINDOW = 3, 5, 4, 3
@@ -289,8 +290,13 @@ def fresh(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The state of a run that has not begun."""
     with pytest.MonkeyPatch.context() as patch:
         states: list[Any] = []
-        go_on = _Run.go
-        patch.setattr(_Run, "go", lambda self, *a: (states.append(self._state()), go_on(self, *a)))
+        go_on = MethodRun.go
+
+        def noted(run: MethodRun, *arguments: Any) -> None:
+            states.append(state_of(run.loop, run.log))
+            go_on(run, *arguments)
+
+        patch.setattr(MethodRun, "go", noted)
         go(data, None, epochs=1)
     return states[0]
 

@@ -1,0 +1,119 @@
+"""What of a run a checkpoint holds, and how a run goes on from one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepteach.distributed.collectives import Ranks
+from deepteach.errors import CheckpointError
+from deepteach.names import brief
+from deepteach.rng import generator_states, set_generator_states
+from deepteach.runs.checkpoint import Store
+from deepteach.runs.serialization import from_bytes, to_bytes
+from deepteach.training.loop import TrainingLoop
+from deepteach.training.run_folder import versions
+
+
+@dataclass
+class RunLog:
+    """What a run has noted so far, beside what the loop itself holds."""
+
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """A line per epoch."""
+    history: list[Tensor] = field(default_factory=list)
+    """`(n,)` weights after each epoch."""
+    seconds: float = 0.0
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Measurements of the meta-gradient, by when they were made."""
+
+
+def state_of(loop: TrainingLoop, log: RunLog) -> dict[str, Any]:
+    """The tree that is committed, of all ranks; all of them must ask for it."""
+    ranks = loop.ranks
+    state = {
+        "training": loop.state_dict(),
+        "metrics": log.metrics,
+        "history": torch.stack(log.history) if log.history else None,
+        "generators": generator_states(loop.device),
+    }
+    if ranks.count > 1:
+        # Recorded steps are of the rank's own samples; the states they keep are not.
+        steps = [{**step, "state": None} for step in state["training"]["coach"]["steps"]]
+        own = {"steps": steps, "generators": state["generators"]}
+        state["others"] = [from_bytes(raw) for raw in ranks.collected(to_bytes(own))[1:]]
+    return state
+
+
+def meta_of(log: RunLog, ranks: Ranks) -> dict[str, Any]:
+    """What is committed beside the tree: how long it took, and what its bits depend on."""
+    return {"seconds": log.seconds, "quality": log.quality, **_surroundings(ranks)}
+
+
+def _surroundings(ranks: Ranks) -> dict[str, Any]:
+    return {"threads": torch.get_num_threads(), "processes": ranks.count, **versions()}
+
+
+def restore(loop: TrainingLoop, log: RunLog, store: Store, say: Callable[[str], None]) -> bool:
+    """Go on from the newest verified checkpoint; False where none was committed yet.
+
+    `say` is told what was found.
+
+    Raises:
+        CheckpointError: all are damaged, or one does not fit this run.
+    """
+    ranks = loop.ranks
+    found = store.newest()
+    step = -1 if found is None else found.step
+    if ranks.told(step) != step:
+        raise CheckpointError(
+            f"rank {ranks.rank} finds another newest checkpoint in {store.folder} than "
+            "rank 0: give all ranks one shared folder"
+        )
+    if found is None:
+        say("no checkpoint yet: training starts at step 0")
+        return False
+    for skipped in found.skipped:
+        say(f"damaged checkpoint passed over: {skipped}")
+    saved, here = {"processes": 1, **found.meta}, _surroundings(ranks)
+    changed = [key for key in here if saved.get(key) != here[key]]
+    if changed:
+        say(f"not bit-reproducible: {', '.join(changed)} changed since the checkpoint")
+    tree = found.tree
+    try:
+        _take_own(tree, saved["processes"], ranks)
+        loop.load_state_dict(tree["training"])
+        log.metrics = tree["metrics"]
+        log.history = [] if tree["history"] is None else list(tree["history"])
+        log.seconds = float(found.meta["seconds"])
+        log.quality = found.meta.get("quality", {})
+        if "generators" in tree or ranks.count == 1:
+            set_generator_states(tree["generators"])
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        writer = found.meta.get("deepteach", "another version")
+        raise CheckpointError(
+            f"the checkpoint {found.path} does not fit this run ({brief(error)[:200]}): it was "
+            f"written by deepteach {writer}; go on with that one and the same student, or "
+            "choose another --out"
+        ) from error
+    say(f"resumed at step {found.step} of {loop.total}")
+    return True
+
+
+def _take_own(tree: dict[str, Any], processes: int, ranks: Ranks) -> None:
+    """Put this rank's share of a checkpoint in the place of rank 0's."""
+    coach = tree["training"]["coach"]
+    if processes != ranks.count:
+        # Batches are spread differently now: the window begins anew.
+        coach["steps"] = []
+        if not ranks.first:
+            del tree["generators"]
+    elif not ranks.first:
+        own = tree["others"][ranks.rank - 1]
+        pairs = zip(own["steps"], coach["steps"], strict=True)
+        coach["steps"] = [{**step, "state": first["state"]} for step, first in pairs]
+        tree["generators"] = own["generators"]

@@ -1,0 +1,94 @@
+"""What settings, method and optimizer leave open between them is settled here, once."""
+
+from __future__ import annotations
+
+import torch
+
+from deepteach.core.adjoint.base import AbstractAdjoint
+from deepteach.core.adjoint.registry import ADJOINTS
+from deepteach.core.adjoint.reversed import Reversed
+from deepteach.core.adjoint.stored import Stored
+from deepteach.core.losses import VALIDATION_LOSSES as KNOWN
+from deepteach.core.losses import SampleLoss, ValidationLoss, smooth_error
+from deepteach.core.optim import rule_for
+from deepteach.names import known
+from deepteach.teachers.method import Method
+from deepteach.training.config import Config
+
+WANTED_UPDATES = 200
+"""Teacher updates that a run should have; the paper's K = 20 where it is long enough."""
+
+MIXED_TOLERANCE = 0.1
+"""How far a replay in full precision may be from a step in half precision."""
+
+VALIDATION_LOSSES: dict[str, ValidationLoss] = {**KNOWN, "smooth_error": smooth_error}
+
+
+def settle_pace(config: Config, chosen: Method, steps: int, *, leads: bool) -> tuple[int, int]:
+    """(interval K, window B) of a run of `steps` steps.
+
+    One that `leads` follows the settings, then its method; one beside it the other way round.
+    """
+    interval, window = config.interval, config.window
+    if not leads or interval is None:
+        interval = chosen.interval or interval or max(1, min(20, steps // WANTED_UPDATES))
+    if not leads or window is None:
+        window = min(chosen.window or window or 2, interval)
+    return interval, window
+
+
+def settle_adjoint(
+    config: Config, chosen: Method, optimizer: torch.optim.Optimizer
+) -> tuple[AbstractAdjoint, tuple[str, ...]]:
+    """The adjoint, and a note where it follows from the optimizer or the precision.
+
+    First the settings', then the method's, then the teacher's own; else steps are undone
+    (`Reversed`), or their states kept (`Stored`) where they cannot be.
+    """
+    half = config.precision != "float32"
+    if config.adjoint != "method":
+        return _made(known("adjoint", config.adjoint, ADJOINTS), half), ()
+    own = chosen.adjoint or chosen.teacher.default_adjoint()
+    if own is not None:
+        return own, ()
+    reason = _why_not_undone(optimizer, half)
+    if reason is None:
+        return Reversed(), ()
+    learns = any(leaf.requires_grad for leaf in chosen.teacher.parameters())
+    notes = (f"adjoint stored: {reason}",) if learns else ()
+    return _made(Stored, half), notes
+
+
+def _made(kind: type[AbstractAdjoint], half: bool) -> AbstractAdjoint:
+    adjoint = kind()
+    if half:
+        adjoint.tolerance = max(adjoint.tolerance, MIXED_TOLERANCE)
+    return adjoint
+
+
+def _why_not_undone(optimizer: torch.optim.Optimizer, half: bool) -> str | None:
+    """Why the steps of this training cannot be undone, or None where they can."""
+    if half:
+        return "the gradients of steps in half precision are not found again in full precision"
+    rule = rule_for(optimizer)
+    if not rule.linear:
+        # Adam's second moment is a difference of near equals in the first steps.
+        return f"steps of {type(optimizer).__name__} are undone only roughly in float32"
+    reasons = (rule.refuse_reversal(rule.hyper(group, {})) for group in optimizer.param_groups)
+    return next((reason for reason in reasons if reason), None)
+
+
+def settle_validation(
+    config: Config, chosen: Method, loss: SampleLoss | None
+) -> str | ValidationLoss:
+    """What the teacher lowers: the settings', then the method's, then the loss of the student.
+
+    A loss of the user's own is validated by its mean, never by a cross-entropy that the
+    labels may not fit.
+    """
+    name = chosen.validation_loss if config.validation_loss == "method" else config.validation_loss
+    if name is not None:
+        return known("validation_loss", name, VALIDATION_LOSSES)
+    if loss is None:
+        return VALIDATION_LOSSES["nll"]
+    return lambda logits, labels: loss(logits, labels).mean()
