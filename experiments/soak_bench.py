@@ -33,6 +33,7 @@ from torch import Tensor
 
 import deepteach.data.readers  # noqa: F401 - once, as above
 from deepteach import cli
+from deepteach.cli import train
 from deepteach.report import html as report
 from deepteach.runs.checkpoint import Store
 from deepteach.training.progress import Watcher
@@ -203,7 +204,7 @@ class Bench:
             os.dup2(target, 1)
             os.dup2(target, 2)
             sys.argv = ["deepteach", *arguments]
-            cli.watching = counted(cli.watching, taken)
+            train.watching = counted(train.watching, taken)
             report.write_report = no_page
             prepare()
             code = cli.main(arguments)

@@ -19,11 +19,23 @@ from fake_run import make_run
 from toy import Command, command, files, write_npz
 
 import deepteach
-from deepteach.cli import main
+from deepteach.cli import main, train
+from deepteach.cli.entry import COMMANDS
+from deepteach.cli.flags import merged
+from deepteach.cli.parser import Parser
 from deepteach.models import build
 from deepteach.runs.reader import open_run
 from deepteach.teachers.registry import METHODS
-from deepteach.training.config import Config, make, read
+from deepteach.training.config import (
+    GROUPS,
+    Config,
+    fields_of,
+    group_of,
+    is_common,
+    known_keys,
+    make,
+    read,
+)
 from deepteach.training.signals import Interrupted
 
 EPOCHS = 2
@@ -152,6 +164,48 @@ def test_flags_win_over_the_file(call: Command, tmp_path: Path) -> None:
     assert config.milestones == (3, 5) and config.interval is None
 
 
+FLAGS: dict[str, dict[str, Any]] = {
+    "--pool none": {"pool": "none"},
+    "--noise.kind none --noise.rate 0": {"noise": {"kind": "none", "rate": "0"}},
+    "--noise.seed none": {"noise": {"seed": None}},
+    "--interval none --window null": {"interval": None, "window": None},
+    "--interval=7": {"interval": "7"},
+    "--milestones none": {"milestones": None},
+    "--milestones 3,5": {"milestones": [3, 5]},
+    "--milestones=": {"milestones": []},
+    "--beside mwn,focal+gamma=0.5": {"beside": ["mwn", "focal+gamma=0.5"]},
+    "--beside mwn --beside focal": {"beside": ["mwn", "focal"]},
+    "--baseline false": {"baseline": "false"},
+    "--augment mine:crop": {"augment": "mine:crop"},
+    "--lr 0.1 --lr 0.2": {"lr": "0.2"},
+    "--data npz:a,[b].npz --out 1,2": {"data": "npz:a,[b].npz", "out": "1,2"},
+    "--out none": {"out": None},
+    "--clip_norm inf --loss mine:loss": {"clip_norm": "inf", "loss": "mine:loss"},
+    "--resume": {},
+}
+
+
+@pytest.mark.parametrize("line", FLAGS)
+def test_what_flags_say(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LR", "9")  # the environment holds no settings
+    monkeypatch.setenv("SEED", "9")
+    parser = Parser(prog="deepteach train")
+    train.add(parser, full=False)
+    options, rest = parser.parse_known_args(line.split())
+    assert rest == [] and options.flags.given(options) == FLAGS[line]
+
+
+def test_a_flag_wins_over_one_key_of_a_nested_mapping() -> None:
+    below = {"noise": {"kind": "flip", "rate": 0.4}, "method": {"name": "focal"}, "lr": 1}
+    above = {"noise": {"rate": "0.2"}, "method": "deep"}
+    assert merged(below, above) == {
+        "noise": {"kind": "flip", "rate": "0.2"},
+        "method": "deep",
+        "lr": 1,
+    }
+    assert below["noise"] == {"kind": "flip", "rate": 0.4}
+
+
 def test_a_new_folder_where_none_is_named(call: Command, tmp_path: Path) -> None:
     write_npz(tmp_path / "toy.npz")
     flags = "--data npz:toy.npz --epochs 1 --method uniform --threads 1 --seed 5"
@@ -227,15 +281,78 @@ def test_a_full_disk_ends_with_5(call: Command, monkeypatch: pytest.MonkeyPatch)
     assert "No space left" in answer.err and "free some space" in answer.err
 
 
-@pytest.mark.parametrize("name", ["train", "compare", "weights", "report", "doctor", ""])
-def test_help(name: str, call: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def helped(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    """The lines of a help text."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
-        main([*([name] if name else []), "--help"])
+        main(list(arguments))
     assert caught.value.code == 0
-    shown = capsys.readouterr().out
-    assert "usage: deepteach" in shown
-    if name == "train":
-        assert all(f"--{key} " in shown for key in ("noise.kind", "batch_size", "seed", "out"))
+    captured = capsys.readouterr()
+    assert captured.err == "" and captured.out.startswith("usage: deepteach")
+    return captured.out.splitlines()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100, 200])
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_a_screen(
+    name: str,
+    columns: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = helped(capsys, *([name] if name else []), "--help")
+    assert 5 < len(lines) <= 40 and max(map(len, lines)) <= 100
+
+
+def test_the_overview_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = "\n".join(helped(capsys, "-h"))
+    assert all(f"\n  {name} " in shown and told in shown for name, told in COMMANDS.items())
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"deepteach {deepteach.__version__}\n"
+
+
+def by_group(lines: list[str]) -> dict[str, list[str]]:
+    """The flags of a help text under their headings."""
+    found: dict[str, list[str]] = {}
+    for line in lines[1:]:
+        if line.endswith(":") and not line.startswith(" "):
+            found[line.rstrip(":")] = []
+        elif line.startswith("  -"):
+            found[[*found][-1]].append(line.split()[0].removeprefix("--"))
+    return found
+
+
+def test_all_settings_are_in_their_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    """A new field of the configuration is in the help without a line of its own here."""
+    whole = by_group(helped(capsys, "train", "--help-all"))
+    assert set(whole.pop("options")) >= {"help-all", "config", "resume", "no-report"}
+    assert tuple(whole) == GROUPS
+    for key, field in fields_of(Config):
+        assert key in whole[group_of(field)]
+    assert sum(map(len, whole.values())) == len(list(fields_of(Config)))
+
+
+def test_the_short_help_has_the_common_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    short = by_group(helped(capsys, "train", "--help"))
+    assert "help-all" in short.pop("options")
+    shown = {key for keys in short.values() for key in keys}
+    assert shown == {key for key, field in fields_of(Config) if is_common(field)}
+    assert {"data", "noise.kind", "student", "method", "epochs", "out"} <= shown < set(known_keys())
+
+
+def test_help_is_fast() -> None:
+    """`deepteach --help` waits for none of what the commands need."""
+    heavy = "torch", "sklearn", "pydantic", "rich", "matplotlib", "scipy", "numpy"
+    program = (
+        "import sys; from deepteach.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
 
 
 def test_every_method_of_the_help_exists() -> None:
@@ -301,6 +418,17 @@ def test_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
         text=True,
     )
     assert done.stderr == ""
+
+
+def test_a_reader_that_has_left(tmp_path: Path) -> None:
+    """Whatever the pipe holds, output that nobody reads ends in silence, as SIGPIPE does."""
+    make_run(tmp_path / "run", n=5)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        parts = [sys.executable, "-m", "deepteach", "weights", "run"]
+        done = subprocess.run(parts, cwd=tmp_path, stdout=pipe, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_an_interrupted_command_ends_with_130(

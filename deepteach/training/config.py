@@ -24,6 +24,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from deepteach.core.adjoint.registry import ADJOINTS
 from deepteach.data.noise import Kind
@@ -46,6 +47,21 @@ def setting(
     assert group in GROUPS, group
     extra: dict[str, Any] = {"group": group, "common": common}
     return Field(default, description=description, json_schema_extra=extra, **constraints)
+
+
+def group_of(field: FieldInfo) -> str:
+    """The group of a setting."""
+    return str(_extra(field)["group"])
+
+
+def is_common(field: FieldInfo) -> bool:
+    """Whether a setting is in the short help."""
+    return bool(_extra(field)["common"])
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    assert isinstance(field.json_schema_extra, dict)
+    return dict(field.json_schema_extra)
 
 
 def _one_of(what: str, names: Mapping[str, Any], *, path: bool = False) -> BeforeValidator:
@@ -112,9 +128,7 @@ class NoiseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Kind = setting(
-        "none", "data", "none, uniform, flip, mwn-uniform or mwn-flip", common=True
-    )
+    kind: Kind = setting("none", "data", "uniform, flip, mwn-uniform, mwn-flip", common=True)
     rate: float = setting(0.0, "data", "share of labels drawn anew", common=True, ge=0, le=1)
     seed: int | None = setting(None, "data", "default: the run's seed", ge=0, lt=2**32)
 
@@ -143,13 +157,11 @@ class Config(BaseModel):
     augment: Annotated[bool | str, BeforeValidator(_path_or_bool)] = setting(
         False,
         "data",
-        "true: reflect-pad 4, random crop, mirror (images); or package.module:name",
+        "true: crop, mirror; package.module:name",
         common=True,
     )
 
-    student: str = setting(
-        "auto", "model", "cnn, mlp, resnet8, ..., or package.module:name", common=True
-    )
+    student: str = setting("auto", "model", "cnn, resnet8, ... or package.module:name", common=True)
     internal: str | None = setting(None, "model", "layer whose input the teacher reads")
     pool: Literal["none", "avg"] = setting(
         "none", "model", "avg: the mean of each feature map is the teacher's input"
@@ -164,7 +176,7 @@ class Config(BaseModel):
     interval: int | None = setting(
         None,
         "teacher",
-        "steps between teacher updates (default: at least 200 updates)",
+        "steps between teacher updates (default: 20 or fewer)",
         common=True,
         gt=0,
     )
@@ -225,7 +237,7 @@ class Config(BaseModel):
     beside: tuple[str, ...] = setting(
         (), "run", "more methods to train on the same schedule: mwn,focal", common=True
     )
-    device: str = setting("auto", "run", "auto, cpu, cuda, cuda:1", common=True)
+    device: str = setting("auto", "run", "auto, cpu, cuda, cuda:1")
     threads: int | None = setting(None, "run", "CPU threads (default: torch's)", gt=0, le=4096)
     out: str | None = setting(
         None, "run", "the run's folder (default: a new one in runs/)", common=True
@@ -285,13 +297,18 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every settable key, nested ones with dots."""
+def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every settable key and its field, nested ones with dots."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_keys(field.annotation, f"{prefix}{name}.")
+            yield from fields_of(field.annotation, f"{prefix}{name}.")
         else:
-            yield prefix + name
+            yield prefix + name, field
+
+
+def known_keys() -> Iterator[str]:
+    """Every settable key."""
+    return (key for key, _ in fields_of(Config))
 
 
 def unknown_key(key: str) -> str:

@@ -442,7 +442,7 @@ def call(
     call = command(capsys)
     with monkeypatch.context() as patch:
         watch = Probe(3, stop).watch
-        patch.setattr("deepteach.cli.watching", lambda _console, *rest: watch(*rest))
+        patch.setattr("deepteach.cli.train.watching", lambda _console, *rest: watch(*rest))
         answer = call(*FLAGS, "--out", "run", "--threads", "1")
     assert answer.code == 143 and len(answer.err.splitlines()) == 1
     assert "the state is committed, go on with --resume" in answer.err

@@ -1,0 +1,59 @@
+"""The cost of a teacher update against plain training and against peers that are installed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from deepteach.cli.parser import Parser, refuse_below_one
+
+
+def add(parser: Parser, full: bool) -> None:
+    """Add the command's flags."""
+    parser.add_argument("--student", default="resnet32", metavar="NAME")
+    parser.add_argument("--batch_size", type=int, default=32, metavar="N")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N")
+    parser.add_argument("--threads", type=int, default=1, metavar="N")
+    parser.add_argument("--quick", action="store_true", help="only see that it runs")
+    parser.add_argument("--resume", action="store_true", help="go on with the rows of --out")
+    parser.add_argument("--methods", action="store_true", help="a step of each method instead")
+    parser.add_argument("--out", metavar="FILE.csv", help="default: in results/")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, append to the file row by row, print the table."""
+    from rich.console import Console
+
+    from deepteach.benchmarks.method_cost import measure_methods, method_table
+    from deepteach.benchmarks.peers import PEERS
+    from deepteach.benchmarks.plan import Plan
+    from deepteach.benchmarks.records import append, read_costs, refuse_overwrite
+    from deepteach.benchmarks.update_cost import measure_updates, update_table
+
+    refuse_below_one(options, "batch_size", "repeats", "threads")
+    path = Path(options.out or f"results/{'costs' if options.methods else 'bench'}.csv")
+    going_on = options.resume and path.exists() and not options.methods
+    rows = read_costs(path) if going_on else []
+    if not going_on:
+        refuse_overwrite(path)
+    plan = Plan(options.student, options.batch_size, options.repeats, threads=options.threads)
+    plan = plan.shortened() if options.quick else plan
+    console = Console()
+    with console.status("") as status:
+        if options.methods:
+            found = measure_methods(plan.repeats, status.update)
+            for cost in found:
+                append(cost, path)
+            table = method_table(found, "digits: ratios to plain training")
+        else:
+            for row in measure_updates(plan, status.update, rows):
+                append(row, path)
+            rows = read_costs(path)
+            title = f"{options.student}, batch {options.batch_size}: ratios to plain training"
+            table = update_table(rows, title)
+    console.print(table.to_rich())
+    for name in PEERS:
+        if rows and name not in {row.row for row in rows}:
+            console.print(f"{name} is not installed: pip install 'deepteach[bench]'", markup=False)
+    console.print(f"written: {path}", soft_wrap=True, markup=False)
+    return 0
