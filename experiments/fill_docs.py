@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from deepteach.report.table import TextTable, mean_std
 from deepteach.reproduction.runner import read_csv
 from deepteach.reproduction.summary import HEAD, summarise
 from deepteach.reproduction.tables import cells
@@ -26,11 +27,10 @@ def read(path: str) -> Rows:
         return list(csv.DictReader(file))
 
 
-def table(header: str, lines: Iterable[list[str]]) -> str:
-    names = header.split(" | ")
-    rule = "|".join("---" for _ in names)
-    rows = [f"| {' | '.join(cells)} |" for cells in lines]
-    return "\n".join([f"| {header} |", f"|{rule}|", *rows])
+def table(header: str, lines: Iterable[Sequence[str]]) -> str:
+    """`header` names the columns, between bars."""
+    found = TextTable("", tuple(header.split(" | ")), tuple(map(tuple, lines)))
+    return found.markdown_grid(numeric=False)
 
 
 def number(text: str, digits: int) -> str:
@@ -112,11 +112,7 @@ def methods() -> str:
 
 
 def spread(rows: Rows, key: str, digits: int = 1) -> str:
-    values = [float(row[key]) for row in rows if row[key]]
-    if not values:
-        return "-"
-    middle = f"{statistics.mean(values):.{digits}f}"
-    return f"{middle} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else middle
+    return mean_std([float(row[key]) for row in rows if row[key]], digits)
 
 
 RESULTS = "table6 table5 human controls table2 table3 table4 table7 transfer deeper table1".split()
@@ -137,11 +133,11 @@ def results() -> str:
         rows, whole = read_csv(path), len(cells(name, "cpu"))
         if len(rows) < whole:
             parts.append(f"**{name}**: {len(rows)} of {whole} cells have been run.")
-        for sheet in summarise(rows, "cpu"):
-            if sheet.columns == HEAD:
+        for found in summarise(rows, "cpu"):
+            if found.columns == HEAD:
                 columns = [HEAD.index(column) for column in SHOWN]
-                lines = [[row[c] for c in columns] for row in sheet.rows]
-                parts.append(f"**{sheet.title}**\n\n{table(' | '.join(SHOWN), lines)}")
+                lines = [[row[c] for c in columns] for row in found.rows]
+                parts.append(f"**{found.title}**\n\n{table(' | '.join(SHOWN), lines)}")
     return "\n\n".join(parts)
 
 

@@ -17,13 +17,14 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 from deepteach.data.noise import corrupt
 from deepteach.data.readers import load
+from deepteach.report.table import csv_text
+from deepteach.runs.storage import write_atomic
 from deepteach.teachers.registry import METHODS
 from deepteach.training.api import run
 from deepteach.training.config import make
@@ -144,14 +145,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
     """Replace the table at once."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in sorted(rows, key=lambda r: ([*NOISES].index(r["noise"]), r["seed"])):
-            values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(values)  # pyright: ignore[reportArgumentType]
-    os.replace(temporary, path)
+    ordered = sorted(rows, key=lambda r: ([*NOISES].index(r["noise"]), r["seed"]))
+    lines = [[row[name] for name in COLUMNS] for row in ordered]
+    shown = [[f"{v:.4g}" if isinstance(v, float) else v for v in line] for line in lines]
+    write_atomic(path, csv_text([COLUMNS, *shown]).encode())
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def _gain(d: np.ndarray) -> Gain:
     std = float(d.std(ddof=1))
     if std < _EXACT:  # no spread: the t value does not exist
         return Gain(n, mean, 0.0, mean, mean, None, None, signed)
-    error = std / n**0.5
-    half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
-    return Gain(n, mean, std, mean - half, mean + half, p, None, signed)
+    test = stats.ttest_1samp(d, 0.0)
+    interval = test.confidence_interval(1 - ALPHA)
+    low, high = float(interval.low), float(interval.high)
+    return Gain(n, mean, std, low, high, float(test.pvalue), None, signed)

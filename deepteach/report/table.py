@@ -47,18 +47,17 @@ class TextTable:
         return "\n".join([*lines, *self.notes]) + "\n"
 
     def to_markdown(self) -> str:
+        lines = [f"**{_line(self.title)}**", "", self.markdown_grid()]
+        return "\n".join(lines + [f"\n{note}" for note in self.notes]) + "\n"
+
+    def markdown_grid(self, *, numeric: bool = True) -> str:
+        """Heads and rows alone; `numeric`: columns after the first are aligned to the right."""
+
         def row(cells: Iterable[str]) -> str:
             return "| " + " | ".join(_line(c).replace("|", "\\|") for c in cells) + " |"
 
-        rule = "|" + "|".join(["---"] + ["---:"] * (len(self.columns) - 1)) + "|"
-        lines = [
-            f"**{_line(self.title)}**",
-            "",
-            row(self.columns),
-            rule,
-            *map(row, self.rows),
-        ]
-        return "\n".join(lines + [f"\n{note}" for note in self.notes]) + "\n"
+        rule = ["---"] + ["---:" if numeric else "---"] * (len(self.columns) - 1)
+        return "\n".join([row(self.columns), f"|{'|'.join(rule)}|", *map(row, self.rows)])
 
     def to_csv(self) -> str:
         return csv_text([self.columns, *self.rows])

@@ -61,6 +61,18 @@ def test_p_values_equal_scipy(n: int) -> None:
     assert gain.p_wilcoxon == pytest.approx(np.asarray(stats.wilcoxon(np.round(a - b, 9)))[1])
 
 
+@pytest.mark.parametrize("n", [2, 3, 5, 20])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0])
+def test_the_interval_is_that_of_the_formula(n: int, scale: float) -> None:
+    d = scale * np.random.default_rng(n).standard_normal(n) + 0.3
+    gain = paired_gains({"deep": d})["deep"]
+    half = stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / n**0.5
+    p = 2 * stats.t.sf(abs(d.mean()) / (d.std(ddof=1) / n**0.5), n - 1)
+    assert gain.low == pytest.approx(d.mean() - half, rel=1e-12, abs=1e-12)
+    assert gain.high == pytest.approx(d.mean() + half, rel=1e-12, abs=1e-12)
+    assert gain.p == pytest.approx(p, rel=1e-12)
+
+
 def test_holm_by_hand() -> None:
     # sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, made monotone
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
