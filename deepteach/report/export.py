@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepteach.errors import ConfigError
-from deepteach.runs.reader import Weights
 from deepteach.runs.storage import write_atomic
+from deepteach.runs.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,19 @@ def ranked(weights: Weights, top: int | None = None) -> Ranking:
     """All samples, or the `top` least trusted; ties keep the order of the data."""
     order = weights.weight.argsort(kind="stable")[:top]
     rows = weights.take(order)
-    return Ranking(
-        {
-            "rank": list(range(1, len(rows) + 1)),
-            "index": rows.index.tolist(),
-            "given_label": rows.given.tolist(),
-            "predicted_label": rows.predicted.tolist(),
-            "weight": rows.weight.tolist(),
-            "loss": rows.loss.tolist(),
-            "true_label": rows.true.tolist(),
-        }
-    )
+    columns = {
+        "index": rows.index,
+        "path": rows.path,
+        "given_label": rows.given,
+        "predicted_label": rows.predicted,
+        "suggested_label": rows.suggested,
+        "weight": rows.weight,
+        "loss": rows.loss,
+        "group": rows.group,
+        "true_label": rows.true,
+    }
+    known = {name: column.tolist() for name, column in columns.items() if column is not None}
+    return Ranking({"rank": list(range(1, len(rows) + 1)), **known})
 
 
 def write(ranking: Ranking, path: Path) -> None:

@@ -168,7 +168,14 @@ def _weighed(name: str, run: Run) -> Section:
         "Weights sum to the number of samples: 1 is the weight of plain training. Maps "
         "place samples with similar internal states close runs_beside."
     )
-    return Section(f"What {name} weighs", text, _drawn(figures))
+    return Section(f"What {name} weighs", text, _drawn(figures), tables=_sources(run))
+
+
+def _sources(run: Run) -> tuple[TextTable, ...]:
+    """What the teacher makes of each source of samples, the least trusted first."""
+    ordered = sorted(run.groups, key=lambda found: found.mean_weight)
+    rows = tuple((one.group, str(one.samples), f"{one.mean_weight:.3f}") for one in ordered)
+    return (TextTable("Sources", ("source", "samples", "mean weight"), rows),) if rows else ()
 
 
 def _suspects(run: Run, title: str = "Samples the teacher trusts least") -> Section:

@@ -74,4 +74,4 @@ def _gain(d: np.ndarray) -> Gain:
     test = stats.ttest_1samp(d, 0.0)
     interval = test.confidence_interval(1 - ALPHA)
     low, high = float(interval.low), float(interval.high)
-    return Gain(n, mean, std, low, high, float(test.pvalue), None, signed)
+    return Gain(n, mean, std, low, high, float(np.asarray(test)[1]), None, signed)

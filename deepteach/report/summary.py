@@ -16,7 +16,8 @@ from deepteach.errors import DataError
 from deepteach.report.pairing import UNIFORM, setting_of
 from deepteach.report.plots.figures import displayable
 from deepteach.report.table import TextTable, number, percent, times
-from deepteach.runs.reader import Run, Weights
+from deepteach.runs.reader import Run
+from deepteach.runs.weights import Weights
 
 _ROW_FEATURES = 8  # raw columns of a sample that is not an image
 
@@ -155,14 +156,20 @@ def suspects_of(run: Run) -> tuple[tuple[Suspect, ...], TextTable]:
 
 def _suspect_table(rows: Weights, raw: NDArray[Any] | None) -> TextTable:
     columns = ["index", "weight", "given label", "predicted label", "loss"]
-    known = bool(rows.known.any())
-    columns += ["true label"] if known else []
+    more_columns = {
+        "group": rows.group,
+        "path": rows.path,
+        "true label": rows.true if rows.known.any() else None,
+    }
+    told = {name: column for name, column in more_columns.items() if column is not None}
+    columns += told
     count = 0 if raw is None else min(_ROW_FEATURES, raw.shape[1])
     cells = []
     for i in range(len(rows)):
         cell = [
             str(rows.index[i]), f"{rows.weight[i]:.4g}", str(rows.given[i]),
-            str(rows.predicted[i]), f"{rows.loss[i]:.4g}", *([str(rows.true[i])] if known else []),
+            str(rows.predicted[i]), f"{rows.loss[i]:.4g}",
+            *(str(column[i]) for column in told.values()),
         ]  # fmt: skip
         cells.append((*cell, *(f"{raw[i, j]:.4g}" for j in range(count) if raw is not None)))
     columns += [f"feature {j}" for j in range(count)]

@@ -6,7 +6,6 @@ safe loader, tensors through safetensors, no pickle, and damage is one line with
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,66 +20,13 @@ from safetensors.numpy import load_file
 
 from deepteach.errors import DataError
 from deepteach.runs import safe_yaml
+from deepteach.runs.weights import GroupWeight, Weights, damaged, read_groups, read_weights
 
 BASELINE_FOLDER = "baseline"  # the sub-folder of the uniform run on the same schedule
-_COLUMNS = ("index", "given_label", "predicted_label", "weight", "loss", "true_label")
 _NUMBERS = (  # fields of summary.json that are a number, or null where unknown
     "seed epochs steps seconds test_accuracy_last test_accuracy_best noise_auroc "
     "test_accuracy_selected valid_accuracy_best teacher_parameters"
 ).split()
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The final weight of every training sample, in the order of their index.
-
-    All columns are `(n,)`. Labels are kept as text: a class is a number or a name.
-    `true` is "" where the truth is unknown.
-    """
-
-    index: NDArray[np.int64]
-    given: NDArray[np.str_]
-    predicted: NDArray[np.str_]
-    weight: NDArray[np.float64]
-    loss: NDArray[np.float64]
-    true: NDArray[np.str_]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def known(self) -> NDArray[np.bool_]:
-        """Where the true label is known, `(n,)`."""
-        return self.true != ""
-
-    @property
-    def wrong(self) -> NDArray[np.bool_]:
-        """Where the given label is known to be wrong, `(n,)`."""
-        return self.known & (self.true != self.given)
-
-    @cached_property
-    def classes(self) -> tuple[str, ...]:
-        """The classes among the given labels."""
-        return class_order(self.given)
-
-    def take(self, rows: NDArray[Any]) -> Weights:
-        """These rows only, given as positions or as a mask."""
-        columns = ("index", "given", "predicted", "weight", "loss", "true")
-        return Weights(*(getattr(self, name)[rows] for name in columns))
-
-    def at(self, index: NDArray[Any]) -> Weights:
-        """The rows of these sample indices, in their order.
-
-        Raises:
-            DataError: an index that weights.csv does not list.
-        """
-        rows = np.searchsorted(self.index, index).clip(max=max(len(self) - 1, 0))
-        if len(index) and (not len(self) or (self.index[rows] != index).any()):
-            raise DataError(
-                "samples.safetensors names samples that weights.csv does not list: the two "
-                "are of different runs; train again into an empty folder"
-            )
-        return self.take(rows)
 
 
 @dataclass(frozen=True)
@@ -94,6 +40,7 @@ class Run:
     weights: Weights
     environment: dict[str, Any] = field(default_factory=dict)
     beside: tuple[Run, ...] = ()
+    groups: tuple[GroupWeight, ...] = ()  # empty where the samples have no sources
     notes: tuple[str, ...] = ()  # what was tolerated while reading
 
     @property
@@ -118,7 +65,7 @@ class Run:
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise DataError(_damaged(path, error)) from error
+            raise DataError(damaged(path, error)) from error
 
     def column(self, name: str) -> NDArray[np.float64]:
         """One field of metrics.jsonl over the epochs, NaN where it is null: `(epochs,)`.
@@ -130,7 +77,7 @@ class Run:
         try:
             return np.array([np.nan if v is None else float(v) for v in values], dtype=float)
         except (TypeError, ValueError) as error:
-            raise DataError(_damaged(self.path / "metrics.jsonl", f"{name}: {error}")) from error
+            raise DataError(damaged(self.path / "metrics.jsonl", f"{name}: {error}")) from error
 
 
 def open_run(path: str | Path) -> Run:
@@ -152,13 +99,6 @@ def open_run(path: str | Path) -> Run:
     return replace(run, beside=tuple(beside), notes=tuple(notes))
 
 
-def class_order(labels: NDArray[Any]) -> tuple[str, ...]:
-    """The different labels in order: by value where all are whole numbers, else by name."""
-    found = [str(label) for label in np.unique(labels).tolist()]
-    numeric = all(label.removeprefix("-").isdecimal() for label in found)
-    return tuple(sorted(found, key=int) if numeric else sorted(found))
-
-
 def _open(path: Path) -> Run:
     if not path.is_dir():
         what = "a file" if path.exists() else "not there"
@@ -177,11 +117,11 @@ def _open(path: Path) -> Run:
     config = _mapping(path / "config.yaml", safe_yaml.parse)
     summary = _mapping(path / "summary.json", json.loads)
     if not isinstance(summary.get("method"), str):
-        raise DataError(_damaged(path / "summary.json", "`method` is not a name"))
+        raise DataError(damaged(path / "summary.json", "`method` is not a name"))
     for name in _NUMBERS:
         value = summary.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise DataError(_damaged(path / "summary.json", f"`{name}` is not a number"))
+            raise DataError(damaged(path / "summary.json", f"`{name}` is not a number"))
     environment = path / "environment.json"
     metrics, notes = _metrics(path / "metrics.jsonl")
     return Run(
@@ -189,17 +129,10 @@ def _open(path: Path) -> Run:
         config=config,
         summary=summary,
         metrics=metrics,
-        weights=_weights(path / "weights.csv"),
+        weights=read_weights(path / "weights.csv"),
+        groups=read_groups(path / "groups.csv"),
         environment=_mapping(environment, json.loads) if environment.is_file() else {},
         notes=notes,
-    )
-
-
-def _damaged(path: Path, why: object) -> str:
-    reason = " ".join(str(why).split())[:120]
-    return (
-        f"{path} cannot be read ({reason}): it is damaged; go on from a checkpoint with "
-        "`deepteach train --resume`, or train again into an empty folder"
     )
 
 
@@ -207,16 +140,16 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(_damaged(path, error)) from error
+        raise DataError(damaged(path, error)) from error
 
 
 def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
         found = parse(_text(path))
     except (ValueError, RecursionError) as error:
-        raise DataError(_damaged(path, error)) from error
+        raise DataError(damaged(path, error)) from error
     if not isinstance(found, dict):
-        raise DataError(_damaged(path, f"expected named fields, found {type(found).__name__}"))
+        raise DataError(damaged(path, f"expected named fields, found {type(found).__name__}"))
     return found
 
 
@@ -230,32 +163,7 @@ def _metrics(path: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
             by_epoch[int(entry["epoch"])] = entry
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number < len(lines):
-                raise DataError(_damaged(path, f"line {number}: {error}")) from error
+                raise DataError(damaged(path, f"line {number}: {error}")) from error
             note = "the last line of metrics.jsonl was cut off and is left out"
             return [by_epoch[epoch] for epoch in sorted(by_epoch)], (note,)
     return [by_epoch[epoch] for epoch in sorted(by_epoch)], ()
-
-
-def _weights(path: Path) -> Weights:
-    if not path.is_file():
-        raise DataError(_damaged(path, "it is missing"))
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = set(_COLUMNS) - {"true_label"} - set(reader.fieldnames or ())
-            if missing:
-                raise ValueError(f"no column {', '.join(sorted(missing))}")
-            rows = [[row.get(name) or "" for name in _COLUMNS] for row in reader]
-        columns = list(zip(*rows, strict=True)) if rows else [()] * len(_COLUMNS)
-        index = np.array([int(text) for text in columns[0]], dtype=np.int64)
-        weight = np.array([float(text) for text in columns[3]])
-        loss = np.array([float(text or "nan") for text in columns[4]])
-        if len(np.unique(index)) != len(index):
-            raise ValueError("an index comes twice")
-        if not np.isfinite(weight).all():
-            raise ValueError("a weight is not finite")
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError, OverflowError) as error:
-        raise DataError(_damaged(path, error)) from error
-    given, predicted, true = (np.array(columns[i], dtype=np.str_) for i in (1, 2, 5))
-    order = np.argsort(index, kind="stable")
-    return Weights(index, given, predicted, weight, loss, true).take(order)

@@ -14,7 +14,7 @@ from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
 from deepteach.rng import stream
-from deepteach.runs.reader import Weights
+from deepteach.runs.weights import Weights
 from deepteach.teachers.curriculum import Curriculum, TrainingView
 from deepteach.teachers.features import TrustedProbe
 

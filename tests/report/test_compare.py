@@ -65,7 +65,7 @@ def test_p_values_equal_scipy(n: int) -> None:
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0])
 def test_the_interval_is_that_of_the_formula(n: int, scale: float) -> None:
     d = scale * np.random.default_rng(n).standard_normal(n) + 0.3
-    gain = paired_gains({"deep": d})["deep"]
+    gain = paired_gains({"deep": d.tolist()})["deep"]
     half = stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / n**0.5
     p = 2 * stats.t.sf(abs(d.mean()) / (d.std(ddof=1) / n**0.5), n - 1)
     assert gain.low == pytest.approx(d.mean() - half, rel=1e-12, abs=1e-12)

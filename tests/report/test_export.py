@@ -13,7 +13,7 @@ import pytest
 
 from deepteach.errors import ConfigError
 from deepteach.report.export import ranked, write
-from deepteach.runs.reader import Weights
+from deepteach.runs.weights import Weights
 
 
 def weights(values: list[float], true: bool = True) -> Weights:

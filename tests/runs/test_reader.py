@@ -10,7 +10,8 @@ import pytest
 from fake_run import make_run
 
 from deepteach.errors import DataError
-from deepteach.runs.reader import class_order, open_run
+from deepteach.runs.reader import open_run
+from deepteach.runs.weights import class_order
 
 
 def test_reads_what_was_written(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from deepteach.errors import DataError
 from deepteach.report.plots.curves import diagnostics, gain_intervals, learning_curves, mean_curves
 from deepteach.report.plots.scatter import class_map, heat_map, loss_panel
 from deepteach.report.plots.style import INK, RIGHT, WRONG, Theme, finish, legend, panels, plain
-from deepteach.runs.reader import Run, Weights, class_order
+from deepteach.runs.reader import Run
+from deepteach.runs.weights import Weights, class_order
 
 __all__ = [
     "diagnostics", "figure2", "gain_intervals", "learning_curves", "mean_curves",

@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from numpy.typing import ArrayLike, NDArray
 
 from deepteach.report.plots.style import COLOURS, HEAT, INK, Theme, blank, dots_below, finish
-from deepteach.runs.reader import Weights
+from deepteach.runs.weights import Weights
 
 
 def loss_panel(ax: Axes, weights: Weights, theme: Theme, limit: int, seed: int) -> None:

@@ -1,0 +1,165 @@
+"""The weights of a run's samples and sources, read back from weights.csv and groups.csv."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepteach.errors import DataError
+from deepteach.runs.storage import one_line
+
+_NEEDED = ("index", "given_label", "predicted_label", "weight", "loss")
+_OPTIONAL = {"suggested": "suggested_label", "group": "group", "path": "path"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The final weight of every training sample, in the order of their index.
+
+    All columns are `(n,)`. Labels are kept as text: a class is a number or a name.
+    `true` is "" where the truth is unknown. The optional ones are None where the run has no
+    such column: the label that the run suggests, the source of a sample, and its file.
+    """
+
+    index: NDArray[np.int64]
+    given: NDArray[np.str_]
+    predicted: NDArray[np.str_]
+    weight: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    true: NDArray[np.str_]
+    suggested: NDArray[np.str_] | None = None
+    group: NDArray[np.str_] | None = None
+    path: NDArray[np.str_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Where the true label is known, `(n,)`."""
+        return self.true != ""
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Where the given label is known to be wrong, `(n,)`."""
+        return self.known & (self.true != self.given)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The classes among the given labels."""
+        return class_order(self.given)
+
+    def take(self, rows: NDArray[Any]) -> Weights:
+        """These rows only, given as positions or as a mask."""
+        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        taken = {k: None if column is None else column[rows] for k, column in columns.items()}
+        return Weights(**taken)  # pyright: ignore[reportArgumentType]
+
+    def at(self, index: NDArray[Any]) -> Weights:
+        """The rows of these sample indices, in their order.
+
+        Raises:
+            DataError: an index that weights.csv does not list.
+        """
+        rows = np.searchsorted(self.index, index).clip(max=max(len(self) - 1, 0))
+        if len(index) and (not len(self) or (self.index[rows] != index).any()):
+            raise DataError(
+                "samples.safetensors names samples that weights.csv does not list: the two "
+                "are of different runs; train again into an empty folder"
+            )
+        return self.take(rows)
+
+
+@dataclass(frozen=True)
+class GroupWeight:
+    """A source of samples: how many there are, and their mean weight."""
+
+    group: str
+    samples: int
+    mean_weight: float
+
+
+def class_order(labels: NDArray[Any]) -> tuple[str, ...]:
+    """The different labels in order: by value where all are whole numbers, else by name."""
+    found = [str(label) for label in np.unique(labels).tolist()]
+    numeric = all(label.removeprefix("-").isdecimal() for label in found)
+    return tuple(sorted(found, key=int) if numeric else sorted(found))
+
+
+def read_weights(path: Path) -> Weights:
+    """A run's weights.csv, also one of a run before there were suggestions and sources.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    rows, names = _rows(path, _NEEDED)
+    try:
+        index = np.array([int(row["index"]) for row in rows], dtype=np.int64)
+        weight = np.array([float(row["weight"]) for row in rows])
+        loss = np.array([float(row["loss"] or "nan") for row in rows])
+        if len(np.unique(index)) != len(index):
+            raise ValueError("an index comes twice")
+        if not np.isfinite(weight).all():
+            raise ValueError("a weight is not finite")
+    except (ValueError, OverflowError) as error:
+        raise DataError(damaged(path, error)) from error
+
+    def text(name: str) -> NDArray[np.str_]:
+        return np.array([row.get(name) or "" for row in rows], dtype=np.str_)
+
+    given, predicted, true = map(text, ("given_label", "predicted_label", "true_label"))
+    optional = {key: text(name) for key, name in _OPTIONAL.items() if name in names}
+    found = Weights(index, given, predicted, weight, loss, true, **optional)
+    return found.take(np.argsort(index, kind="stable"))
+
+
+def read_groups(path: Path) -> tuple[GroupWeight, ...]:
+    """A run's groups.csv; nothing where it is not there.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    if not path.exists():
+        return ()
+    rows, _ = _rows(path, ("group", "samples", "mean_weight"))
+    try:
+        found = tuple(
+            GroupWeight(row["group"], int(row["samples"]), float(row["mean_weight"]))
+            for row in rows
+        )
+        if not all(math.isfinite(one.mean_weight) for one in found):
+            raise ValueError("a mean weight is not finite")
+        return found
+    except ValueError as error:
+        raise DataError(damaged(path, error)) from error
+
+
+def damaged(path: Path, why: object) -> str:
+    """The line that says that a file of a run cannot be read, and what to do."""
+    return (
+        f"{path} cannot be read ({one_line(why)}): it is damaged; go on from a checkpoint with "
+        "`deepteach train --resume`, or train again into an empty folder"
+    )
+
+
+def _rows(path: Path, needed: Collection[str]) -> tuple[list[dict[str, str]], set[str]]:
+    """The lines of a CSV file by column, and its columns; a cell that is left out is empty."""
+    if not path.is_file():
+        raise DataError(damaged(path, "it is missing"))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restval="", strict=True)
+            names = set(reader.fieldnames or ())
+            if missing := set(needed) - names:
+                raise ValueError(f"no column {', '.join(sorted(missing))}")
+            return list(reader), names
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise DataError(damaged(path, error)) from error
