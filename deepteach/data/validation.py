@@ -116,6 +116,8 @@ def rows_of(value: Any, name: str, count: int) -> np.ndarray:
             f"{name} has shape {rows.shape} and dtype {rows.dtype}: expected a whole number "
             f"for each of {count} samples"
         )
+    if len(np.unique(rows)) != count:
+        raise DataError(f"{name} has a number twice: expected each sample's own row")
     return rows.astype(np.int64)
 
 

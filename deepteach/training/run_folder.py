@@ -1,9 +1,7 @@
-"""The files of a run's folder; `rundir` reads them back."""
+"""The files of a run's folder; `runs.reader` reads them back."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -22,10 +20,7 @@ from deepteach.errors import ConfigError
 from deepteach.runs.storage import probe_writable, write_atomic
 from deepteach.training.config import RUNTIME_KEYS, Config, dump, make, read
 from deepteach.training.evaluate import Trust
-
-SUSPECTS_SHOWN = 48
-STATES_SHOWN = 500
-"""Samples of which the report shows the input, or the internal state."""
+from deepteach.training.sample_files import groups_csv, samples, weights_csv
 
 
 def claim(folder: Path, config: Config, resume: bool) -> None:
@@ -90,41 +85,12 @@ def write_results(
         # Clones: safetensors stores no two names for one memory.
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in part.state_dict().items()}
         write_atomic(folder / f"{name}.safetensors", safetensors.torch.save(tensors))
-    write_atomic(folder / "weights.csv", _weights_csv(data, trust))
-    write_atomic(folder / "samples.safetensors", _samples(data, trust, history))
+    write_atomic(folder / "weights.csv", weights_csv(data, trust))
+    groups = groups_csv(data, trust)
+    if groups is not None:
+        write_atomic(folder / "groups.csv", groups)
+    write_atomic(folder / "samples.safetensors", samples(data, trust, history))
     write_atomic(folder / "summary.json", _json(summary))
-
-
-def _weights_csv(data: Data, trust: Trust) -> bytes:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["index", "given_label", "predicted_label", "weight", "loss", "true_label"])
-    clean = data.y_clean
-    columns = [
-        data.y_train.tolist(),
-        trust.predicted.tolist(),
-        [f"{value:.6g}" for value in trust.weight.tolist()],
-        [f"{value:.6g}" for value in trust.loss.tolist()],
-        [""] * len(data.y_train) if clean is None else clean.tolist(),
-    ]
-    writer.writerows([i, *row] for i, row in enumerate(zip(*columns, strict=True)))
-    return out.getvalue().encode()
-
-
-def _samples(data: Data, trust: Trust, history: list[Tensor]) -> bytes:
-    """What the report shows of single samples."""
-    count = len(data.y_train)
-    suspects = torch.argsort(trust.weight, stable=True)[:SUSPECTS_SHOWN]
-    shown = torch.linspace(0, count - 1, min(STATES_SHOWN, count)).long()
-    return safetensors.torch.save(
-        {
-            "internal": trust.internal[shown].contiguous(),
-            "internal_index": shown,
-            "history": torch.stack(history).contiguous(),
-            "suspects": (data.x_train[suspects] * data.scale + data.mean).contiguous(),
-            "suspect_index": suspects,
-        }
-    )
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_run import make_run, make_runs
 
@@ -165,6 +166,17 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     for name in (*HOSTILE, "<b onclick=x>"):
         assert name in page.words
     assert "49" not in re.findall(r"labelled (\S+),", text)
+
+
+def test_sources_and_files_are_shown(tmp_path: Path) -> None:
+    plain = write_report(make_run(tmp_path / "a", rows=True)).read_text()
+    assert "Sources" not in plain and ".png" not in plain
+    named = make_run(tmp_path / "b", rows=True, sources=("<i>web</i>", "clinic"))
+    text = write_report(named).read_text()
+    assert "Sources" in text and "&lt;i&gt;web&lt;/i&gt;" in text and "<i>web" not in text
+    assert ".png</td>" in text and text.count("clinic</t") > 1
+    found = open_run(named).weights.at(np.array([7]))
+    assert found.path is not None and found.path.tolist() == ["7.png"]
 
 
 def test_foreign_file_is_not_overwritten(tmp_path: Path) -> None:

@@ -110,6 +110,10 @@ def test_unfinished_names_the_command(tmp_path: Path) -> None:
         ("weights.csv", "index,given_label,predicted_label,weight,loss\n0,1,1,1,1\n0,1,1,1,1\n"),
         ("weights.csv", "index,given_label,predicted_label,weight,loss\nx,1,1,1,1\n"),
         ("weights.csv", "\xff\x00"),
+        ("groups.csv", "group,samples\na,1\n"),
+        ("groups.csv", "group,samples,mean_weight\na,1,nan\n"),
+        ("groups.csv", "group,samples,mean_weight\na,x,1\n"),
+        ("groups.csv", "\xff\x00"),
         ("samples.safetensors", "\x10\x00\x00\x00\x00\x00\x00\x7f{}"),
     ],
 )

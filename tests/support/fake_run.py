@@ -40,6 +40,7 @@ def make_run(
     classes: tuple[str, ...] = ("0", "1", "2"),
     truth: bool = True,
     rows: bool = False,
+    sources: tuple[str, ...] = (),
     samples: bool = True,
     seconds: float = 20.0,
     **config: Any,
@@ -73,12 +74,20 @@ def make_run(
     weight = np.ones(n) if method == "uniform" else weight * n / weight.sum()
     with (path / "weights.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        head = "index given_label predicted_label weight loss true_label"
-        writer.writerow(head.split())
+        head = "index given_label predicted_label weight loss true_label".split()
+        writer.writerow([*head, *(("suggested_label", "group", "path") if sources else ())])
         for i in rng.permutation(n):
             known = classes[true[i]] if truth else ""
             loss = 3 * wrong[i] + rng.random()
-            writer.writerow([i, classes[given[i]], classes[true[i]], weight[i], loss, known])
+            more = (classes[true[i]], sources[i % len(sources)], f"{i}.png") if sources else ()
+            writer.writerow([i, classes[given[i]], classes[true[i]], weight[i], loss, known, *more])
+    if sources:
+        lines_of_groups = [
+            f"{name},{len(weight[k :: len(sources)])},{weight[k :: len(sources)].mean()}\n"
+            for k, name in enumerate(sources)
+        ]
+        heads = "group,samples,mean_weight\n"
+        (path / "groups.csv").write_text(heads + "".join(lines_of_groups))
     (path / "config.yaml").write_text(yaml.safe_dump(settings))
     (path / "summary.json").write_text(json.dumps(summary))
     (path / "environment.json").write_text(json.dumps({"python": "3.11", "threads": 1}))

@@ -1,0 +1,67 @@
+"""What a run says of single samples: weights.csv, groups.csv, samples.safetensors."""
+
+from __future__ import annotations
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from deepteach.data.dataset import Data
+from deepteach.report.table import csv_text
+from deepteach.training.evaluate import Trust
+
+SUSPECTS_SHOWN = 48
+STATES_SHOWN = 500
+"""Samples of which the report shows the input, or the internal state."""
+
+
+def weights_csv(data: Data, trust: Trust) -> bytes:
+    """A line per training sample, named by the user's own row.
+
+    The suggested label is the predicted one where it differs from the given one and the sample
+    weighs less than in plain training (1); elsewhere it is the given one.
+    """
+    given, predicted, weight = data.y_train, trust.predicted.cpu(), trust.weight.cpu()
+    suggested = torch.where((predicted != given) & (weight < 1), predicted, given)
+    columns = {
+        "index": data.rows.tolist(),
+        "given_label": given.tolist(),
+        "predicted_label": predicted.tolist(),
+        "suggested_label": suggested.tolist(),
+        "weight": [f"{value:.6g}" for value in weight.tolist()],
+        "loss": [f"{value:.6g}" for value in trust.loss.tolist()],
+    }
+    if data.group is not None:
+        columns["group"] = [data.group_names[code] for code in data.group.tolist()]
+    truth = [""] * len(given) if data.y_clean is None else data.y_clean.tolist()
+    columns["true_label"] = truth
+    return csv_text([list(columns), *zip(*columns.values(), strict=True)]).encode()
+
+
+def groups_csv(data: Data, trust: Trust) -> bytes | None:
+    """A line per source of samples, with how many there are and their mean weight."""
+    if data.group is None:
+        return None
+    weight, lines = trust.weight.cpu().double(), []
+    for code, name in enumerate(data.group_names):
+        own = weight[data.group == code]
+        if len(own):
+            lines.append((name, len(own), f"{float(own.mean()):.6g}"))
+    return csv_text([("group", "samples", "mean_weight"), *lines]).encode()
+
+
+def samples(data: Data, trust: Trust, history: list[Tensor]) -> bytes:
+    """Inputs and states that the report shows, and the weights by epoch in order of index."""
+    count = len(data.y_train)
+    suspects = torch.argsort(trust.weight, stable=True)[:SUSPECTS_SHOWN]
+    shown = torch.linspace(0, count - 1, min(STATES_SHOWN, count)).long()
+    by_index = torch.argsort(data.rows, stable=True)
+    return safetensors.torch.save(
+        {
+            "internal": trust.internal[shown].contiguous(),
+            "internal_index": data.rows[shown],
+            "history": torch.stack(history)[:, by_index].contiguous(),
+            "suspects": (data.x_train[suspects] * data.scale + data.mean).contiguous(),
+            "suspect_index": data.rows[suspects],
+        }
+    )
