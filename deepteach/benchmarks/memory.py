@@ -17,7 +17,7 @@ from deepteach.benchmarks.work import Work
 
 
 def process_memory(plan: Plan, case: BenchCase) -> tuple[float, float]:
-    """(peak, peak above the start) in MiB of a process that runs one cycle of an case."""
+    """(peak, peak above the start) in MiB of a process that runs one cycle of a case."""
     # What is freed goes back to the system: otherwise glibc's heap keeps the holes between the
     # blocks that live on, and they are a sixth of the peak of a long window.
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}

@@ -166,7 +166,7 @@ def _weighed(name: str, run: Run) -> Section:
     ]
     text = (
         "Weights sum to the number of samples: 1 is the weight of plain training. Maps "
-        "place samples with similar internal states close runs_beside."
+        "place samples with similar internal states close together."
     )
     return Section(f"What {name} weighs", text, _drawn(figures), tables=_sources(run))
 
