@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Batch = tuple[Tensor, Tensor]
 Unrolling = tuple[nn.Module, Callable[[Tensor], object]]
 """A copy of the student, and a step on it by a loss that the graph keeps."""
 
@@ -40,8 +39,8 @@ def unroll(
     peer: str,
     student: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],
-    trusted: Batch,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    trusted: tuple[Tensor, Tensor],
     window: int,
 ) -> Iterator[None]:
     """Train on `batches`, the last `window` of them as one graph; yields after each step.
