@@ -1,8 +1,7 @@
-"""Train a PyTorch model together with a teacher that weighs every training sample.
+"""Train a PyTorch model together with a teacher that weighs every training sample."""
 
-A name is imported when it is first used: a loop around `Coach` needs torch and numpy, and does
-not wait for scikit-learn, pydantic or matplotlib.
-"""
+# A name is imported when it is first used: a loop around `Coach` needs torch and numpy, and does
+# not wait for scikit-learn, pydantic or matplotlib.
 
 from importlib import import_module
 from typing import TYPE_CHECKING
