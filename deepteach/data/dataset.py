@@ -6,6 +6,7 @@ Symbols: n samples, c channels, h height, w width, d columns.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepteach.data.frames import index_notes
+from deepteach.data.labels import encode, labels_of
+from deepteach.data.repeats import Repeats
+from deepteach.data.scaling import moments, normalised, whole
 from deepteach.data.splits import stratified_split
 from deepteach.data.validation import (
-    CHUNK,
-    ENCODE,
     features,
     groups_of,
-    labels_of,
-    overlap_of,
+    one_line,
     refuse_lengths,
     refuse_non_finite,
     refuse_one_class,
@@ -38,10 +40,10 @@ class Data:
     """Training, trusted (validation) and test samples of one problem, on the CPU.
 
     x = (raw - mean) / scale with the moments of the training samples: per channel for
-    images (n, c, h, w), per column for tables (n, d).
+    images (n, c, h, w) and series (n, c, t), per column for tables (n, d).
     """
 
-    x_train: Tensor  # float32
+    x_train: Tensor  # float32; int32 or int64 where they are tokens
     y_train: Tensor  # (n,) int64, as given: possibly wrong
     x_valid: Tensor
     y_valid: Tensor  # trusted
@@ -50,7 +52,7 @@ class Data:
     y_clean: Tensor | None  # the truth of the training labels, where known
     classes: int
     name: str
-    mean: Tensor  # (c, 1, 1) or (d,)
+    mean: Tensor  # (c, 1, 1), (c, 1), (d,), ...: it spreads over a sample
     scale: Tensor
     rows: Tensor  # (n,) int64: the user's own row number of each training sample
     rows_valid: Tensor | None = None  # of the trusted samples, where they share that numbering
@@ -85,17 +87,38 @@ def from_arrays(
     name: str = "arrays",
     seed: int = 0,
     classes: int | None = None,
+    label_names: Sequence[str] | None = None,
     valid_size: int | None = None,
     normalise: bool = True,
+    as_given: bool = False,
 ) -> Data:
-    """Check arrays, tensors or data frames, and turn them into tensors, normalised or not.
+    """Check arrays, tensors or data frames, and turn them into tensors.
 
-    Features are (n, d), (n, h, w), or images with channels last or first. Labels are
-    integers 0..C-1. Without `x_valid`, `valid_size` samples (default: 10 %, at least 2 per
-    class, at most 1000) are split off, stratified by `seed`; their labels are the truth
-    where `y_clean` is known. `group_train` names the source of each training sample, by
-    numbers or text; `rows_train` and `rows_valid` number the samples as the user does
-    (default: their place in x_train, in x_valid). Raises DataError.
+    Args:
+        x_train: (n, d), (n, h, w), images with channels last or first, or more axes, of which
+            the second is that of the channels.
+        y_train: (n,) labels, as the module `labels` reads them.
+        x_valid: trusted samples, as x_train.
+        y_valid: their labels.
+        x_test: samples that only measure, as x_train.
+        y_test: their labels.
+        y_clean: the truth of y_train, where known.
+        group_train: the source of each training sample, numbers or text.
+        rows_train: the user's own row numbers (default: the place in x_train).
+        rows_valid: those of the trusted samples, where they share that numbering.
+        name: what the data is called.
+        seed: of the split of a trusted set.
+        classes: their number, unless it is to be read off the labels.
+        label_names: what the user calls each label, where it is no number.
+        valid_size: how many training samples become the trusted set where there is no
+            x_valid (default: 10 %, at least 2 per class, at most 1000), stratified; their
+            labels are the truth where `y_clean` is known.
+        normalise: centre and scale by the moments of the training samples.
+        as_given: for a module of the user's own. What is not bytes keeps its axes, and whole
+            numbers stay whole numbers, neither centred nor scaled.
+
+    Raises:
+        DataError: one line that says what is wrong, where, and what to do.
     """
     raw = {"x_train": x_train, "x_valid": x_valid, "x_test": x_test}
     given = {"y_train": y_train, "y_clean": y_clean, "y_valid": y_valid, "y_test": y_test}
@@ -103,32 +126,39 @@ def from_arrays(
         if (raw[x] is None) != (given[y] is None):
             present, absent = (y, x) if raw[x] is None else (x, y)
             raise DataError(f"{present} is given without {absent}: give both or neither")
-    xs = {k: features(v, k) for k, v in raw.items() if v is not None}
-    ys = {k: labels_of(v, k) for k, v in given.items() if v is not None}
+    notes = index_notes(raw, given)
+    xs = {k: features(v, k, as_given=as_given) for k, v in raw.items() if v is not None}
+    numbers = {
+        k: rows_of(rows, f"rows_{k}", len(xs[f"x_{k}"]))
+        for k, rows in (("train", rows_train), ("valid", rows_valid))
+        if rows is not None and f"x_{k}" in xs
+    }
+    ys = {k: labels_of(v, k, numbers) for k, v in given.items() if v is not None}
+    for k, values in xs.items():
+        refuse_non_finite(values, k, numbers)
     refuse_lengths(xs, ys)
     refuse_one_class(ys)
-    for x, values in xs.items():
+    for k, values in xs.items():
         if values.shape[1:] != xs["x_train"].shape[1:]:
             raise DataError(
-                f"samples of {x} have shape {values.shape[1:]}, those of x_train "
+                f"samples of {k} have shape {values.shape[1:]}, those of x_train "
                 f"{xs['x_train'].shape[1:]}: expected the same"
             )
+    labels = encode(ys, classes, numbers)
+    ys = labels.codes
     group, group_names = groups_of(group_train, len(xs["x_train"]))
-    rows = rows_of(rows_train, "rows_train", len(xs["x_train"]))
-    trusted = None if rows_valid is None else rows_of(rows_valid, "rows_valid", len(ys["y_valid"]))
-    known = _count_classes(ys, classes)
-    notes: list[str] = []
-    if "x_valid" not in xs:
+    rows = numbers.get("train", np.arange(len(xs["x_train"])))
+    trusted = numbers.get("valid")
+    notes.extend(labels.notes)
+    split_off = "x_valid" not in xs
+    if split_off:
         rest, part, note = _split_off(xs, ys, seed, valid_size)
         rows, trusted = rows[rest], rows[part]
         group = None if group is None else group[rest]
         notes.append(note)
     elif valid_size is not None:
         notes.append(f"valid_size {valid_size} is not used: the data has its own x_valid")
-    mean, scale = _moments(xs["x_train"])
-    if not normalise:
-        mean, scale = np.zeros_like(mean), np.ones_like(scale)
-    x = {k: _normalised(v, mean, scale) for k, v in xs.items()}
+    x, mean, scale = _scaled(xs, normalise, as_given)
     y = {k: torch.from_numpy(v) for k, v in ys.items()}
     data = Data(
         x_train=x["x_train"],
@@ -138,24 +168,29 @@ def from_arrays(
         x_test=x.get("x_test"),
         y_test=y.get("y_test"),
         y_clean=y.get("y_clean"),
-        classes=known,
+        classes=labels.classes,
         name=name,
-        mean=torch.from_numpy(mean.astype(np.float32)),
-        scale=torch.from_numpy(scale.astype(np.float32)),
+        mean=mean,
+        scale=scale,
         rows=torch.from_numpy(rows),
         rows_valid=None if trusted is None else torch.from_numpy(trusted),
         group=None if group is None else torch.from_numpy(group),
         group_names=group_names,
+        label_names=labels.names if label_names is None else tuple(label_names),
     )
-    return replace(data, notes=(*notes, *check(data)))
+    return replace(data, notes=(*notes, *check(data, split_off=split_off)))
 
 
-def check(data: Data) -> tuple[str, ...]:
-    """What a user must be told about `data`; raises DataError where it cannot be used.
+def check(data: Data, *, split_off: bool = False) -> tuple[str, ...]:
+    """What a user must be told about `data`.
 
     Refused: labels that are not integers in 0..C-1, arrays of different length, NaN or
-    Inf, an empty or one-class part, and a validation set that repeats training rows.
-    Warned about: a tiny validation set, and a few repeated rows.
+    Inf, an empty or one-class part, and a validation set that repeats training rows, unless
+    it was `split_off` from them. Warned about: a tiny validation set, one that lacks a class
+    of the training set, and a few rows that are in both.
+
+    Raises:
+        DataError: the data cannot be used.
     """
     xs = {"x_train": data.x_train, "x_valid": data.x_valid, "x_test": data.x_test}
     ys = {
@@ -169,48 +204,57 @@ def check(data: Data) -> tuple[str, ...]:
             refuse_non_finite(x.numpy(), name)
     labels = {k: labels_of(y, k) for k, y in ys.items() if y is not None}
     refuse_lengths({k: x for k, x in xs.items() if x is not None}, labels)
+    rows = rows_of(data.rows, "rows", len(data.x_train))
     for name, y in labels.items():
         refuse_out_of_range(y, name, data.classes)
     refuse_one_class(labels)
-    notes = []
+    notes, warned = [], []
     missing = sorted(set(range(data.classes)) - set(labels["y_valid"].tolist()))
     if missing:
+        names = data.label_names or [str(label) for label in range(data.classes)]
+        absent = _some([one_line(names[label]) for label in missing])
         notes.append(
             f"no validation sample of {'class' if len(missing) == 1 else 'classes'} "
-            f"{_some(missing)}: the teacher learns nothing there"
+            f"{absent}: the teacher learns nothing there"
         )
+        if set(missing) & set(labels["y_train"].tolist()):
+            warned.append(notes[-1])
     if len(labels["y_valid"]) < max(10, 2 * data.classes):
         notes.append(
             f"only {len(labels['y_valid'])} validation samples for {data.classes} classes: "
             "the teacher will follow their accidents; add trusted samples"
         )
-        warnings.warn(notes[-1], stacklevel=2)
-    if overlap := overlap_of(data.x_train.numpy(), data.x_valid.numpy()):
-        notes.append(overlap)
-        warnings.warn(overlap, stacklevel=2)
+        warned.append(notes[-1])
+    repeats = Repeats.of(data.x_train.numpy())
+    rows_valid = None if data.rows_valid is None else data.rows_valid.numpy()
+    if told := repeats.across(data.x_valid.numpy(), rows, rows_valid, refuse=not split_off):
+        notes.append(told)
+        warned.append(told)
+    if told := repeats.within(labels["y_train"], rows):
+        notes.append(told)
+    for note in warned:
+        warnings.warn(note, stacklevel=2)
     return tuple(notes)
 
 
-def _count_classes(labels: dict[str, np.ndarray], classes: int | None) -> int:
-    """C, such that the labels are 0..C-1.
-
-    Where C is not given it is read off the trusted labels if there are any, so that a
-    wild training label is an error and not one more class.
-    """
-    seen = np.unique(np.concatenate(list(labels.values())))
-    if classes is None and "y_valid" in labels:
-        trusted = [labels[k] for k in ("y_valid", "y_test", "y_clean") if k in labels]
-        classes = max(2, int(max(y.max() for y in trusted)) + 1)
-        seen = seen[(seen >= 0) & (seen < classes)]
-        if len(seen) < classes:
-            gap = int(np.argmin(np.append(seen, -1) == np.arange(len(seen) + 1)))
+def _scaled(
+    xs: dict[str, np.ndarray], normalise: bool, as_given: bool
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The samples as tensors, and the mean and scale that were taken out of them."""
+    keep = {k: as_given and x.dtype.kind in "iu" and x.dtype != np.uint8 for k, x in xs.items()}
+    for k, x in xs.items():
+        if keep[k] != keep["x_train"]:
             raise DataError(
-                f"labels go up to {classes - 1} but label {gap} occurs nowhere: {ENCODE}"
+                f"{k} has dtype {x.dtype}, x_train {xs['x_train'].dtype}: give both whole numbers, "
+                "or both floats"
             )
-    count = max(2, len(seen)) if classes is None else classes
-    for name, y in labels.items():
-        refuse_out_of_range(y, name, count)
-    return count
+    mean, scale = moments(xs["x_train"])
+    if keep["x_train"] or not normalise:
+        mean, scale = np.zeros_like(mean), np.ones_like(scale)
+    single = [torch.from_numpy(m.astype(np.float32)) for m in (mean, scale)]
+    if keep["x_train"]:
+        return {k: whole(x) for k, x in xs.items()}, single[0], single[1]
+    return {k: normalised(x, mean, scale) for k, x in xs.items()}, single[0], single[1]
 
 
 def _split_off(
@@ -242,31 +286,7 @@ def _split_off(
     return rest, part, note
 
 
-def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (1 where constant) per channel or column, in float64."""
-    axes = (0, 2, 3) if x.ndim == 4 else (0,)
-    shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
-    starts = range(0, len(x), CHUNK)
-    count = x.size // x.shape[1]
-    with np.errstate(over="ignore", invalid="ignore"):  # found below
-        sums = [x[i : i + CHUNK].sum(axes, dtype=np.float64) for i in starts]
-        mean = (np.sum(sums, axis=0) / count).reshape(shape)
-        squares = [((x[i : i + CHUNK] - mean) ** 2).sum(axes) for i in starts]
-        std = np.sqrt(np.sum(squares, axis=0) / count).reshape(shape)
-        single = np.stack([mean, std]).astype(np.float32)
-    if not np.isfinite(single).all():
-        raise DataError("x_train holds numbers too large for float32: rescale its columns")
-    return mean, np.where(std <= 1e-12 * np.abs(mean), 1.0, std)
-
-
-def _normalised(x: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> Tensor:
-    out = np.empty(x.shape, np.float32)
-    for i in range(0, len(x), CHUNK):
-        out[i : i + CHUNK] = (x[i : i + CHUNK] - mean) / scale
-    return torch.from_numpy(out)
-
-
-def _some(items: list[int]) -> str:
+def _some(items: list[str]) -> str:
     """The first five, then how many more."""
     more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-    return ", ".join(map(str, items[:5])) + more
+    return ", ".join(items[:5]) + more

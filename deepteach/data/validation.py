@@ -5,7 +5,6 @@ Symbols: n samples, c channels, h height, w width, d columns.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sized
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepteach.data.frames import numbers_of
 from deepteach.errors import DataError
 
 CHUNK = 1024  # rows held in float64 at a time
@@ -27,28 +27,50 @@ def as_array(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def features(value: Any, name: str) -> np.ndarray:
-    """Finite numbers as (n, d) or (n, c, h, w); not copied, not yet converted."""
+Numbers = Mapping[str, np.ndarray]
+"""The user's own row numbers, by part (train, valid), where they are not simply the place."""
+
+
+def place(numbers: Numbers | None, name: str, index: int) -> str:
+    """Where a sample of x_PART or y_PART is, in the user's own numbering."""
+    part = "train" if name == "y_clean" else name[2:]
+    if numbers is None or part not in numbers or index >= len(numbers[part]):
+        return f"index {index} of {name}"
+    return f"row {numbers[part][index]}"
+
+
+def one_line(item: Any) -> str:
+    """A name of the user's, fit for a message."""
+    return " ".join(str(item).split())[:60]
+
+
+def features(value: Any, name: str, *, as_given: bool = False) -> np.ndarray:
+    """Numbers as (n, d), images (n, c, h, w) or more axes; not copied or converted.
+
+    `as_given`: only bytes, which are pixels, are taken for images and put in that order.
+    """
     try:
         x = as_array(value)
     except (ValueError, TypeError) as error:
         raise DataError(f"{name} is not an array: {error}") from error
+    if x.dtype.kind == "O":
+        x = numbers_of(value, x, name)
     if x.dtype.kind not in "buif":
         raise DataError(
             f"{name} has dtype {x.dtype}: expected numbers; encode other columns as numbers"
         )
-    if x.ndim not in (2, 3, 4):
+    if x.ndim < 2:
         raise DataError(
-            f"{name} has shape {x.shape}: expected a table (n, d) or images (n, h, w), "
-            "(n, h, w, c) or (n, c, h, w)"
+            f"{name} has shape {x.shape}: expected a table (n, d), images (n, h, w), "
+            "(n, h, w, c) or (n, c, h, w), or more axes"
         )
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.ndim == 4 and _channels_last(x):
-        x = np.moveaxis(x, 3, 1)
+    if x.dtype == np.uint8 or not as_given:
+        if x.ndim == 3:
+            x = x[:, None]
+        elif x.ndim == 4 and _channels_last(x):
+            x = np.moveaxis(x, 3, 1)
     if 0 in x.shape:
         raise DataError(f"{name} is empty (shape {x.shape}): expected at least one sample")
-    refuse_non_finite(x, name)
     return x
 
 
@@ -56,33 +78,6 @@ def _channels_last(x: np.ndarray) -> bool:
     """Bytes come as pictures, (n, h, w, c); floats more often as PyTorch's (n, c, h, w)."""
     first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
     return last and (x.dtype == np.uint8 or not first)
-
-
-def labels_of(value: Any, name: str) -> np.ndarray:
-    """Integers of shape (n,) as int64; their range is not checked here."""
-    y = as_array(value)
-    if y.ndim == 2 and y.shape[1] > 1:
-        raise DataError(
-            f"{name} has shape {y.shape} (one-hot?): expected integer labels of shape "
-            f"(n,), e.g. {name}.argmax(1)"
-        )
-    if y.ndim != 1:
-        raise DataError(f"{name} has shape {y.shape}: expected (n,), e.g. {name}.reshape(-1)")
-    if len(y) == 0:
-        raise DataError(f"{name} is empty: expected at least one sample")
-    if y.dtype.kind == "f":
-        wrong = np.flatnonzero(~(np.isfinite(y) & (y == np.trunc(y))))
-        index = int(wrong[0]) if len(wrong) else 0
-        raise DataError(
-            f"{name} has dtype {y.dtype} (index {index}: {y[index]}): expected integer "
-            "labels 0..C-1"
-        )
-    if y.dtype.kind not in "bui":
-        raise DataError(f"{name} has dtype {y.dtype} (index 0: {y[0]!r}): {ENCODE}")
-    if y.dtype == np.uint64 and (y > np.iinfo(np.int64).max).any():
-        index = int(np.argmax(y))
-        raise DataError(f"label {y[index]} at index {index} of {name}: {ENCODE}")
-    return y.astype(np.int64)
 
 
 def groups_of(value: Any, count: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -137,55 +132,40 @@ def refuse_one_class(labels: Mapping[str, np.ndarray]) -> None:
     for name in ("y_valid", "y_train"):
         if name in labels and len(only := np.unique(labels[name])) == 1:
             raise DataError(
-                f"{name} holds class {only[0]} only: expected samples of at least 2 classes"
+                f"{name} holds class {one_line(only[0])} only: expected samples of at least 2 "
+                "classes"
             )
 
 
-def refuse_out_of_range(y: np.ndarray, name: str, classes: int) -> None:
-    """Raises DataError for a label that is not in 0..classes-1."""
+def refuse_out_of_range(
+    y: np.ndarray, name: str, classes: int, first: int = 0, numbers: Numbers | None = None
+) -> None:
+    """Raises DataError for a code not in 0..C-1; the user calls the lowest class `first`."""
     wrong = np.flatnonzero((y < 0) | (y >= classes))
     if len(wrong):
         raise DataError(
-            f"label {y[wrong[0]]} at index {wrong[0]} of {name} is outside "
-            f"0..{classes - 1} ({classes} classes): correct it, or {ENCODE}"
+            f"label {y[wrong[0]] + first} at {place(numbers, name, int(wrong[0]))} is outside "
+            f"{first}..{classes - 1 + first} ({classes} classes): correct it, or {ENCODE}"
         )
 
 
-def refuse_non_finite(x: np.ndarray, name: str) -> None:
-    """Raises DataError for a NaN or an infinity, with its row and column."""
+def refuse_non_finite(x: np.ndarray, name: str, numbers: Numbers | None = None) -> None:
+    """Raises DataError for a NaN or an infinity, with its row and column, and how many rows."""
+    found, count = None, 0
     for start in range(0, len(x), CHUNK):
         part = x[start : start + CHUNK].reshape(len(x[start : start + CHUNK]), -1)
         rows = np.flatnonzero(~np.isfinite(part).all(axis=1))
-        if len(rows):
-            row, column = rows[0], int(np.argmin(np.isfinite(part[rows[0]])))
-            raise DataError(
-                f"{name} holds {part[row, column]} in row {start + row} (feature "
-                f"{column}): expected finite numbers; fill or remove such rows"
-            )
-
-
-def overlap_of(x_train: np.ndarray, x_valid: np.ndarray) -> str | None:
-    """How many validation rows are also training rows, by a hash of their bytes.
-
-    Some data repeats itself (blank images, coarse tables). More than 1 % of the validation
-    rows, and more than twice the share of training rows that have a twin in the training
-    set, is not chance: DataError.
-    """
-    train = [_digest(row) for row in x_train]
-    index = {key: i for i, key in reversed(list(enumerate(train)))}  # the first of equals
-    pairs = [(index[k], i) for i, k in enumerate(map(_digest, x_valid)) if k in index]
-    if not pairs:
-        return None
-    _, counts = np.unique(np.array(train), return_counts=True)
-    natural = counts[counts > 1].sum() / len(train)
-    text = (
-        f"{len(pairs)} of {len(x_valid)} validation rows are also training rows (first: "
-        f"x_valid[{pairs[0][1]}] is x_train[{pairs[0][0]}])"
+        count += len(rows)
+        if len(rows) and found is None:
+            column = int(np.argmin(np.isfinite(part[rows[0]])))
+            found = start + int(rows[0]), column, part[rows[0], column]
+    if found is None:
+        return
+    index, column, value = found
+    part = name[2:]
+    row = index if numbers is None or part not in numbers else numbers[part][index]
+    more = f", and {count - 1} more rows like it" if count > 1 else ""
+    raise DataError(
+        f"{name} holds {value} in row {row} (feature {column}){more}: expected finite numbers; "
+        "fill or remove such rows"
     )
-    if len(pairs) / len(x_valid) > max(0.01, 2 * natural):
-        raise DataError(f"{text}: remove them from one of the two")
-    return f"{text}: the trusted set should be disjoint"
-
-
-def _digest(row: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16).digest()

@@ -70,11 +70,12 @@ def train(
     """Train `model` (in place) with a teacher that learns from the trusted `valid_data`.
 
     Each of the data sets is a pair `(x, y)` of arrays or tensors, or a map-style Dataset.
-    Without `valid_data` a stratified part of the training data is split off. Floating inputs
-    reach the model as they are; whole-numbered ones (pixels) are normalised per channel by
-    the training samples. `settings` are the fields of `deepteach.training.config.Config`
-    (epochs, batch_size, lr, out, seed, ...); `optimizer`, `loss` and `augment` also take a
-    function: of the parameters, of `(logits, y)` to `(batch,)`, of `(x, generator)` to x.
+    Without `valid_data` a stratified part of the training data is split off. A module gets
+    floating inputs and whole numbers (tokens) as they are, of any shape; bytes (pixels) are
+    normalised per channel by the training samples, and for a model by name all whole numbers
+    are. `settings` are the fields of `deepteach.training.config.Config` (epochs, batch_size,
+    lr, out, seed, ...); `optimizer`, `loss` and `augment` also take a function: of the
+    parameters, of `(logits, y)` to `(batch,)`, of `(x, generator)` to x.
 
     Raises:
         DataError, ConfigError: before anything is trained; one line with the remedy.
@@ -103,7 +104,8 @@ def train(
         seed=config.seed,
         classes=classes,
         valid_size=config.valid_size,
-        normalise=as_array(pairs[0][0]).dtype.kind != "f",
+        normalise=as_array(pairs[0][0]).dtype.kind in "bui",
+        as_given=not isinstance(model, str),
     )
     for note in data.notes:
         if note.startswith("no x_valid"):

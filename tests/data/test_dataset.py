@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -159,12 +160,22 @@ REFUSALS = [
     (poke("y_valid", 4, -1), "label -1 at index 4 of y_valid is outside 0..2"),
     (poke("y_valid", 4, 9), "labels go up to 9 but label 3 occurs nowhere: encode"),
     (poke("y_valid", 4, 10**15), "label 3 occurs nowhere"),
-    (put("y_train", np.arange(120) % 3 + 0.5), "float64 (index 0: 0.5): expected integer"),
-    (put("y_train", np.array([1.0] * 119 + [np.nan])), "(index 119: nan)"),
+    (
+        put("y_train", np.arange(120) % 3 + 0.5),
+        "float64 (index 0 of y_train: 0.5): expected integer",
+    ),
+    (
+        put("y_train", np.array([1.0] * 119 + [np.nan])),
+        "(index 119 of y_train: nan): expected integer labels 0..C-1; 1 of 120 are missing",
+    ),
     (put("y_train", np.eye(3)[np.arange(120) % 3]), "(one-hot?)"),
-    (put("y_train", (np.arange(120) % 3)[:, None]), "y_train.reshape(-1)"),
-    (put("y_train", np.array(["a", "b", "c"] * 40)), "encode labels as 0..C-1"),
-    (put("y_train", np.array(["a", None, "c"] * 40, object)), "encode labels as 0..C-1"),
+    (put("y_train", (np.arange(120) % 3).reshape(2, 3, 20)), "y_train.reshape(-1)"),
+    (put("y_train", np.array(["a", "b", "c"] * 40)), "y_train holds text and y_valid numbers"),
+    (put("y_train", np.array(["a", None, "c"] * 40, object)), "no label at index 1 of y_train (40"),
+    (put("y_train", np.array(["a", "", "c"] * 40)), "no label at index 1 of y_train (40 of 120"),
+    (put("y_train", np.array(["a", 1, "c"] * 40, object)), "labels of type int and str: encode"),
+    (put("y_train", np.array(["2026-01-01"] * 120, "datetime64[D]")), "encode labels as 0..C-1"),
+    (put("y_train", np.arange(120) % 3 * 10), "is outside 0..2"),
     (put("y_train", np.full(120, 2**64 - 1, np.uint64)), "18446744073709551615 at index 0"),
     (put("y_train", np.arange(119) % 3), "x_train has 120 rows but y_train has 119"),
     (put("y_valid", np.arange(31) % 3), "x_valid has 30 rows but y_valid has 31"),
@@ -190,14 +201,6 @@ def test_bad_arrays_are_one_line(change: Callable[[dict[str, Any]], None], words
     refused(lambda: from_arrays(**with_(change)), words)
 
 
-def test_labels_from_one_are_told_to_encode() -> None:
-    x, y = table()["x_train"], np.arange(120) % 3 + 1
-    refused(lambda: from_arrays(x, y), "label 3 at index 2 of y_train is outside 0..2")
-    refused(lambda: from_arrays(x[:90], y[:90], x[90:], y[90:]), "label 0 occurs nowhere")
-    y[5] = 255
-    refused(lambda: from_arrays(x[:90], y[:90], x[90:], y[90:]), "label 0 occurs nowhere")
-
-
 def test_a_single_wild_label_does_not_become_a_class_of_its_own() -> None:
     x, y = table()["x_train"], np.arange(120) % 3
     y[8] = 3
@@ -213,14 +216,38 @@ def test_given_number_of_classes() -> None:
     arrays = table()
     data = from_arrays(**arrays, classes=5)
     assert data.classes == 5
-    assert data.notes == ("no validation sample of classes 3, 4: the teacher learns nothing there",)
+    told = "no validation sample of classes 3, 4: the teacher learns nothing there"
+    assert data.notes == (told,)  # no training sample either: no warning
     refused(lambda: from_arrays(**arrays, classes=2), "outside 0..1 (2 classes)")
 
 
-def test_class_missing_from_validation_is_said() -> None:
+@pytest.mark.parametrize("missing", [0, 1, 2])
+@pytest.mark.parametrize("text", [False, True])
+def test_class_missing_from_validation_warns(missing: int, text: bool) -> None:
+    """Whichever it is, it stays a class, and the user is warned."""
     arrays = table()
-    arrays["y_valid"] = np.arange(30) % 2 * 2
-    assert "no validation sample of class 1:" in from_arrays(**arrays).notes[0]
+    names = np.array(["ant", "bee", "cat"])
+    keep = arrays["y_valid"] != missing
+    arrays["x_valid"], arrays["y_valid"] = arrays["x_valid"][keep], arrays["y_valid"][keep]
+    if text:
+        arrays.update({k: names[arrays[k]] for k in ("y_train", "y_valid")})
+    called = names[missing] if text else missing
+    with pytest.warns(UserWarning, match=f"no validation sample of class {called}:"):
+        assert from_arrays(**arrays).classes == 3
+
+
+@pytest.mark.parametrize("wild", [0, 1, 2])
+def test_one_sample_makes_no_class(wild: int) -> None:
+    """A label of a single training sample and no trusted one is a slip, whichever it is."""
+    arrays = table(classes=2)
+    labels = np.array([k for k in range(3) if k != wild])
+    arrays.update({k: labels[arrays[k]] for k in ("y_train", "y_valid")})
+    arrays["y_train"][5] = wild
+    refused(lambda: from_arrays(**arrays), f"label {wild} ")
+    refused(lambda: from_arrays(**arrays), "index 5 of y_train")
+    arrays["y_train"][6] = wild
+    with pytest.warns(UserWarning, match=f"no validation sample of class {wild}:"):
+        assert from_arrays(**arrays).classes == 3
 
 
 def test_tiny_validation_warns() -> None:
@@ -240,13 +267,49 @@ def test_validation_rows_that_are_training_rows_are_refused() -> None:
     )
 
 
-def test_one_repeated_row_in_many_warns() -> None:
+@pytest.mark.parametrize("count", [30, 200])
+def test_one_repeated_row_warns(count: int) -> None:
+    """A coincidence is no mistake, however small the trusted set."""
     arrays = table()
-    x, y = rng(8).normal(size=(200, 4)), np.arange(200) % 3
-    x[50] = arrays["x_train"][3]
-    with pytest.warns(UserWarning, match="1 of 200 validation rows are also training rows"):
+    x, y = rng(8).normal(size=(count, 4)), np.arange(count) % 3
+    x[20] = arrays["x_train"][3]
+    with pytest.warns(UserWarning, match=f"1 of {count} validation rows are also training rows"):
         data = from_arrays(**{**arrays, "x_valid": x, "y_valid": y})
     assert "the trusted set should be disjoint" in data.notes[0]
+
+
+def test_many_repeated_rows_say_the_share_and_why() -> None:
+    arrays = table()
+    x, y = rng(8).normal(size=(250, 4)), np.arange(250) % 3
+    x[[20, 21]] = arrays["x_train"][[3, 4]]
+    with pytest.warns(UserWarning, match="2 of 250 validation rows are also training rows"):
+        from_arrays(**{**arrays, "x_valid": x, "y_valid": y})
+    x[22] = arrays["x_train"][5]
+    refused(
+        lambda: from_arrays(**{**arrays, "x_valid": x, "y_valid": y}),
+        "more than 1% of them: the teacher would be judged on samples that the student learns",
+    )
+
+
+def test_repeats_in_a_set_that_is_split_off_only_warn() -> None:
+    """It is not the user who put them there; the rows are the user's own."""
+    x, y = rng(2).normal(size=(100, 3)), np.arange(100) % 2
+    x[50:58] = x[:8]
+    with pytest.warns(UserWarning, match="validation rows are also training rows") as seen:
+        data = from_arrays(x, y, valid_size=30, rows_train=np.arange(100) + 1000)
+    found = re.search(r"row (\d+) is row (\d+)\)", str(seen[0].message))
+    assert found is not None and abs(int(found[1]) - int(found[2])) == 50
+    assert data.rows_valid is not None and int(found[1]) in data.rows_valid.tolist()
+
+
+def test_repeated_training_rows_are_told() -> None:
+    arrays = table()
+    arrays["x_train"][[10, 24]] = arrays["x_train"][[4, 5]]
+    notes = from_arrays(**arrays, rows_train=np.arange(120) + 500).notes
+    assert notes == (
+        "2 of 120 training rows repeat an earlier one (first: row 510 is row 504), 1 of them "
+        "with another label",
+    )
 
 
 def test_data_that_repeats_itself_is_not_refused() -> None:
@@ -333,3 +396,46 @@ def test_groups_are_coded_and_follow_their_samples(kind: str) -> None:
     assert data.group_names == tuple(names)
     assert from_arrays(x, y).group is None
     refused(lambda: from_arrays(x, y, group_train=sources[:9]), "each of the 400 rows")
+
+
+# --- for a module of the user's own -----------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (8, 8, 3), (3, 8, 8), (2, 4, 5, 6), (7,)])
+def test_as_given_keeps_the_axes(shape: tuple[int, ...]) -> None:
+    x, y = rng().normal(size=(90, *shape)), np.arange(90) % 3
+    data = from_arrays(x[:60], y[:60], x[60:], y[60:], normalise=False, as_given=True)
+    assert data.x_train.dtype == torch.float32 and data.input_shape == shape
+    np.testing.assert_array_equal(data.x_valid, x[60:].astype(np.float32))
+    scaled = from_arrays(x[:60], y[:60], x[60:], y[60:], as_given=True)
+    axes = (0, *range(2, x.ndim))
+    mean, std = (getattr(x[:60], name)(axes, keepdims=True) for name in ("mean", "std"))
+    np.testing.assert_allclose(scaled.x_valid, (x[60:] - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(scaled.x_train * scaled.scale + scaled.mean, x[:60], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.int16, np.uint16, np.uint32, ">i4"])
+def test_whole_numbers_stay_whole_for_a_module_of_ones_own(dtype: Any) -> None:
+    tokens, y = rng().integers(0, 900, (150, 12)).astype(dtype), np.arange(150) % 3
+    data = from_arrays(tokens, y, as_given=True)
+    assert data.x_train.dtype == (torch.int32 if dtype is np.int32 else torch.int64)
+    assert torch.equal(data.x_train.long(), torch.from_numpy(tokens.astype(int))[data.rows])
+    assert torch.equal(data.x_train * data.scale + data.mean, data.x_train.float())
+    scaled = from_arrays(tokens, y)
+    assert scaled.x_train.dtype == torch.float32 and scaled.x_train.abs().max() < 3
+    refused(
+        lambda: from_arrays(tokens[:120], y[:120], tokens[120:] / 2, y[120:], as_given=True),
+        "x_valid has dtype float64, x_train",
+    )
+
+
+def test_bytes_are_pixels_for_any_module() -> None:
+    x, y = rng().integers(256, size=(150, 6, 5, 3), dtype=np.uint8), np.arange(150) % 3
+    assert same(from_arrays(x, y, as_given=True), from_arrays(x, y))
+    assert same(from_arrays(x[..., 0], y, as_given=True), from_arrays(x[..., 0], y))
+
+
+def test_volumes_are_read_for_anyone() -> None:
+    x, y = rng().normal(size=(150, 2, 4, 5, 6)), np.arange(150) % 3
+    data = from_arrays(x, y)
+    assert data.input_shape == (2, 4, 5, 6) and data.mean.shape == (2, 1, 1, 1)

@@ -1,0 +1,67 @@
+"""What is particular to data frames and sparse matrices, without importing their libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from deepteach.errors import DataError
+
+_NUMBERS = (bool, int, float, np.number, np.bool_)
+
+
+def numbers_of(value: Any, x: np.ndarray, name: str) -> np.ndarray:
+    """Floats out of `x`, the array of Python objects that a frame of several types gives.
+
+    Raises DataError where a cell is no number, naming the columns.
+    """
+    if hasattr(value, "toarray"):
+        raise DataError(f"{name} is a sparse matrix: expected an array, e.g. {name}.toarray()")
+    cells = x.reshape(len(x), -1) if x.ndim else x.reshape(1, 1)
+    numeric = np.array([[isinstance(c, _NUMBERS) for c in row] for row in cells.tolist()])
+    if numeric.all():
+        return x.astype(np.float64)
+    row, column = np.argwhere(~numeric)[0]
+    example = " ".join(repr(cells[row, column]).split())[:40]
+    names = getattr(value, "columns", None)
+    odd = np.flatnonzero(~numeric.all(axis=0))
+    where = ""
+    if names is not None and len(names) == cells.shape[1]:
+        where = f" in columns {', '.join(str(names[i]) for i in odd[:5])}"
+    raise DataError(
+        f"{name} has dtype object (row {row}: {example}){where}: expected numbers; encode text as "
+        "numbers, and fill or remove what is missing"
+    )
+
+
+def index_notes(xs: Mapping[str, Any], ys: Mapping[str, Any]) -> list[str]:
+    """What to tell about the indexes of data frames: samples go by their place.
+
+    Raises DataError where labels hold the index of their samples in another order.
+    """
+    for name, y in ys.items():
+        x_name = "x_train" if name == "y_clean" else f"x{name[1:]}"
+        x = _index(xs.get(x_name))
+        own = _index(y)
+        if x is None or own is None or len(x) != len(own) or (x == own).all():
+            continue
+        if set(x.tolist()) == set(own.tolist()):
+            raise DataError(
+                f"{x_name} and {name} have the same index in another order: align them, e.g. "
+                f"{name}.loc[{x_name}.index]"
+            )
+    index = _index(xs["x_train"])
+    if index is None or index.tolist() == list(range(len(index))):
+        return []
+    return ["rows of the data frame are numbered by their place, from 0, not by its index"]
+
+
+def _index(value: Any) -> np.ndarray | None:
+    """The index of a data frame or series; lists and strings have a method of that name."""
+    index = getattr(value, "index", None)
+    if index is None or callable(index):
+        return None
+    found = np.asarray(index)
+    return found if found.ndim == 1 else None

@@ -1,0 +1,153 @@
+"""Labels as people write them: read, coded with a note, or refused in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_cases import refused, same, table
+
+from deepteach.data.dataset import Data, from_arrays
+
+torch.set_num_threads(1)
+
+CODES = np.arange(120) % 3
+TWO = np.arange(120) % 2
+
+
+def labelled(y: Any, v: Any = None, **more: Any) -> Data:
+    """The same samples with these labels, and a trusted set unless `v` is None."""
+    arrays = table()
+    trusted = {} if v is None else {"x_valid": arrays["x_valid"], "y_valid": v}
+    return from_arrays(arrays["x_train"], y, **trusted, **more)
+
+
+AS_THEY_ARE = {
+    "floats": TWO.astype(float),
+    "float32": TWO.astype(np.float32),
+    "booleans": TWO == 1,
+    "column": TWO[:, None],
+    "column of floats": TWO[:, None].astype(float),
+    "objects": np.array([int(v) for v in TWO], object),
+    "booleans as objects": np.array([bool(v) for v in TWO], object),
+    "tensor": torch.from_numpy(TWO),
+    "tensor of floats": torch.from_numpy(TWO).float(),
+    "tensor column": torch.from_numpy(TWO)[:, None],
+    "uint8": TWO.astype(np.uint8),
+    "list": TWO.tolist(),
+}
+
+
+@pytest.mark.parametrize("kind", AS_THEY_ARE)
+@pytest.mark.parametrize("trusted", [False, True])
+def test_whole_numbers_in_any_form_are_read_as_they_are(kind: str, trusted: bool) -> None:
+    y = AS_THEY_ARE[kind]
+    data = labelled(y, y[:30] if trusted else None)
+    assert same(data, labelled(TWO, TWO[:30] if trusted else None))
+    assert data.label_names is None and not any("sorted order" in note for note in data.notes)
+
+
+CODED = {
+    "from one": (CODES + 1, ("1", "2", "3")),
+    "floats from one": (CODES + 1.0, ("1", "2", "3")),
+    "two from one": (TWO + 1, ("1", "2")),
+    "minus and plus": (2 * TWO - 1, ("-1", "1")),
+    "float signs": (2.0 * TWO - 1, ("-1", "1")),
+    "sign column": ((2 * TWO - 1)[:, None], ("-1", "1")),
+    "text": (np.array(["ant", "bee", "cat"])[CODES], ("ant", "bee", "cat")),
+    "bytes": (np.array([b"ant", b"bee", b"cat"])[CODES], ("ant", "bee", "cat")),
+    "objects": (np.array(["ant", "bee", "cat"], object)[CODES], ("ant", "bee", "cat")),
+    "column of text": (np.array(["no", "yes"])[TWO][:, None], ("no", "yes")),
+    "list of text": (np.array(["no", "yes"])[TWO].tolist(), ("no", "yes")),
+    "digits as text": (np.array(["3", "7", "9"])[CODES], ("3", "7", "9")),
+}
+
+
+@pytest.mark.parametrize("kind", CODED)
+@pytest.mark.parametrize("trusted", [False, True])
+def test_other_labels_are_coded_and_keep_their_names(kind: str, trusted: bool) -> None:
+    y, names = CODED[kind]
+    codes = TWO if len(names) == 2 else CODES
+    data = labelled(y, y[:30] if trusted else None)
+    assert same(data, labelled(codes, codes[:30] if trusted else None))
+    assert data.label_names == names and data.classes == len(names)
+    told = ", ".join(f"{name} = {i}" for i, name in enumerate(names))
+    assert data.notes[0] == f"labels in sorted order: {told}"
+
+
+def test_truth_and_test_labels_are_coded_alike() -> None:
+    arrays, names = table(), np.array(["ant", "bee", "cat"])
+    given = {k: names[arrays[k]] for k in ("y_train", "y_valid")}
+    rest = {"x_test": arrays["x_valid"], "y_test": given["y_valid"], "y_clean": given["y_train"]}
+    data = from_arrays(**{**arrays, **given}, **rest)
+    assert data.y_test is not None and data.y_clean is not None
+    assert torch.equal(data.y_test, torch.from_numpy(arrays["y_valid"]))
+    assert torch.equal(data.y_clean, data.y_train)
+
+
+def test_a_wild_label_is_told_in_the_users_terms() -> None:
+    y = CODES + 1
+    y[5] = y[9] = 255
+    refused(lambda: labelled(y, CODES[:30] + 1), "label 255 at index 5 of y_train is outside 1..3")
+    refused(
+        lambda: labelled(y, CODES[:30] + 1, rows_train=np.arange(120) + 700),
+        "label 255 at row 705 is outside 1..3 (3 classes)",
+    )
+    y = np.array(["ant", "bee", "cat"])[CODES]
+    v = y[:30].copy()
+    y[7] = "cta"
+    refused(lambda: labelled(y, v), "label cta occurs once in y_train (index 7 of y_train) and in")
+    refused(lambda: labelled(y), "occurs once in y_train (index 7)")
+
+
+def test_given_number_of_classes() -> None:
+    assert labelled(CODES + 1, classes=3).label_names == ("1", "2", "3")
+    refused(lambda: labelled(CODES + 1, classes=2), "outside 0..1 (2 classes)")
+    assert labelled(CODES + 1, classes=5).label_names is None  # 1, 2, 3 of 0..4
+    text = np.array(["ant", "bee", "cat"])[CODES]
+    assert labelled(text, classes=4).label_names == ("ant", "bee", "cat", "3")
+    refused(lambda: labelled(text, classes=2), "3 names (ant, bee, cat), more than the 2 classes")
+
+
+def test_pandas() -> None:
+    pandas = pytest.importorskip("pandas")
+    arrays = table()
+    x = pandas.DataFrame(arrays["x_train"], columns=list("abcd"))
+    names = np.array(["ant", "bee", "cat"])
+    for y in (
+        pandas.Series(names[CODES]),
+        pandas.Series(names[CODES], dtype="category"),
+        pandas.Series(names[CODES], dtype="string"),
+        pandas.DataFrame({"label": names[CODES]}),
+    ):
+        data = from_arrays(x, y)
+        assert torch.equal(data.y_train, torch.from_numpy(CODES)[data.rows])
+        assert data.label_names == ("ant", "bee", "cat")
+    whole = pandas.Series(CODES, dtype="Int64")
+    assert same(from_arrays(x, whole), labelled(CODES))
+    whole[3] = pandas.NA
+    refused(lambda: from_arrays(x, whole), "(index 3 of y_train: nan): expected integer labels")
+    named = pandas.Series(names[CODES], dtype="string")
+    named[3] = pandas.NA
+    refused(lambda: from_arrays(x, named), "no label at index 3 of y_train (1 of 120 are missing)")
+    mixed = x.assign(flag=TWO == 1, whole=TWO)
+    assert from_arrays(mixed, CODES).input_shape == (6,)
+    town = mixed.assign(town="Rome")
+    refused(lambda: from_arrays(town, CODES), "(row 0: 'Rome') in columns town: expected numbers")
+    gap = x.mask(x.index.to_series() == 4)
+    refused(lambda: from_arrays(gap, CODES), "holds nan in row 4 (feature 0): expected finite")
+
+
+def test_pandas_indexes_go_by_place() -> None:
+    pandas = pytest.importorskip("pandas")
+    arrays = table()
+    x, y = pandas.DataFrame(arrays["x_train"]), pandas.Series(CODES)
+    part = x.sample(frac=1, random_state=0)
+    refused(lambda: from_arrays(part, y), "same index in another order: align them, e.g. y_train")
+    data = from_arrays(part, y.loc[part.index])
+    assert data.notes[0].startswith("rows of the data frame are numbered by their place")
+    assert same(data, from_arrays(part.to_numpy(), y.loc[part.index].to_numpy()))
+    assert same(from_arrays(part, y.loc[part.index].to_numpy()), data)
+    assert not any("data frame" in note for note in from_arrays(x, y).notes)
