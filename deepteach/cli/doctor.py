@@ -7,6 +7,7 @@ import argparse
 from deepteach.cli.flags import Flags
 from deepteach.cli.parser import Parser
 from deepteach.errors import ConfigError
+from deepteach.names import is_path
 from deepteach.training import config as configuration
 
 SETTINGS = ("data", "student", "internal", "interval", "window", "batch_size")
@@ -27,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
     if "student" not in given:
         raise ConfigError("doctor needs --student: name a model; see deepteach doctor --help")
     config = configuration.make({"data": "digits", **given})
-    for line in examine(config, sources.load(config.data, config.seed)):
+    data = sources.load(config.data, config.seed, as_given=is_path(config.student))
+    for line in examine(config, data):
         print(line)
     return 0

@@ -13,6 +13,7 @@ from rich.console import Console
 from deepteach.cli.flags import Flags, merged
 from deepteach.cli.parser import Parser
 from deepteach.errors import ConfigError
+from deepteach.names import is_path
 from deepteach.training import config as configuration
 from deepteach.training.progress import Watcher, watching
 
@@ -38,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
 
     config = _config(options)
     console = Console()
-    data = sources.load(config.data, config.seed, config.valid_size)
+    own = is_path(config.student)
+    data = sources.load(config.data, config.seed, config.valid_size, as_given=own)
     kind, rate, seed = config.noise.kind, config.noise.rate, config.noise.seed
     data = noise.corrupt(data, kind, rate, config.seed if seed is None else seed)
     for note in data.notes:

@@ -1,81 +1,145 @@
-"""Read folders of image files."""
+"""Find the image files of a folder, by part and class. How one is read is in `pixels`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deepteach.data.dataset import Read
-from deepteach.data.splits import PARTS
+from deepteach.data.splits import PARTS, part_named
 from deepteach.errors import ConfigError, DataError
 
-_SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
+)
+_SYSTEM = {"thumbs.db", "desktop.ini", "ehthumbs.db", "__macosx", "@eadir", "$recycle.bin"}
+"""What systems leave in folders; besides it, hidden files (a first point) are passed over."""
 
 
 def folder(path: Path) -> Read:
-    """PATH/train/CLASS/*.png (or jpg), likewise valid and test; or PATH/CLASS/* alone.
+    """PATH/train/CLASS/IMAGE, likewise valid and test in any usual spelling; or PATH/CLASS/IMAGE.
 
-    Classes are numbered in sorted order. Grey if all images are, else colour. All images
-    take the size of the first. Needs Pillow (ConfigError); raises DataError.
+    Classes are numbered in sorted order; a folder without an image is none. Grey if all
+    images are, else colour. All images take the size of the first. Pixels are bytes, or
+    floats 0..255 where an image has more than 8 bits a channel.
+
+    Raises:
+        ConfigError: Pillow is missing.
+        DataError: there is nothing to read, or a file cannot be read.
     """
     try:
-        from PIL import Image
+        import PIL.Image  # noqa: F401 - the next line needs it
+
+        from deepteach.data.pixels import read_pixels
     except ImportError as error:
         raise ConfigError(
             "folder: needs Pillow to read images: pip install 'deepteach[images]'"
         ) from error
     if not path.is_dir():
         raise DataError(f"{path} is not a folder: expected {path}/train/CLASS/IMAGE.png")
-    roots = {part: path / part for part in PARTS if (path / part).is_dir()}
-    if not roots:
-        roots = {"train": path}
-    elif "train" not in roots:
-        raise DataError(f"{path} has {', '.join(roots)} but no train: expected {path}/train")
+    roots, notes = _roots(path)
     names = sorted({d.name for root in roots.values() for d in _folders(root)})
     if not names:
         raise DataError(f"{path} has no class folders: expected {path}/train/CLASS/IMAGE.png")
     files = {
-        part: [(f, names.index(d.name)) for d in _folders(root) for f in _images(d)]
+        part: [(f, d.name) for d in _folders(root) for f in _images(d)]
         for part, root in roots.items()
     }
     for part, found in files.items():
         if not found:
-            raise DataError(f"{roots[part]} holds no {', '.join(_SUFFIXES)} image")
-    modes, sizes = set(), []
-    for file in (f for found in files.values() for f, _ in found):
-        try:
-            with Image.open(file) as image:
-                modes.add(image.mode)
-                sizes.append(image.size)
-        except Exception as error:  # a damaged file raises nearly anything in Pillow
-            raise DataError(f"{file} cannot be read as an image: {error}") from error
-    mode = "L" if modes <= {"1", "L"} else "RGB"
-    size, notes = sizes[0], []
-    notes.append("classes: " + ", ".join(f"{n} = {i}" for i, n in enumerate(names[:10])))
-    if odd := sum(s != size for s in sizes):
-        notes.append(f"{odd} of {len(sizes)} images were resized to {size[0]}x{size[1]}")
-    arrays: dict[str, Any] = {"classes": len(names)}
+            raise DataError(f"{roots[part]} holds no {', '.join(SUFFIXES)} image")
+    classes = sorted({name for found in files.values() for _, name in found})
+    if empty := [name for name in names if name not in classes]:
+        notes.append(f"class folders without an image are not used: {_some(empty)}")
+    notes.extend(_left_out(roots))
+    if lacking := [name for name in classes if name not in {c for _, c in files["train"]}]:
+        notes.append(f"no training image of {_some(lacking)}")
+    shown = ", ".join(f"{n} = {i}" for i, n in enumerate(classes[:10]))
+    notes.append(f"classes: {shown}" + (", ..." if len(classes) > 10 else ""))
+    pixels, told = read_pixels([file for found in files.values() for file, _ in found])
+    notes.extend(told)
+    arrays: dict[str, Any] = {"classes": len(classes), "label_names": classes}
+    start = 0
     for part, found in files.items():
-        pixels = np.empty((len(found), size[1], size[0], len(mode)), np.uint8)
-        for row, (file, _) in zip(pixels, found, strict=True):
-            try:
-                with Image.open(file) as image:
-                    image = image.convert(mode)
-                    if image.size != size:
-                        image = image.resize(size, Image.Resampling.BILINEAR)
-                    row[:] = np.asarray(image).reshape(row.shape)
-            except Exception as error:
-                raise DataError(f"{file} cannot be read as an image: {error}") from error
-        arrays[f"x_{part}"] = pixels
-        arrays[f"y_{part}"] = np.array([label for _, label in found])
+        arrays[f"x_{part}"] = pixels[start : start + len(found)]
+        arrays[f"y_{part}"] = np.array([classes.index(name) for _, name in found])
+        start += len(found)
     return arrays, notes
 
 
+def _roots(path: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folder of each part, and what to tell of folders beside them.
+
+    A folder of images and no folders is a class, whatever its name (a train is one).
+    """
+    roots: dict[str, Path] = {}
+    beside = []
+    for place in _folders(path):
+        part = part_named(place.name)
+        flat = not _folders(place) and any(_is_image(f) for f in place.iterdir())
+        if part is None or flat:
+            beside.append(place.name)
+        elif part in roots:
+            raise DataError(
+                f"{path} has {roots[part].name} and {place.name}, both of which mean {part}: "
+                "keep one of them"
+            )
+        else:
+            roots[part] = place
+    if not roots:
+        return {"train": path}, []
+    if "train" not in roots:
+        named = ", ".join(place.name for place in roots.values())
+        raise DataError(f"{path} has {named} but no train: expected {path}/train")
+    parts = {part: roots[part] for part in PARTS if part in roots}
+    return parts, [f"folders beside the parts are not used: {_some(beside)}"] if beside else []
+
+
+def _left_out(roots: dict[str, Path]) -> list[str]:
+    """What to tell of files that are read by nobody: no images, or in no class folder."""
+    inside = [f for root in roots.values() for d in _folders(root) for f in _files(d)]
+    others = [f.name for f in inside if not _is_image(f)]
+    outside = [f.name for root in roots.values() for f in root.iterdir() if _is_image(f)]
+    notes = []
+    if others:
+        notes.append(f"{len(others)} files that are no images are not used: {_some(others)}")
+    if outside:
+        notes.append(f"{len(outside)} images in no class folder are not used: {_some(outside)}")
+    return notes
+
+
 def _folders(root: Path) -> list[Path]:
-    return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
+    return sorted(d for d in root.iterdir() if d.is_dir() and not _passed_over(d))
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """The files of a folder and of those in it, sorted by path."""
+    for place in sorted(root.iterdir()):
+        if _passed_over(place):
+            continue
+        if place.is_dir():
+            yield from _files(place)
+        else:
+            yield place
 
 
 def _images(root: Path) -> list[Path]:
-    return sorted(f for f in root.iterdir() if f.suffix.lower() in _SUFFIXES)
+    return [file for file in _files(root) if _is_image(file)]
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and not _passed_over(file) and file.is_file()
+
+
+def _passed_over(place: Path) -> bool:
+    return place.name.startswith(".") or place.name.lower() in _SYSTEM
+
+
+def _some(names: list[str]) -> str:
+    """The first three, then how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -35,7 +35,14 @@ _READERS: dict[str, Callable[[Path, str | None], Read]] = {
 user's own has no entry: it is named by its path."""
 
 
-def load(spec: str, seed: int, valid_size: int | None = None, *, group: str | None = None) -> Data:
+def load(
+    spec: str,
+    seed: int,
+    valid_size: int | None = None,
+    *,
+    group: str | None = None,
+    as_given: bool = False,
+) -> Data:
     """The data set that `spec` names; `seed` decides the splits that it does not come with.
 
     Args:
@@ -46,6 +53,7 @@ def load(spec: str, seed: int, valid_size: int | None = None, *, group: str | No
         valid_size: the number of trusted samples to split off where the set has none of its
             own (default: 200 for digits, else as in `from_arrays`).
         group: the column of a table that names each sample's source.
+        as_given: for a student of the user's own, as in `from_arrays`.
 
     Raises:
         ConfigError: an unknown spec, or one that has no such groups.
@@ -58,10 +66,10 @@ def load(spec: str, seed: int, valid_size: int | None = None, *, group: str | No
         if not path:
             raise ConfigError(f"data '{spec}' names no path: expected {scheme}:PATH")
         arrays, notes = _READERS[scheme](Path(path).expanduser(), group)
-        data = _built(arrays, spec, seed, valid_size)
+        data = _built(arrays, spec, seed, valid_size, as_given)
         data = replace(data, notes=(*notes, *data.notes))
     elif is_path(spec) and scheme != "digits":
-        data = _own(spec, seed, valid_size, group)
+        data = _own(spec, seed, valid_size, group, as_given)
     else:
         raise _unknown(spec)
     if group is not None and data.group is None:
@@ -80,15 +88,18 @@ def _unknown(spec: str) -> ConfigError:
     )
 
 
-def _built(arrays: Mapping[str, Any], spec: str, seed: int, valid_size: int | None) -> Data:
+def _built(
+    arrays: Mapping[str, Any], spec: str, seed: int, valid_size: int | None, as_given: bool
+) -> Data:
     """`from_arrays`, its refusals naming the source."""
     try:
-        return from_arrays(**{"name": spec, "seed": seed, "valid_size": valid_size, **arrays})
+        settings = {"name": spec, "seed": seed, "valid_size": valid_size, "as_given": as_given}
+        return from_arrays(**{**settings, **arrays})
     except DataError as error:
         raise DataError(f"{spec}: {error}") from error
 
 
-def _own(spec: str, seed: int, valid_size: int | None, group: str | None) -> Data:
+def _own(spec: str, seed: int, valid_size: int | None, group: str | None, as_given: bool) -> Data:
     """What a function of the user's own returns, checked."""
     try:
         function = imported("data", spec)
@@ -114,7 +125,7 @@ def _own(spec: str, seed: int, valid_size: int | None, group: str | None) -> Dat
     for key in ("x_train", "y_train"):
         if key not in made:
             raise ConfigError(f"data {spec!r} returned no {key}: expected x_train and y_train")
-    return _built(made, spec, seed, valid_size)
+    return _built(made, spec, seed, valid_size, as_given)
 
 
 def _digits(seed: int, valid_size: int) -> Data:

@@ -142,6 +142,7 @@ def run(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     watch = watch or (lambda name, epochs, steps: nullcontext(Silent()))
+    config = build.fitted(config, data)
     module, layer = build.student(config, data, module)
     device = build.device(config.device)
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ the order in which the parts need one another. Nothing is changed once it is mad
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,6 +68,22 @@ def student(config: Config, data: Data, module: nn.Module | None = None) -> tupl
             "submodule with internal=..."
         )
     return module, chosen
+
+
+def fitted(config: Config, data: Data) -> Config:
+    """The default batch size lowered to the number of samples, with a warning.
+
+    One that was chosen stays, to be refused where it is too large.
+    """
+    count = len(data.y_train)
+    if "batch_size" in config.model_fields_set or config.batch_size <= count:
+        return config
+    warnings.warn(
+        f"batch_size is lowered from {config.batch_size} to the {count} training samples",
+        UserWarning,
+        stacklevel=3,
+    )
+    return config.model_copy(update={"batch_size": count})
 
 
 def training(

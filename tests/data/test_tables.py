@@ -32,7 +32,9 @@ def test_csv_with_names_as_labels(tmp_path: Path) -> None:
     assert same(data, from_arrays(x, i % 2))
     assert data.notes[0] == "labels in sorted order: ant = 0, cat = 1"
     assert "no x_valid" in data.notes[1]
-    assert same(data, csv_data(tmp_path, WHOLE.replace("label", "anything")))
+    other = csv_data(tmp_path, WHOLE.replace("label", "anything"))
+    assert same(data, other)
+    assert other.notes[0] == "no column 'label': the last, 'anything', holds the labels"
 
 
 def test_csv_with_split_and_truth(tmp_path: Path) -> None:
@@ -63,9 +65,19 @@ def test_csv_with_split_and_truth(tmp_path: Path) -> None:
         ("a,label\n1,0.5\n2,1\n", "labels are not whole numbers"),
         ("label\n1\n", "no feature column beside 'label'"),
         ("split\ntrain\n", "has no label column"),
-        ("a,split,label\n1,val,0\n", "line 2: split is 'val', expected train, valid or test"),
+        ("a,split,label\n1,vald,0\n", "line 2: split is 'vald', expected train, valid or test"),
         ("a,split,label\n1,test,0\n", "no row whose split is 'train'"),
         ('a,label\n"1,0\n', "cannot be read as csv"),
+        ("a;b;label\n1,234;2;0\n1,567;3;1\n", "line 2: '1,234' holds a comma that may part"),
+        ("a;b;label\n1,5;2.5;0\n1,5;3;1\n", "line 2: '1,5' holds a comma that may part decimals"),
+        ("a;b;label\n1,5;x,y;0\n1,5;3;1\n", "write numbers with a point"),
+        ('a,label\n"1,5",0\n"2,5",1\n"x",0\n', "line 4: column 'a' is 'x'"),
+        ("a;label\n1;0;3\n", "line 2 has 3 cells, the header has 2 (separated by semicolons)"),
+        (",a,label\n1,2,0\n1,3,1\n", "has no name, and is no index, for it repeats '1'"),
+        ("a,label,Label\n1,2,0\n", "has columns label and Label: keep one of them"),
+        ("a,label\n1,0\nNA,1\n?,0\n", "column 'a' is 'NA', a missing value (2 of 3 rows"),
+        ("a,label\n1,0\n2,nan\n", "line 3: labels are not whole numbers ('nan')"),
+        ("a,label\n1,0\n2,\n3,\n", "line 3: the label is empty (2 of 3 are)"),
         ("a,label\n1,0\nnan,1\n2,0\n3,1\n", "holds nan in row 1"),
     ],
 )
@@ -77,5 +89,72 @@ def test_bad_csv_is_one_line(tmp_path: Path, text: str, words: str) -> None:
 def test_unreadable_csv_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"a,label\n\xff\xfe,1\n")
     refused(lambda: load(f"csv:{tmp_path}/a.csv", 0), "cannot be read as csv (UnicodeDecode")
+    refused(lambda: load(f"csv:{tmp_path}/a.csv", 0), "save it as UTF-8")
     refused(lambda: load(f"csv:{tmp_path}/b.csv", 0), "b.csv does not exist")
     refused(lambda: load(f"csv:{tmp_path}", 0), "cannot be read as csv")
+
+
+def lines(
+    separator: str = ",", index: str | None = None, end: str = "", comma: bool = False
+) -> str:
+    """A table of two columns, written as spreadsheets and data frames write it."""
+    head = [*([] if index is None else [index]), "a", "b", "label"]
+    rows = [separator.join(head) + end]
+    for i in range(120):
+        numbers = [f"{i / 8:.3f}", f"{i * i}.25"]
+        cells = [n.replace(".", ",") for n in numbers] if comma else numbers
+        number = [] if index is None else [str(i)]
+        rows.append(separator.join([*number, *cells, f"{i % 2}"]) + end)
+    return "\n".join(rows) + "\n"
+
+
+SHEETS: dict[str, tuple[str, list[str]]] = {
+    "semicolons": (lines(";"), ["the cells of a.csv are separated by semicolons"]),
+    "tabs": (lines("\t"), ["the cells of a.csv are separated by tabs"]),
+    "bars": (lines("|"), ["the cells of a.csv are separated by bars"]),
+    "index": (lines(index=""), ["the first column has no name: an index of the rows, not used"]),
+    "index written twice": (lines(index="Unnamed: 0"), ["an index of the rows, not used"]),
+    "quoted index": (lines(index='""'), ["an index of the rows, not used"]),
+    "last separator": (lines(end=","), ["the last column has no name and no cells: not used"]),
+    "decimal commas": (lines(";", comma=True), ["semicolons", "decimal points, e.g. '0,000'"]),
+    "index and tabs": (lines("\t", index=""), ["tabs", "an index of the rows"]),
+    "Windows": (lines().replace("\n", "\r\n"), []),
+    "capitals": (lines().replace("label", "Label"), []),
+    "floats": (lines().replace(",0\n", ",0.0\n").replace(",1\n", ",1.0\n"), []),
+    "from one": (lines().replace(",1\n", ",2\n").replace(",0\n", ",1\n"), ["1 = 0, 2 = 1"]),
+    "signs": (lines().replace(",0\n", ",-1\n"), ["-1 = 0, 1 = 1"]),
+    "truth": (
+        lines().replace(",0\n", ",False\n").replace(",1\n", ",True\n"),
+        ["False = 0, True = 1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_csv_as_people_write_it(tmp_path: Path, name: str) -> None:
+    text, notes = SHEETS[name]
+    data, plain = csv_data(tmp_path, text), csv_data(tmp_path, lines())
+    assert same(data, plain) and torch.equal(data.rows, plain.rows)
+    told = [note for note in data.notes if note not in plain.notes]
+    assert len(told) == len(notes)
+    assert all(part in note for part, note in zip(notes, told, strict=True)), told
+
+
+def test_truth_values_as_features(tmp_path: Path) -> None:
+    text = "a,b,label\n" + "".join(f"{i},{i % 3 == 0},{i % 2}\n" for i in range(120))
+    data, i = csv_data(tmp_path, text), np.arange(120)
+    assert same(data, from_arrays(np.stack([i, i % 3 == 0], 1), i % 2))
+    assert "True and False are read as 1 and 0" in data.notes
+
+
+def test_pandas_writes_what_is_read(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    i = np.arange(120)
+    frame = pandas.DataFrame({"a": i / 7, "b": i % 5 == 0, "label": np.array(["x", "y"])[i % 2]})
+    frame.index = frame.index + 40
+    expected = from_arrays(np.stack([i / 7, i % 5 == 0], 1), i % 2)
+    for options in ({}, {"index": False}, {"sep": ";", "decimal": ","}, {"sep": "\t"}):
+        data = csv_data(tmp_path, frame.to_csv(**options))
+        assert same(data, expected) and data.label_names == ("x", "y")
+    frame.loc[43, "a"] = np.nan
+    refused(lambda: csv_data(tmp_path, frame.to_csv()), "line 5: column 'a' is '', a missing value")

@@ -246,3 +246,42 @@ def test_a_trusted_batch_may_lack_a_class(tmp_path: Path) -> None:
     result = go("mlp", teacher="deep", valid_batch=2, interval=1, window=1, out=str(tmp_path / "r"))
     probe = dict(result.coach.teacher.named_buffers())["features.0.offset"]
     assert torch.isinf(probe).any() and result.path is not None
+
+
+def test_the_default_batch_is_no_larger_than_the_data() -> None:
+    """A chosen size is refused instead (test_bad_input)."""
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
+    y = np.arange(40) % 2
+    with pytest.warns(UserWarning, match="lowered from 64 to the 30 training samples"):
+        result = train("mlp", (x[:30], y[:30]), (x[30:], y[30:]), epochs=1, baseline=False)
+    assert result.config.batch_size == 30 and len(result.trust.weight) == 30
+
+
+@pytest.mark.parametrize("kind", ["series", "tokens"])
+def test_series_and_tokens_reach_the_module(kind: str) -> None:
+    """Unchanged: (n, channels, time) for a convolution, whole numbers for an embedding."""
+    seen: list[torch.Tensor] = []
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.embedding = nn.Conv1d(6, 8, 3), nn.Embedding(9, 8)
+            self.fc = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            if kind == "series":
+                return self.fc(self.conv(x).relu().mean(2))
+            return self.fc(self.embedding(x).mean(1))
+
+    draw = np.random.default_rng(0)
+    series, tokens = (
+        draw.normal(size=(160, 6, 40)).astype("float32"),
+        draw.integers(0, 9, (160, 12)),
+    )
+    x = series if kind == "series" else tokens
+    y = (x.reshape(160, -1)[:, 0] > (0 if kind == "series" else 4)).astype(int)
+    train(Reader(), (x[:120], y[:120]), (x[120:], y[120:]), epochs=1, baseline=False)
+    assert all(batch.dtype == torch.from_numpy(x).dtype for batch in seen)
+    rows = {row.tobytes() for row in x}
+    assert all(row.numpy().tobytes() in rows for batch in seen[:4] for row in batch.contiguous())
