@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from deepteach.core.adjoint.registry import ADJOINTS
+from deepteach.core.losses import VALIDATION_LOSSES, smooth_error
 from deepteach.data.noise import Kind
 from deepteach.errors import ConfigError
 from deepteach.names import hint, is_path, known
@@ -38,6 +39,9 @@ GROUPS = ("data", "model", "teacher", "training", "run")
 
 METHODS_OWN = "method"
 """The value of a setting that leaves the choice to the method."""
+
+LOWERED = {METHODS_OWN: None, **VALIDATION_LOSSES, "smooth_error": smooth_error}
+"""The names of what a teacher may lower."""
 
 
 def setting(
@@ -195,8 +199,8 @@ class Config(BaseModel):
         None, "teacher", "samples of a step that the meta-gradient takes at a time", gt=0
     )
     through_weights: bool = setting(False, "teacher", "differentiate through the weights too")
-    validation_loss: Literal["method", "nll", "expected_accuracy", "smooth_error"] = setting(
-        METHODS_OWN, "teacher", "what the teacher lowers (default: nll for most methods)"
+    validation_loss: Annotated[str, _one_of("validation loss", LOWERED)] = setting(
+        METHODS_OWN, "teacher", f"what the teacher lowers: {', '.join(LOWERED)}"
     )
     teacher_lr: float | None = setting(None, "teacher", "default: the method's", gt=0, le=10)
     teacher_from: str | None = setting(

@@ -16,6 +16,7 @@ from deepteach.data.noise import Kind
 from deepteach.errors import ConfigError
 from deepteach.training.config import (
     GROUPS,
+    LOWERED,
     RUNTIME_KEYS,
     Config,
     NoiseConfig,
@@ -57,7 +58,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "adjoint": st.sampled_from(["method", *ADJOINTS]),
     "micro_batch": st.none() | st.integers(1, 10**6),
     "through_weights": st.booleans(),
-    "validation_loss": st.sampled_from(["nll", "expected_accuracy"]),
+    "validation_loss": st.sampled_from(list(LOWERED)),
     "teacher_lr": st.none() | positive(10),
     "teacher_from": st.none() | TEXT,
     "epochs": st.integers(1, 10**6),
