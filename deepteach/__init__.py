@@ -33,15 +33,17 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_HOME` says the same 
     )
     from deepteach.integrations.sklearn import TeachClassifier
     from deepteach.teachers import features as features
-    from deepteach.teachers.features import Internal, Label, Loss, Surface, TrustedProbe
+    from deepteach.teachers.features import Internal, Label, Loss, Surface
     from deepteach.teachers.focal import Focal
     from deepteach.teachers.l2t_data import L2TData
     from deepteach.teachers.l2t_loss import L2TLoss
     from deepteach.teachers.learning_to_reweight import LearningToReweight
     from deepteach.teachers.linear import Teacher
-    from deepteach.teachers.mentornet import MentorNet, fit_mentor
+    from deepteach.teachers.mentor_network import fit_mentor
+    from deepteach.teachers.mentornet import MentorNet
     from deepteach.teachers.meta_weight_net import MetaWeightNet
     from deepteach.teachers.self_paced import SelfPaced
+    from deepteach.teachers.trusted_probe import TrustedProbe
     from deepteach.teachers.uniform import Uniform
     from deepteach.training.api import Result, train
 
@@ -118,15 +120,17 @@ _HOME = {
     "errors": "CheckpointError CollapseWarning ConfigError DataError DeepTeachError "
     "NumericError ReplayError StorageError",
     "integrations.sklearn": "TeachClassifier",
-    "teachers.features": "Internal Label Loss Surface TrustedProbe",
+    "teachers.features": "Internal Label Loss Surface",
     "teachers.focal": "Focal",
     "teachers.l2t_data": "L2TData",
     "teachers.l2t_loss": "L2TLoss",
     "teachers.learning_to_reweight": "LearningToReweight",
     "teachers.linear": "Teacher",
-    "teachers.mentornet": "MentorNet fit_mentor",
+    "teachers.mentor_network": "fit_mentor",
+    "teachers.mentornet": "MentorNet",
     "teachers.meta_weight_net": "MetaWeightNet",
     "teachers.self_paced": "SelfPaced",
+    "teachers.trusted_probe": "TrustedProbe",
     "teachers.uniform": "Uniform",
     "training.api": "Result train",
 }

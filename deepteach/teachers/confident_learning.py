@@ -12,6 +12,8 @@ from deepteach.core.predict import logits
 from deepteach.errors import ConfigError
 from deepteach.rng import stream
 from deepteach.teachers.curriculum import Curriculum, TrainingView
+from deepteach.teachers.method import Method, recipe
+from deepteach.teachers.uniform import Uniform
 
 
 class Pruned(Curriculum):
@@ -77,3 +79,9 @@ def _issues(labels: Tensor, probabilities: Tensor) -> Any:
     seen = probabilities[:, :classes]
     seen = seen / seen.sum(1, keepdim=True)
     return find_label_issues(labels.numpy(), seen.numpy(), n_jobs=1)
+
+
+@recipe("cleanlab")
+def cleanlab(folds: int = 5) -> Method:
+    """Find label issues by cross-validation, prune, retrain."""
+    return Method(Uniform(), curriculum=Pruned(folds))

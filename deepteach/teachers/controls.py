@@ -1,7 +1,7 @@
-"""What a gain is compared with, at equal steps.
+"""Controls of a teacher: one part of its signal taken away.
 
-First what a user would try without any teacher; then a teacher with one part of its signal
-taken away. Draws are named by (seed, step), so a resumed run repeats them.
+If a control does as well as the whole, that part did nothing. Draws are named by (seed,
+step), so a resumed run repeats them.
 """
 
 from __future__ import annotations
@@ -12,33 +12,7 @@ from torch import Tensor
 from deepteach.core.feature import Feature
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
-from deepteach.errors import ConfigError
 from deepteach.rng import stream
-from deepteach.runs.weights import Weights
-from deepteach.teachers.curriculum import Curriculum, TrainingView
-from deepteach.teachers.features import TrustedProbe
-
-
-class FixedProbe(AbstractTeacher):
-    """w = the trusted probe's probability of the given label, learned by no meta-gradient.
-
-    The control of the default teacher, which reads the same probe: what is gained beyond it
-    is due to teaching. Until the first fit all samples weigh alike.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.probe = TrustedProbe()
-
-    def forward(self, snapshot: Snapshot) -> Tensor:
-        return self.probe(snapshot)[:, 0]
-
-    def fit(self, trusted: Snapshot) -> None:
-        self.probe.fit(trusted)
-
-    @property
-    def reads_trusted(self) -> bool:
-        return True
 
 
 class Shuffled(AbstractTeacher):
@@ -106,43 +80,3 @@ def noise_gradients(optimizer: torch.optim.Optimizer, seed: int) -> torch.optim.
 
 def _norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack([tensor.double().norm() for tensor in tensors]).norm().to(tensors[0].dtype)
-
-
-class Given(AbstractTeacher):
-    """Weights that `Frozen` hands over before each step; elsewhere all samples weigh alike."""
-
-    per_sample = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_weights: Tensor | None = None
-
-    def forward(self, snapshot: Snapshot) -> Tensor:
-        if self.log_weights is None or not torch.is_grad_enabled():
-            return torch.zeros_like(snapshot.losses)
-        return self.log_weights.to(snapshot.losses)
-
-
-class Frozen(Curriculum):
-    """Every sample keeps the mean weight that it had in a finished run.
-
-    Raises:
-        ConfigError: at the first step, where that run had other samples or labels.
-    """
-
-    def __init__(self, teacher: Given, weights: Weights) -> None:
-        self.teacher, self.weights = teacher, weights
-        self.checked = False
-
-    def choose(self, training: TrainingView, rows: Tensor) -> Tensor:
-        if not self.checked:
-            given = [str(label) for label in training.y.tolist()]
-            if given != self.weights.given.tolist():
-                raise ConfigError(
-                    "the weights are of a run with other training labels: name one with the same "
-                    "data, noise and seed as teacher_from"
-                )
-            self.checked = True
-        weights = torch.from_numpy(self.weights.weight)[rows.cpu()]
-        self.teacher.log_weights = weights.log().to(training.x.device)
-        return rows

@@ -1,20 +1,32 @@
 """What the teacher reads of a sample: the student's states, its label, its loss.
 
 A feature maps a `Snapshot` of one batch to `(batch, width)`. The names I0 to I3, M0 and
-M1 are those of Fan et al., arXiv 2007.04649, section 4.3.
+M1 are those of Fan et al., arXiv 2007.04649, section 4.3. `Internal` and `Loss` read a
+sample whatever its labels are; the others need class indices.
 """
 
 from __future__ import annotations
-
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from deepteach.core.feature import Feature
 from deepteach.core.losses import _margin
-from deepteach.core.snapshot import Snapshot
+from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.errors import ConfigError
+from deepteach.teachers.class_indices import class_indices
+from deepteach.teachers.trusted_probe import TrustedProbe
+
+__all__ = [
+    "Clock",
+    "Feature",
+    "Internal",
+    "Label",
+    "Loss",
+    "Snapshot",
+    "Surface",
+    "TrustedProbe",
+]
 
 
 class Internal(Feature):
@@ -42,9 +54,7 @@ class Label(Feature):
         self.embedding = nn.Embedding(classes, dim)
 
     def forward(self, snapshot: Snapshot) -> Tensor:
-        if snapshot.labels.is_floating_point() or snapshot.labels.dim() != 1:
-            raise ConfigError("Label needs integer labels of shape (batch,): drop this feature")
-        return self.embedding(snapshot.labels)
+        return self.embedding(class_indices(snapshot, "Label"))
 
 
 class Surface(Feature):
@@ -60,7 +70,7 @@ class Surface(Feature):
     def forward(self, snapshot: Snapshot) -> Tensor:
         clock, logits = snapshot.clock, snapshot.logits
         predicted = logits.argmax(1).to(logits.dtype) / max(logits.shape[1] - 1, 1)
-        margin = _margin(logits.softmax(1), snapshot.labels).clamp(-1, 1)
+        margin = _margin(logits.softmax(1), class_indices(snapshot, "Surface")).clamp(-1, 1)
         common = [clock.progress, clock.mean_loss, clock.best_accuracy]
         return torch.cat(
             [
@@ -79,106 +89,3 @@ class Loss(Feature):
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         return snapshot.losses.unsqueeze(1)
-
-
-class TrustedProbe(Feature):
-    """How well the given label fits the internal state, read through trusted samples.
-
-    After each teacher update a linear discriminant analysis is fitted on the trusted
-    states: class means m_c and a shared covariance (1-s) S + s mean(diag S) I. Its scores
-    are divided by a temperature that cross-fitting in `folds` parts finds most likely. The
-    feature is two numbers that carry none of the student's coordinates: the log-probability
-    of the given label, clamped at `floor`, and its margin over the best other class.
-
-    Until it has seen trusted samples, and for labels without any, both numbers are 0.
-    """
-
-    width = 2
-    reads_trusted = True
-
-    def __init__(self, *, shrinkage: float = 0.3, folds: int = 5, floor: float = -10.0) -> None:
-        super().__init__()
-        self.shrinkage = shrinkage
-        self.folds = folds
-        self.floor = floor
-        # Shapes are known only at the first fit; loading a state adopts the saved shapes.
-        self.register_buffer("slope", torch.zeros(0, 0))
-        self.register_buffer("offset", torch.zeros(0))
-        self.register_buffer("temperature", torch.ones(()))
-        self.register_load_state_dict_pre_hook(_adopt_shapes)
-
-    def forward(self, snapshot: Snapshot) -> Tensor:
-        states, labels = snapshot.internal, snapshot.labels
-        slope, offset = cast(Tensor, self.slope), cast(Tensor, self.offset)
-        if slope.numel() == 0:
-            return states.new_zeros(len(states), 2)
-        scores = (states.to(slope.dtype) @ slope + offset) / cast(Tensor, self.temperature)
-        known = torch.isfinite(offset)[labels].to(slope.dtype)
-        # exp(-1e4) is 0 in every precision, and unlike -inf it has no NaN derivative.
-        scores = torch.where(torch.isfinite(offset), scores, -1e4)
-        log_probability = scores.log_softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
-        margin = _margin(scores, labels)
-        pair = [
-            log_probability.clamp(min=self.floor),
-            margin.clamp(self.floor, -self.floor),
-        ]
-        return (torch.stack(pair, 1) * known.unsqueeze(1)).to(states.dtype)
-
-    @torch.no_grad()
-    def fit(self, trusted: Snapshot) -> None:
-        states, labels = trusted.internal.detach().double(), trusted.labels
-        classes = trusted.logits.shape[1]
-        slope, offset = _discriminant(states, labels, classes, self.shrinkage)
-        self.slope, self.offset = slope, offset
-        self.temperature = self._temperature(states, labels, classes)
-
-    def _temperature(self, states: Tensor, labels: Tensor, classes: int) -> Tensor:
-        """The most likely T on parts that did not fit the discriminant."""
-        order = torch.argsort(labels, stable=True)
-        part = torch.empty_like(order)
-        part[order] = torch.arange(len(order), device=order.device) % self.folds
-        held_scores, held_labels = [], []
-        for fold in range(self.folds):
-            rest, held = part != fold, part == fold
-            if not held.any() or not rest.any():
-                continue
-            slope, offset = _discriminant(states[rest], labels[rest], classes, self.shrinkage)
-            usable = torch.isfinite(offset)[labels[held]]
-            scores = states[held][usable] @ slope + offset
-            held_scores.append(torch.where(torch.isfinite(offset), scores, -1e4))
-            held_labels.append(labels[held][usable])
-        if not held_scores or sum(map(len, held_labels)) == 0:
-            return states.new_ones(())
-        scores, truth = torch.cat(held_scores), torch.cat(held_labels)
-        grid = torch.logspace(-1, 3, 81, dtype=scores.dtype, device=scores.device)
-        likelihood = torch.stack(
-            [
-                (scores / t).log_softmax(1).gather(1, truth.unsqueeze(1)).mean()
-                for t in grid.unbind()
-            ]
-        )
-        return grid[likelihood.argmax()]
-
-
-def _discriminant(
-    states: Tensor, labels: Tensor, classes: int, shrinkage: float
-) -> tuple[Tensor, Tensor]:
-    """Slopes `(width, classes)` and offsets `(classes,)`; -inf where a class has no sample."""
-    member = nn.functional.one_hot(labels, classes).to(states.dtype)
-    count = member.sum(0)
-    means = (member.T @ states) / count.clamp(min=1).unsqueeze(1)
-    centred = states - means[labels]
-    covariance = centred.T @ centred / max(len(states) - int((count > 0).sum()), 1)
-    spread = covariance.diagonal().mean().clamp(min=1e-12)
-    eye = torch.eye(len(covariance), dtype=states.dtype, device=states.device)
-    shrunk = (1 - shrinkage) * covariance + shrinkage * spread * eye
-    slope = torch.linalg.solve(shrunk, means.T)
-    offset = -0.5 * (means * slope.T).sum(1)
-    return slope, torch.where(count > 0, offset, -torch.inf)
-
-
-def _adopt_shapes(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
-    for name in ("slope", "offset", "temperature"):
-        if prefix + name in state:
-            saved, present = state[prefix + name], getattr(module, name)
-            setattr(module, name, torch.empty_like(saved, device=present.device))

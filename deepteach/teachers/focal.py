@@ -1,4 +1,4 @@
-"""Focal loss and generalised cross-entropy as weights of the loss's own probability."""
+"""Focal loss as a weight: for clean labels, since it raises the weight of wrong ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from deepteach.core.losses import log_probability
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
+from deepteach.teachers.method import Method, recipe
 
 
 class Focal(AbstractTeacher):
@@ -34,20 +35,7 @@ class Focal(AbstractTeacher):
         return self.gamma * rest.clamp(min=torch.finfo(rest.dtype).tiny).log()
 
 
-class GeneralisedCrossEntropy(AbstractTeacher):
-    """The loss (1 - p_y^q) / q, as the weight p_y^q (Zhang & Sabuncu, NeurIPS 2018).
-
-    Its gradient is p_y^q times that of -log p_y, so a constant weight p_y^q, not normalised,
-    trains exactly as it does. q = 0.7 as published; the truncated variant is not here.
-    """
-
-    normalised = False
-
-    def __init__(self, q: float = 0.7) -> None:
-        super().__init__()
-        if not (math.isfinite(q) and 0 < q <= 1):
-            raise ConfigError(f"q must be above 0 and at most 1, got {q}")
-        self.q = q
-
-    def forward(self, snapshot: Snapshot) -> Tensor:
-        return self.q * log_probability(snapshot)
+@recipe("focal")
+def focal(gamma: float = 2.0, through: bool = True) -> Method:
+    """Lin et al. 2017; the paper searches gamma in 0.5, 1, 2."""
+    return Method(Focal(gamma, through=through))

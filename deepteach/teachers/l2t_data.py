@@ -16,12 +16,10 @@ from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient, Window
 from deepteach.core.losses import log_of
 from deepteach.core.objective import Validation
 from deepteach.core.optim import State
-from deepteach.core.predict import accuracy
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
-from deepteach.errors import ConfigError, NumericError
+from deepteach.errors import ConfigError
 from deepteach.rng import stream
-from deepteach.teachers.curriculum import Curriculum, TrainingView
 from deepteach.tree import Params
 
 DECAY = 5e-4
@@ -220,47 +218,3 @@ class ScoreFunction(AbstractAdjoint):
             raise ConfigError("L2TData needs trusted labels that are class indices")
         self.teacher.report(accuracy)
         return MetaGradient(self.teacher.finish(), None)
-
-
-LONGEST_POOL = 50
-"""Candidate batches per minibatch after which a policy keeps too little to train on."""
-
-
-class Selection(Curriculum):
-    """L2T-data's: kept samples are pooled to full minibatches; each training is an episode.
-
-    `episodes` trainings teach the policy before the reported one, in which it keeps
-    learning, too late to matter. Candidates beyond an epoch's own are drawn at random. The
-    policy reads them in a pass without augmentation.
-    """
-
-    def __init__(self, teacher: L2TData, episodes: int) -> None:
-        if episodes < 0:
-            raise ConfigError(f"episodes must be 0 or more, got {episodes}")
-        self.teacher, self.episodes = teacher, episodes + 1
-
-    def choose(self, training: TrainingView, rows: Tensor) -> Tensor:
-        candidates, size, kept = rows, len(rows), []
-        for part in range(LONGEST_POOL):
-            place = candidates.to(training.x.device)
-            snapshot = training.coach.look(training.x[place], training.y[place])
-            drawn = self.teacher.draw(snapshot, part).to(rows.device)
-            needed = size - sum(map(len, kept))
-            found = drawn.nonzero().squeeze(1)
-            count = len(drawn) if len(found) < needed else int(found[needed - 1]) + 1
-            self.teacher.commit(count)
-            training.weights[place[:count]] = drawn[:count].to(training.weights)
-            kept.append(candidates[:count][drawn[:count]])
-            if len(found) >= needed:
-                return torch.cat(kept)
-            generator = stream(training.seed, f"candidates/{part}", training.step)
-            more = torch.randperm(len(training.y), generator=generator)[:size]
-            candidates = more.to(rows.device)
-        raise NumericError(
-            f"the policy kept fewer than {size} of {LONGEST_POOL * size} samples: lower its rate "
-            "(teacher_lr)"
-        )
-
-    def epoch_end(self, training: TrainingView) -> None:
-        if training.progress < 1:  # the end itself is reported where the policy is taught
-            self.teacher.report(accuracy(training.module, training.x_valid, training.y_valid))

@@ -15,6 +15,7 @@ from deepteach.core.optim import State
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
+from deepteach.teachers.method import Method, recipe
 
 
 class LearningToReweight(AbstractTeacher):
@@ -81,3 +82,9 @@ class _FreeWeights(Lookahead):
         free = replace(window, omega={"free": teacher.free})
         teacher.assign(teacher.step, self.teacher_part(theta, step, free, along)["free"])
         return MetaGradient({}, None)
+
+
+@recipe("l2rw")
+def l2rw() -> Method:
+    """Learning to reweight: free weights of every batch."""
+    return Method(LearningToReweight(), interval=1, window=1)

@@ -1,34 +1,41 @@
-"""A method: a teacher, how it is taught, and what the student is trained on."""
+"""A method: a teacher, how it is taught, and what the student is trained on.
+
+A recipe makes one for the run at hand. To add a method to the package, put a recipe in a new
+file of this folder; nothing else is edited (docs/extending.md).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.teacher import AbstractTeacher
+from deepteach.errors import ConfigError
 from deepteach.teachers.curriculum import Curriculum
 
 Parameters = list[torch.nn.Parameter]
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What a recipe may depend on. `width` is that of the internal state."""
+class MethodContext:
+    """The run that a method is made for: all that a recipe may depend on."""
 
     classes: int
     width: int
+    """Numbers in the internal state of one sample."""
     steps: int
-    """Steps of one training of the student."""
+    """Optimizer steps of one training of the student."""
     seed: int = 0
     teacher_from: str | None = None
-    """Folder of a finished run."""
+    """Folder of a finished run whose teacher, or weights, are used."""
 
 
 def adam(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
-    """Adam with the decay added to the gradient."""
+    """Adam with L2 regularisation `decay`: the teacher's optimizer unless a method names one."""
     return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
 
 
@@ -52,13 +59,43 @@ class Method:
     teacher_rate: float = 1e-2
     teacher_decay: float = 0.0
     make_optimizer: Callable[[Parameters, float, float], torch.optim.Optimizer] = adam
+    """From parameters, `teacher_rate` and `teacher_decay`."""
     follows_schedule: bool = True
     """The teacher's rate drops with the student's."""
     validation_loss: str | None = None
     curriculum: Curriculum = field(default_factory=Curriculum)
 
     def optimizer(self) -> torch.optim.Optimizer | None:
+        """The teacher's optimizer; None where it has nothing to learn."""
         parameters = [leaf for leaf in self.teacher.parameters() if leaf.requires_grad]
         if not parameters:
             return None
         return self.make_optimizer(parameters, self.teacher_rate, self.teacher_decay)
+
+
+Recipe = Callable[..., Method]
+"""`(context, **settings) -> Method`; the settings have defaults, and types to check."""
+
+METHODS: dict[str, Recipe] = {}
+"""Every recipe by its name; filled by `recipe`, put in order by the registry."""
+
+R = TypeVar("R", bound=Recipe)
+
+
+def recipe(name: str) -> Callable[[R], R]:
+    """Make a recipe known as `--method NAME`.
+
+    Raises:
+        ConfigError: another recipe has that name, or no command line could write it.
+    """
+    if not name or set(name) & set("+:=, "):
+        raise ConfigError(f"a method's name has none of '+:=, ' in it, got {name!r}")
+
+    def named(function: R) -> R:
+        first = METHODS.setdefault(name, function)
+        if (first.__module__, first.__name__) != (function.__module__, function.__name__):
+            raise ConfigError(f"method {name!r} is that of {first.__module__}: choose another name")
+        METHODS[name] = function  # a module may be loaded again, as in a notebook
+        return function
+
+    return named

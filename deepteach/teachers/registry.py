@@ -1,290 +1,128 @@
-"""What `--method` names: a teacher, how it is taught, and what the student is trained on.
+"""What `--method` names: one of our recipes, or a user's `package.module:name`.
 
-A recipe is a function of the problem; the training loop knows none of their names. Its
-keyword arguments are settings of the method, written behind its name:
-`--method focal+gamma=0.5`. Sources and reasons are in docs/methods.md.
+Settings of a method are written behind its name: `--method focal+gamma=0.5`. Sources and
+reasons are in docs/methods.md.
 """
 
 from __future__ import annotations
 
+import copy
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal
+from dataclasses import fields
+from typing import Any
 
-import torch
-from pydantic import ConfigDict, ValidationError, validate_call
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from deepteach.core.adjoint.one_step import FirstOrder, Lookahead
+import deepteach.teachers
 from deepteach.core.feature import Feature
+from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
-from deepteach.names import known
-from deepteach.runs.reader import open_run
-from deepteach.teachers import controls, trusted_set
-from deepteach.teachers.confident_learning import Pruned
-from deepteach.teachers.features import Internal, Label, Surface, TrustedProbe
-from deepteach.teachers.focal import Focal, GeneralisedCrossEntropy
-from deepteach.teachers.l2t_data import L2TData, Selection
-from deepteach.teachers.l2t_loss import L2TLoss
-from deepteach.teachers.learning_to_reweight import LearningToReweight
+from deepteach.names import called, imported, known
 from deepteach.teachers.linear import Teacher
-from deepteach.teachers.mentornet import Flagged, MentorNet, PredefinedKind
-from deepteach.teachers.meta_weight_net import MetaWeightNet
-from deepteach.teachers.method import Method, Parameters, Problem, adam, nesterov
-from deepteach.teachers.self_paced import SelfPaced, Softness
-from deepteach.teachers.uniform import Uniform
+from deepteach.teachers.method import METHODS, Method, MethodContext
+
+FIRST = (
+    *("deep", "paper", "uniform"),
+    *("focal", "spl", "mwn", "mwn-sgd", "mwn-adam", "l2rw", "mentornet", "mentornet-dd"),
+    *("l2t-data", "l2t-loss", "sama"),
+    *("trusted-only", "merged", "fine-tune", "probe", "gce", "cleanlab"),
+)
+"""The order in which methods are listed; others follow by name."""
 
 
-def uniform(problem: Problem) -> Method:
-    """Plain training."""
-    return Method(Uniform())
+def _find() -> None:
+    """Load every file of this folder, so that its recipes are known, and put them in order."""
+    for module in pkgutil.iter_modules(deepteach.teachers.__path__, "deepteach.teachers."):
+        importlib.import_module(module.name)
+    for name in (*FIRST, *sorted(set(METHODS).difference(FIRST))):
+        METHODS[name] = METHODS.pop(name)
 
 
-Control = Literal["none", "shuffled", "frozen", "random-features", "random-gradient"]
+_find()
 
 
-def deep(problem: Problem, control: Control = "none", fine_tune: float = 0.0) -> Method:
-    """The default: a trusted probe of the internal states, read by a linear teacher.
+def method(asked: Any, context: MethodContext) -> Method:
+    """The method of that name, of that path, or around that object.
 
-    An MLP in its place was no more accurate and ranked wrong labels far worse (LOG.md).
-    `fine_tune` is the share of the epochs, the last ones, that train on the trusted set alone.
-    A `control` takes one part of its signal away; if it does as well, that part did nothing.
-    """
-    whole = Method(Teacher([TrustedProbe()]), teacher_rate=3e-2)
-    if fine_tune and control != "none":
-        raise ConfigError("fine_tune and control cannot be combined: choose one")
-    if fine_tune:
-        return replace(whole, curriculum=trusted_set.FineTuned(fine_tune))
-    match control:
-        case "none":
-            return whole
-        case "shuffled":
-            return replace(whole, teacher=controls.Shuffled(whole.teacher, problem.seed))
-        case "random-features":
-            features = controls.RandomNumbers(TrustedProbe.width, problem.seed)
-            return replace(whole, teacher=Teacher([features]))
-        case "random-gradient":
-            return replace(whole, make_optimizer=_noisy_adam(problem.seed))
-        case "frozen":
-            if problem.teacher_from is None:
-                raise ConfigError(
-                    "control=frozen takes the weights of a finished run: name its folder with "
-                    "teacher_from"
-                )
-            given = controls.Given()
-            weights = open_run(problem.teacher_from).weights
-            return Method(given, curriculum=controls.Frozen(given, weights))
-
-
-def _noisy_adam(seed: int) -> Callable[[Parameters, float, float], torch.optim.Optimizer]:
-    def make(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
-        return controls.noise_gradients(adam(parameters, rate, decay), seed)
-
-    return make
-
-
-def paper(problem: Problem, features: str = "I0.M0", hidden_layers: int = 0) -> Method:
-    """The paper's default, I0 + M0 and a linear teacher (Fan et al., section 3.3).
-
-    `features` are I0, M0 and M1 joined by points; I0 is the state of the layer that the run
-    names, so I1 to I3 are I0 of another layer. `hidden_layers` 1 and 2 are MLP-1 and MLP-2.
-    """
-    features_of: dict[str, Callable[[], Feature]] = {
-        "I0": lambda: Internal(problem.width),
-        "M0": lambda: Label(problem.classes),
-        "M1": Surface,
-    }
-    names = features.split(".")
-    unknown = [name for name in names if name not in features_of]
-    if unknown or len(set(names)) < len(names):
-        wrong = repr(unknown[0]) if unknown else "one of them twice"
-        raise ConfigError(f"features are {', '.join(features_of)} joined by points, got {wrong}")
-    return Method(Teacher([features_of[name]() for name in names], hidden_layers))
-
-
-def focal(problem: Problem, gamma: float = 2.0, through: bool = True) -> Method:
-    """Lin et al. 2017; the paper searches gamma in 0.5, 1, 2."""
-    return Method(Focal(gamma, through=through))
-
-
-def spl(
-    problem: Problem,
-    kind: Softness = "hard",
-    start: float = 0.5,
-    end: float = 1.0,
-    full: float = 0.8,
-    pace: Literal["linear", "geometric"] = "linear",
-) -> Method:
-    """Self-paced learning by fractions of each batch."""
-    return Method(SelfPaced(kind, start=start, end=end, full=full, pace=pace))
-
-
-def mwn(problem: Problem, normalised: bool = True, momentum: bool = False) -> Method:
-    """Meta-Weight-Net on the common schedule: Adam 1e-3, one lookahead before every step.
-
-    Taught at every step, its network saturates at the other methods' 1e-2.
-    """
-    teacher = MetaWeightNet(normalised=normalised)
-    return Method(teacher, Lookahead(momentum=momentum), interval=1, window=1, teacher_rate=1e-3)
-
-
-def mwn_sgd(problem: Problem) -> Method:
-    """Meta-Weight-Net as first published: normalised, SGD 1e-3 with Nesterov momentum 0.9."""
-    return Method(
-        MetaWeightNet(),
-        Lookahead(),
-        interval=1,
-        window=1,
-        teacher_rate=1e-3,
-        teacher_decay=5e-4,
-        make_optimizer=nesterov,
-        follows_schedule=False,
-    )
-
-
-def mwn_adam(problem: Problem) -> Method:
-    """Meta-Weight-Net's second script: not normalised, Adam 1e-3 with weight decay 1e-4."""
-    return Method(
-        MetaWeightNet(normalised=False),
-        Lookahead(),
-        interval=1,
-        window=1,
-        teacher_rate=1e-3,
-        teacher_decay=1e-4,
-        follows_schedule=False,
-    )
-
-
-def sama(problem: Problem, radius: float = 0.01) -> Method:
-    """Meta-Weight-Net's teacher, taught by SAMA's first-order estimator after every step."""
-    return Method(MetaWeightNet(), FirstOrder(radius), interval=1, window=1)
-
-
-def l2rw(problem: Problem) -> Method:
-    """Learning to reweight: free weights of every batch."""
-    return Method(LearningToReweight(), interval=1, window=1)
-
-
-def mentornet(
-    problem: Problem,
-    kind: PredefinedKind = "published",
-    percentile: float = 0.7,
-    decay: float = 0.9,
-) -> Method:
-    """MentorNet's predefined curricula."""
-    return Method(MentorNet(kind, percentile=percentile, decay=decay, seed=problem.seed))
-
-
-def mentornet_dd(
-    problem: Problem, percentile: float = 0.7, decay: float = 0.9, corrupted: float = 0.4
-) -> Method:
-    """MentorNet's data-driven network, learned in a first training from the trusted set."""
-    teacher = MentorNet("data-driven", percentile=percentile, decay=decay, seed=problem.seed)
-    return Method(teacher, curriculum=Flagged(teacher, corrupted))
-
-
-def l2t_data(problem: Problem, episodes: int = 10, hidden: int = 0) -> Method:
-    """REINFORCE over `episodes` trainings. The published rates are for hundreds of them."""
-    teacher = L2TData(problem.classes, hidden=hidden, pooled=True, seed=problem.seed)
-    return Method(
-        teacher,
-        interval=problem.steps,
-        window=1,
-        follows_schedule=False,
-        curriculum=Selection(teacher, episodes),
-    )
-
-
-def l2t_loss(problem: Problem, slots: int = 4, mix: float = 0.5) -> Method:
-    """A learned loss, taught through whole blocks of stored steps by the smooth 0/1 error.
-
-    Blocks have 200 steps as published where the run has 50 of them, else a 50th of the run.
-    Half cross-entropy, as in the authors' code: alone, the loss hardly trains at usual rates.
-    """
-    block = max(1, min(200, problem.steps // 50))
-    return Method(
-        L2TLoss(problem.classes, slots=slots, mix=mix),
-        interval=block,
-        window=block,
-        teacher_rate=1e-3,
-        validation_loss="smooth_error",
-    )
-
-
-def trusted_only(problem: Problem) -> Method:
-    """Plain training on the trusted set alone."""
-    return Method(Uniform(), curriculum=trusted_set.TrustedOnly())
-
-
-def merged(problem: Problem) -> Method:
-    """Plain training on the training and the trusted set as one."""
-    return Method(Uniform(), curriculum=trusted_set.Merged())
-
-
-def fine_tune(problem: Problem, share: float = 1 / 3) -> Method:
-    """Plain training, then the trusted set for the last share of the epochs."""
-    return Method(Uniform(), curriculum=trusted_set.FineTuned(share))
-
-
-def probe(problem: Problem) -> Method:
-    """The default teacher's probe as fixed weights."""
-    return Method(controls.FixedProbe(), window=1)
-
-
-def gce(problem: Problem, q: float = 0.7) -> Method:
-    """Generalised cross-entropy."""
-    return Method(GeneralisedCrossEntropy(q))
-
-
-def cleanlab(problem: Problem, folds: int = 5) -> Method:
-    """Find label issues by cross-validation, prune, retrain."""
-    return Method(Uniform(), curriculum=Pruned(folds))
-
-
-METHODS: dict[str, Callable[..., Method]] = {
-    "deep": deep,
-    "paper": paper,
-    "uniform": uniform,
-    "focal": focal,
-    "spl": spl,
-    "mwn": mwn,
-    "mwn-sgd": mwn_sgd,
-    "mwn-adam": mwn_adam,
-    "l2rw": l2rw,
-    "mentornet": mentornet,
-    "mentornet-dd": mentornet_dd,
-    "l2t-data": l2t_data,
-    "l2t-loss": l2t_loss,
-    "sama": sama,
-    "trusted-only": trusted_only,
-    "merged": merged,
-    "fine-tune": fine_tune,
-    "probe": probe,
-    "gce": gce,
-    "cleanlab": cleanlab,
-}
-
-
-def method(text: str, problem: Problem) -> Method:
-    """The recipe `name`, or `name+key=value+...`; what is unknown is refused by name.
+    Args:
+        asked: a name or `package.module:name`, settings behind it (`focal+gamma=0.5`); or an
+            object: a `Method`, an `AbstractTeacher`, a `Feature` (read by a linear teacher),
+            or a function or class that makes one. Of the context it is given what its
+            signature names: `context` itself, or `classes`, `width`, `steps`, `seed`.
+        context: the run.
 
     Raises:
-        ConfigError: an unknown name (with the nearest), an unknown setting, a bad value.
+        ConfigError: an unknown name (with the nearest), an unknown setting, a bad value, or
+            something that is no method.
     """
-    name, *changes = text.split("+")
-    recipe = known("method", name, METHODS)
-    keys = list(inspect.signature(recipe).parameters)[1:]
-    settings = {change.partition("=")[0]: change.partition("=")[2] for change in changes}
-    for key in settings:
-        if key not in keys:
-            has = f"its settings are {', '.join(keys)}" if keys else "it has none"
-            raise ConfigError(f"method {name} has no setting {key!r}: {has}")
+    if not isinstance(asked, str):
+        return _as_method(method_name(asked), asked, [], context)
+    name, *settings = asked.split("+")
+    if ":" not in name:
+        return _as_method(name, known("method", name, METHODS), settings, context)
+    # A module holds one object for all runs; each of them teaches its own.
+    found = imported("method", name)
+    found = found if inspect.isroutine(found) or inspect.isclass(found) else copy.deepcopy(found)
+    return _as_method(name, found, settings, context)
+
+
+def _as_method(name: str, found: Any, settings: list[str], context: MethodContext) -> Method:
+    finished = isinstance(found, Method | AbstractTeacher | Feature)
+    parts = {field.name: getattr(context, field.name) for field in fields(context)}
+    offered = {"context": context, **parts}
+    takes = {} if finished else _parameters(found)
+    chosen = _checked(name, {k: p for k, p in takes.items() if k not in offered}, settings)
+    if not finished:
+        asked = {key: value for key, value in offered.items() if key in takes}
+        found = called("method", name, found, **asked, **chosen)
+    match found:
+        case Method():
+            return found
+        case AbstractTeacher():
+            return Method(found)
+        case Feature():
+            return Method(Teacher([found]))
+    raise ConfigError(
+        f"method {name!r} is of type {type(found).__name__}: expected a dt.AbstractTeacher, a "
+        "dt.Feature or a Method, or a function or class that makes one"
+    )
+
+
+def method_name(found: Any) -> str:
+    """What an object is called as a method: `module:name` of a function or class, else its type."""
+    name = getattr(found, "__qualname__", None)
+    return type(found).__name__ if name is None else f"{found.__module__}:{name}"
+
+
+def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Parameters that can be given by name."""
     try:
-        checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(recipe)
-        return checked(problem, **settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"method {name}: {where}: {first['msg'].lower()}, got {first['input']!r}"
-        ) from None
+        found = inspect.signature(factory, eval_str=True).parameters.values()
+    except NameError:  # an annotation that exists for type checkers only
+        found = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # no function, or one that does not tell
+        found = ()
+    return {p.name: p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _checked(name: str, takes: dict[str, inspect.Parameter], settings: list[str]) -> dict[str, Any]:
+    """`key=value` pairs as values of the types that the parameters are declared with."""
+    chosen: dict[str, Any] = {}
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        if key not in takes:
+            has = f"its settings are {', '.join(takes)}" if takes else "it has none"
+            raise ConfigError(f"method {name} has no setting {key!r}: {has}")
+        wanted = takes[key].annotation
+        if wanted is inspect.Parameter.empty or isinstance(wanted, str):
+            wanted = type(takes[key].default)
+        try:
+            adapter = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
+            chosen[key] = adapter.validate_python(text)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].lower()
+            raise ConfigError(f"method {name}: {key}: {message}, got {text!r}") from None
+    return chosen

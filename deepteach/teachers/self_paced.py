@@ -12,8 +12,10 @@ from deepteach.core.losses import log_of
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
+from deepteach.teachers.method import Method, recipe
 
 Softness = Literal["hard", "linear", "logarithmic", "logistic"]
+Pace = Literal["linear", "geometric"]
 
 
 class SelfPaced(AbstractTeacher):
@@ -40,7 +42,7 @@ class SelfPaced(AbstractTeacher):
         start: float = 0.5,
         end: float = 1.0,
         full: float = 0.8,
-        pace: Literal["linear", "geometric"] = "linear",
+        pace: Pace = "linear",
     ) -> None:
         super().__init__()
         if kind not in _PACED:
@@ -83,3 +85,15 @@ _PACED = {
     "logarithmic": lambda l, t: (0.9 * _ratio(l, t) + 0.1).log() / math.log(0.1),  # noqa: E741
     "logistic": lambda l, t: (1 + (-t).exp()) / (1 + (l - t).exp()),  # noqa: E741
 }
+
+
+@recipe("spl")
+def spl(
+    kind: Softness = "hard",
+    start: float = 0.5,
+    end: float = 1.0,
+    full: float = 0.8,
+    pace: Pace = "linear",
+) -> Method:
+    """Self-paced learning by fractions of each batch."""
+    return Method(SelfPaced(kind, start=start, end=end, full=full, pace=pace))

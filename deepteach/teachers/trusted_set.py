@@ -7,6 +7,8 @@ from torch import Tensor
 
 from deepteach.errors import ConfigError
 from deepteach.teachers.curriculum import Curriculum, TrainingView
+from deepteach.teachers.method import Method, recipe
+from deepteach.teachers.uniform import Uniform
 
 
 class TrustedOnly(Curriculum):
@@ -38,3 +40,21 @@ class FineTuned(Curriculum):
         if training.progress < 1 - self.share - 1e-9:
             return torch.arange(len(training.y))
         return len(training.y) + torch.arange(len(training.y_valid))
+
+
+@recipe("trusted-only")
+def trusted_only() -> Method:
+    """Plain training on the trusted set alone."""
+    return Method(Uniform(), curriculum=TrustedOnly())
+
+
+@recipe("merged")
+def merged() -> Method:
+    """Plain training on the training and the trusted set as one."""
+    return Method(Uniform(), curriculum=Merged())
+
+
+@recipe("fine-tune")
+def fine_tune(share: float = 1 / 3) -> Method:
+    """Plain training, then the trusted set for the last share of the epochs."""
+    return Method(Uniform(), curriculum=FineTuned(share))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
+from deepteach.teachers.method import Method, recipe
 
 
 class Uniform(AbstractTeacher):
@@ -14,3 +15,9 @@ class Uniform(AbstractTeacher):
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         return torch.zeros_like(snapshot.losses)
+
+
+@recipe("uniform")
+def uniform() -> Method:
+    """Plain training."""
+    return Method(Uniform())

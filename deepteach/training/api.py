@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from deepteach.core.coach import Coach
-from deepteach.core.teacher import AbstractTeacher
 from deepteach.data.dataset import Data, from_arrays
 from deepteach.data.validation import as_array
 from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError
 from deepteach.runs.lock import RunLock
+from deepteach.teachers.registry import method_name
 from deepteach.training import build
 from deepteach.training.choices import Overrides, name_of
 from deepteach.training.config import RUNTIME_KEYS, Config, make
@@ -59,7 +59,7 @@ def train(
     train_data: Any,
     valid_data: Any = None,
     test_data: Any = None,
-    teacher: str | AbstractTeacher = "deep",
+    teacher: Any = "deep",
     *,
     y_clean: Any = None,
     classes: int | None = None,
@@ -73,9 +73,11 @@ def train(
     Without `valid_data` a stratified part of the training data is split off. A module gets
     floating inputs and whole numbers (tokens) as they are, of any shape; bytes (pixels) are
     normalised per channel by the training samples, and for a model by name all whole numbers
-    are. `settings` are the fields of `deepteach.training.config.Config` (epochs, batch_size,
-    lr, out, seed, ...); `optimizer`, `loss` and `augment` also take a function: of the
-    parameters, of `(logits, y)` to `(batch,)`, of `(x, generator)` to x.
+    are. `teacher` is what `teachers.registry.method` takes: a method's name, a teacher, a
+    feature, or a function or class that makes one. `settings` are the fields of
+    `deepteach.training.config.Config` (epochs, batch_size, lr, out, seed, ...); `optimizer`, `loss`
+    and `augment` also take a function: of the parameters, of `(logits, y)` to `(batch,)`, of `(x,
+    generator)` to x.
 
     Raises:
         DataError, ConfigError: before anything is trained; one line with the remedy.
@@ -91,7 +93,7 @@ def train(
     settings.update({key: name_of(value) for key, value in own.items()})
     name = settings.setdefault("data", "arrays")
     settings["noise"] = {"kind": "none", "rate": 0.0}
-    settings["method"] = teacher if isinstance(teacher, str) else type(teacher).__name__
+    settings["method"] = teacher if isinstance(teacher, str) else method_name(teacher)
     if settings.get("out") is not None:
         settings["out"] = os.fspath(settings["out"])
     config = make({**settings, "student": model if isinstance(model, str) else "custom"})
@@ -126,7 +128,7 @@ def run(
     data: Data,
     *,
     module: nn.Module | None = None,
-    teacher: AbstractTeacher | None = None,
+    teacher: Any = None,
     overrides: Overrides | None = None,
     resume: bool = False,
     watch: Watch | None = None,
@@ -158,9 +160,7 @@ def run(
         signals = stack.enter_context(interrupts(relays=ranks.count > 1))
         overrides = overrides or Overrides()
 
-        def made(
-            own: Config, own_module: nn.Module, own_teacher: AbstractTeacher | None
-        ) -> MethodRun:
+        def made(own: Config, own_module: nn.Module, own_teacher: Any) -> MethodRun:
             leads = own is config
             built = build.training(
                 *(own, data, own_module.to(device), layer, own_teacher, overrides, ranks),

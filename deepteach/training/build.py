@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +19,13 @@ from torch import nn
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.coach import Coach
 from deepteach.core.student import Student
-from deepteach.core.teacher import AbstractTeacher
 from deepteach.data import augment
 from deepteach.data.dataset import Data
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, DeepTeachError
 from deepteach.models import build
 from deepteach.names import brief
-from deepteach.teachers.method import Method, Problem
+from deepteach.teachers.method import Method, MethodContext
 from deepteach.teachers.registry import method
 from deepteach.training.choices import (
     OptimizerOf,
@@ -91,7 +91,7 @@ def training(
     data: Data,
     module: nn.Module,
     layer: str,
-    teacher: AbstractTeacher | None,
+    teacher: Any,
     overrides: Overrides,
     ranks: Ranks,
     *,
@@ -189,16 +189,11 @@ def _copied(
     )
 
 
-def settle_method(
-    config: Config, data: Data, student: Student, teacher: AbstractTeacher | None, steps: int
-) -> Method:
+def settle_method(config: Config, data: Data, student: Student, teacher: Any, steps: int) -> Method:
     """The teacher and how it is taught: by name, or around a teacher at hand."""
     width = state_width(student, data, config.student)
-    if teacher is not None:
-        chosen = Method(teacher)
-    else:
-        problem = Problem(data.classes, width, steps, config.seed, config.teacher_from)
-        chosen = method(config.method, problem)
+    context = MethodContext(data.classes, width, steps, config.seed, config.teacher_from)
+    chosen = method(config.method if teacher is None else teacher, context)
     if config.teacher_from is not None and list(chosen.teacher.parameters()):
         here = {"student": config.student, "data": config.data, "internal": student.internal}
         layer = _last_linear(student.module)

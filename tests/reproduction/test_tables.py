@@ -20,7 +20,7 @@ from deepteach.reproduction.published import (
 )
 from deepteach.reproduction.scale import SCALES
 from deepteach.reproduction.tables import TABLES, cells, not_reproduced
-from deepteach.teachers.method import Problem
+from deepteach.teachers.method import MethodContext
 from deepteach.teachers.registry import method
 from deepteach.training.config import make
 
@@ -42,7 +42,8 @@ def test_every_cell_is_a_run(table: str, scale: str, finished: Path) -> None:
         assert config.student in STUDENTS and config.seed == cell.seed and not config.baseline
         assert config.method.partition("+")[0] == cell.method
         origin = None if cell.source is None else str(finished)
-        chosen = method(config.method, Problem(CLASSES.get(cell.data, 10), 64, 100, 0, origin))
+        context = MethodContext(CLASSES.get(cell.data, 10), 64, 100, 0, origin)
+        chosen = method(config.method, context)
         window = config.window or chosen.window or 2
         assert 1 <= window <= (config.interval or chosen.interval or 20)
 

@@ -26,7 +26,8 @@ from toy import Probe, dropout, noisy, settings
 import deepteach as dt
 from deepteach.distributed import collectives as ranks_module
 from deepteach.distributed.collectives import Ranks, here
-from deepteach.teachers.controls import Given, Shuffled
+from deepteach.teachers.controls import Shuffled
+from deepteach.teachers.frozen import Given
 from deepteach.training.api import run as train_run
 from deepteach.training.signals import Interrupted
 

@@ -1,4 +1,4 @@
-"""Recipes by name, courses, the controls, and bit-exact continuation of every method."""
+"""Recipes by name, curricula, the controls, and bit-exact continuation of every method."""
 
 from __future__ import annotations
 
@@ -27,19 +27,14 @@ from deepteach.errors import ConfigError, DataError, NumericError
 from deepteach.models import build
 from deepteach.runs.checkpoint import Store
 from deepteach.runs.reader import open_run
-from deepteach.teachers import mentornet
+from deepteach.teachers import mentornet_flagged
 from deepteach.teachers.confident_learning import Pruned
-from deepteach.teachers.controls import (
-    FixedProbe,
-    Frozen,
-    Given,
-    RandomNumbers,
-    Shuffled,
-    noise_gradients,
-)
-from deepteach.teachers.focal import GeneralisedCrossEntropy
+from deepteach.teachers.controls import RandomNumbers, Shuffled, noise_gradients
+from deepteach.teachers.fixed_probe import FixedProbe
+from deepteach.teachers.frozen import Frozen, Given
+from deepteach.teachers.generalised_cross_entropy import GeneralisedCrossEntropy
 from deepteach.teachers.l2t_data import L2TData
-from deepteach.teachers.method import Method, Problem
+from deepteach.teachers.method import Method, MethodContext
 from deepteach.teachers.registry import METHODS, method
 from deepteach.training.api import Result, run
 from deepteach.training.build import assemble, settle_method
@@ -49,7 +44,7 @@ from deepteach.training.evaluate import noise_auroc
 from deepteach.training.loop import TrainingLoop
 from deepteach.training.schedule import Schedule, batches
 
-PROBLEM = Problem(CLASSES, 6, 60)
+CONTEXT = MethodContext(CLASSES, 6, 60)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +59,7 @@ def trained(data: Data, text: str, epochs: int = 2) -> TrainingLoop:
     module = nn.Sequential()
     for name, layer in layers.items():
         module.add_module(name, layer)
-    chosen = method(text, Problem(CLASSES, 6, 10 * epochs))
+    chosen = method(text, MethodContext(CLASSES, 6, 10 * epochs))
     schedule = Schedule(
         epochs=epochs,
         batch_size=20,
@@ -102,12 +97,12 @@ SHORT = {
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit MentorNet's network for a few steps only."""
-    whole = mentornet.fit_mentor
+    whole = mentornet_flagged.fit_mentor
 
-    def fit(*arguments: Any, **options: Any) -> mentornet.MentorNetwork:
+    def fit(*arguments: Any, **options: Any) -> Any:
         return whole(*arguments, steps=20, **options)
 
-    monkeypatch.setattr(mentornet, "fit_mentor", fit)
+    monkeypatch.setattr(mentornet_flagged, "fit_mentor", fit)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -137,9 +132,9 @@ def test_every_method_resumes_to_the_bit(name: str, data: Data, tmp_path: Path) 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_means_the_same_twice(name: str) -> None:
     torch.manual_seed(0)
-    first = method(name, PROBLEM)
+    first = method(name, CONTEXT)
     torch.manual_seed(0)
-    again = method(name, PROBLEM)
+    again = method(name, CONTEXT)
     assert first.teacher is not again.teacher
     states = (one.teacher.state_dict().values() for one in (first, again))
     pairs = zip(*states, strict=True)
@@ -147,11 +142,11 @@ def test_a_method_means_the_same_twice(name: str) -> None:
 
 
 def test_settings_behind_the_name() -> None:
-    focal = method("focal+gamma=0.5+through=false", PROBLEM).teacher
+    focal = method("focal+gamma=0.5+through=false", CONTEXT).teacher
     assert isinstance(focal, dt.Focal) and focal.gamma == 0.5 and not focal.through
-    paced = method("spl+kind=logistic+pace=geometric", PROBLEM).teacher
+    paced = method("spl+kind=logistic+pace=geometric", CONTEXT).teacher
     assert isinstance(paced, dt.SelfPaced) and paced.kind == "logistic"
-    assert method("cleanlab+folds=3", PROBLEM).curriculum.episodes == 4
+    assert method("cleanlab+folds=3", CONTEXT).curriculum.episodes == 4
 
 
 @pytest.mark.parametrize(
@@ -175,12 +170,12 @@ def test_settings_behind_the_name() -> None:
 )
 def test_bad_methods_are_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        method(text, PROBLEM)
+        method(text, CONTEXT)
     assert "\n" not in str(caught.value)
 
 
 def test_published_optimizers() -> None:
-    first, second = (method(name, PROBLEM) for name in ("mwn-sgd", "mwn-adam"))
+    first, second = (method(name, CONTEXT) for name in ("mwn-sgd", "mwn-adam"))
     sgd, adam = first.optimizer(), second.optimizer()
     assert isinstance(sgd, torch.optim.SGD) and isinstance(adam, torch.optim.Adam)
     group = sgd.param_groups[0]
@@ -190,7 +185,7 @@ def test_published_optimizers() -> None:
     assert first.teacher.normalised and not second.teacher.normalised
 
 
-# Courses
+# Curricula
 
 
 def rows_of(training: TrainingLoop) -> list[list[Tensor]]:
@@ -321,8 +316,8 @@ def test_data_driven_mentor_learns_from_flagged_samples_then_starts_over(data: D
     assert int(flags.sum()) == 15
     ready = []
     epochs = []
-    course_rows = rows_of(training)
-    for rows in course_rows:
+    all_rows = rows_of(training)
+    for rows in all_rows:
         epochs.append(int(torch.cat(rows).max()))
         ready.append(bool(teacher.ready))
     assert epochs[0] >= 200 and epochs[2] < 200 and all(ready)
@@ -384,7 +379,7 @@ def test_rehearsals_leave_no_lines_of_metrics(data: Data) -> None:
     assert result.summary["steps"] == 3 * 2 * 13
 
 
-def test_course_is_a_new_one_for_each_method() -> None:
+def test_the_curriculum_is_a_new_one_for_each_method() -> None:
     teacher = dt.Uniform()
     assert Method(teacher).curriculum is not Method(teacher).curriculum
 
@@ -556,7 +551,7 @@ def test_frozen_weights_need_the_run_of_the_same_labels(taught: Path) -> None:
     with pytest.raises(ConfigError, match="other training labels"):
         frozen(taught, "deep", "deep+control=frozen", seed=1)
     with pytest.raises(ConfigError, match="name its folder with teacher_from"):
-        method("deep+control=frozen", PROBLEM)
+        method("deep+control=frozen", CONTEXT)
 
 
 @pytest.mark.parametrize("name", ["deep", "paper"])
@@ -607,14 +602,14 @@ def test_a_damaged_teacher_is_told(taught: Path, tmp_path: Path) -> None:
     ],
 )
 def test_the_paper_s_features(text: str, kinds: list[str]) -> None:
-    teacher = method(text, PROBLEM).teacher
+    teacher = method(text, CONTEXT).teacher
     assert isinstance(teacher, dt.Teacher)
     assert [type(feature).__name__ for feature in teacher.features] == kinds
 
 
 def test_the_paper_s_hidden_layers() -> None:
     for layers in (0, 1, 2):
-        teacher = method(f"paper+hidden_layers={layers}", PROBLEM).teacher
+        teacher = method(f"paper+hidden_layers={layers}", CONTEXT).teacher
         assert isinstance(teacher, dt.Teacher)
         assert sum(isinstance(part, nn.Linear) for part in teacher.score) == layers + 1
     for text, message in (
@@ -624,7 +619,7 @@ def test_the_paper_s_hidden_layers() -> None:
         ("deep+control=none2", "control"),
     ):
         with pytest.raises(ConfigError, match=message):
-            method(text, PROBLEM)
+            method(text, CONTEXT)
 
 
 def test_pooled_maps_are_as_wide_as_their_channels() -> None:

@@ -1,16 +1,17 @@
-"""Features and teachers: hand computations, a reference discriminant, finite gradients."""
+"""Features and the teachers that read them, by hand; labels that they cannot read."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
 
 import deepteach as dt
+from deepteach.teachers import features
 
 
 def snapshot(
@@ -21,13 +22,6 @@ def snapshot(
     losses = nn.functional.cross_entropy(logits, labels, reduction="none")
     internal = torch.randn(n, width, dtype=torch.float64)
     return dt.Snapshot(internal, logits, labels, losses, clock or dt.Clock())
-
-
-def trusted(n: int = 60, width: int = 4, classes: int = 3) -> dt.Snapshot:
-    """Equally many samples of each class, around distinct means."""
-    seen = snapshot(n, width, classes)
-    means = 2 * torch.randn(classes, width, dtype=torch.float64)
-    return replace(seen, internal=seen.internal + means[seen.labels])
 
 
 def test_clock_progress() -> None:
@@ -59,94 +53,49 @@ def test_wrong_width_names_the_right_one() -> None:
         dt.Internal(5)(snapshot())
 
 
-def test_label_needs_class_indices() -> None:
-    soft = replace(snapshot(), labels=torch.rand(6, 3))
-    with pytest.raises(dt.ConfigError, match="integer labels"):
-        dt.Label(3)(soft)
+def probe() -> dt.TrustedProbe:
+    fitted = dt.TrustedProbe()
+    fitted.fit(snapshot(30))
+    return fitted
 
 
-def test_probe_is_silent_before_it_is_fitted() -> None:
-    assert torch.equal(dt.TrustedProbe()(snapshot()), torch.zeros(6, 2).double())
+READERS = {"Label": lambda: dt.Label(3), "Surface": dt.Surface, "TrustedProbe": probe}
+UNREADABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "real-valued": ({"labels": torch.rand(6)}, r"float32 labels of shape \(6,\)"),
+    "soft": ({"labels": torch.rand(6, 3)}, r"float32 labels of shape \(6, 3\)"),
+    "multi-label": ({"labels": torch.ones(6, 3).long()}, r"int64 labels of shape \(6, 3\)"),
+    "boolean": ({"labels": torch.ones(6).bool()}, "bool labels"),
+    "several": ({"labels": (torch.ones(6), torch.ones(6))}, "labels of type tuple"),
+    "one logit": ({"logits": torch.zeros(6, 1)}, r"logits of shape \(6, 1\)"),
+    "tokens": ({"logits": torch.zeros(6, 3, 4)}, r"logits of shape \(6, 3, 4\)"),
+}
 
 
-@pytest.mark.parametrize("shrinkage", [0.1, 0.3, 0.9])
-def test_probe_is_a_shrunk_discriminant(shrinkage: float) -> None:
-    """sklearn's, but with the unbiased covariance and no priors: n / (n - C) of its scores."""
-    probe, seen, fresh = dt.TrustedProbe(shrinkage=shrinkage, floor=-1e9), trusted(), trusted(30)
-    probe.fit(seen)
-    states, labels = seen.internal.numpy(), seen.labels.numpy()
-    reference = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage)
-    reference.fit(states, labels)
-    scores = reference.decision_function(fresh.internal.numpy()) * (60 - 3) / 60
-    scores = torch.as_tensor(scores) / probe.get_buffer("temperature")
-    rows = torch.arange(30)
-    own = scores.log_softmax(1)[rows, fresh.labels]
-    others = scores.clone()
-    others[rows, fresh.labels] = -torch.inf
-    margin = scores[rows, fresh.labels] - others.amax(1)
-    assert torch.allclose(probe(fresh), torch.stack([own, margin], 1), rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_labels_that_are_no_class_indices_are_refused_by_name(reader: str, kind: str) -> None:
+    changes, came = UNREADABLE[kind]
+    seen = replace(snapshot(), **changes)
+    feature = READERS[reader]()
+    message = f"^{reader} reads class indices: .*{came}.*: use dt.Loss"
+    with pytest.raises(dt.ConfigError, match=message) as told:
+        feature(seen)
+    assert "\n" not in str(told.value)
+    assert torch.equal(dt.Loss()(seen), seen.losses.unsqueeze(1))
+    assert torch.equal(dt.Internal(4)(seen), seen.internal)
 
 
-def test_probe_temperature_is_the_most_likely_on_held_out_folds() -> None:
-    """Pure noise must not be believed; clear classes must."""
-    noise, clear = dt.TrustedProbe(), dt.TrustedProbe()
-    noise.fit(snapshot(60))
-    clear.fit(trusted(60))
-    assert float(noise.get_buffer("temperature")) > 3 * float(clear.get_buffer("temperature"))
+def test_the_probe_is_not_fitted_to_labels_that_it_cannot_read() -> None:
+    for changes, came in UNREADABLE.values():
+        with pytest.raises(dt.ConfigError, match=came):
+            dt.TrustedProbe().fit(replace(snapshot(), **changes))
 
 
-def test_probe_prefers_the_right_label() -> None:
-    probe, seen = dt.TrustedProbe(), trusted()
-    probe.fit(seen)
-    wrong = replace(seen, labels=(seen.labels + 1) % 3)
-    assert (probe(seen)[:, 0] > probe(wrong)[:, 0]).double().mean() > 0.9
-
-
-def test_probe_is_clamped() -> None:
-    probe, far = dt.TrustedProbe(floor=-4.0), trusted()
-    probe.fit(far)
-    out = probe(replace(far, internal=1e6 * far.internal))
-    assert float(out[:, 0].min()) == -4 and float(out[:, 1].abs().max()) == 4
-
-
-@pytest.mark.parametrize("missing", [[2], [0], [0, 1]])
-def test_probe_says_nothing_about_classes_it_has_not_seen(missing: list[int]) -> None:
-    seen = trusted()
-    keep = ~torch.isin(seen.labels, torch.tensor(missing))
-    probe = dt.TrustedProbe()
-    columns = (seen.internal[keep], seen.logits[keep], seen.labels[keep], seen.losses[keep])
-    probe.fit(dt.Snapshot(*columns))
-    out = probe(trusted())
-    unseen = torch.isin(trusted().labels, torch.tensor(missing))
-    assert torch.isfinite(out).all() and not out[unseen].any()
-    assert out[~unseen].any()
-
-
-@pytest.mark.parametrize("missing", [-1, 1])
-def test_gradients_through_the_probe_are_finite(missing: int) -> None:
-    seen = trusted()
-    keep = seen.labels != missing
-    probe = dt.TrustedProbe()
-    columns = (seen.internal[keep], seen.logits[keep], seen.labels[keep], seen.losses[keep])
-    probe.fit(dt.Snapshot(*columns))
-    states = (0.1 * seen.internal).requires_grad_()
-    (first,) = torch.autograd.grad(
-        probe(replace(seen, internal=states)).square().sum(), states, create_graph=True
-    )
-    (second,) = torch.autograd.grad(first.square().sum(), states)
-    assert torch.isfinite(first).all() and torch.isfinite(second).all() and first.any()
-
-
-@pytest.mark.parametrize("fitted", [False, True])
-def test_probe_survives_a_state_dict(fitted: bool) -> None:
-    source, target = (dt.Teacher([dt.TrustedProbe()]) for _ in range(2))
-    if fitted:
-        source.fit(trusted())
-    else:
-        target.fit(trusted())
-    target.load_state_dict(source.state_dict())
-    seen = trusted()
-    assert torch.equal(source(seen), target(seen))
+def test_features_are_in_one_place() -> None:
+    for name in features.__all__:
+        assert getattr(features, name) is getattr(dt, name)
+    own = {k for k, v in vars(dt).items() if isinstance(v, type) and issubclass(v, dt.Feature)}
+    assert own <= set(features.__all__) and {"Snapshot", "Clock"} <= set(features.__all__)
 
 
 class Column(dt.Feature):
@@ -183,10 +132,10 @@ def test_teaching_starts_as_almost_plain_training() -> None:
     assert torch.allclose(weights, torch.full_like(weights, 0.5), atol=0.05)
 
 
-@pytest.mark.parametrize("features, layers", [([], 0), (["loss"], 0), ([dt.Loss()], -1)])
-def test_bad_teachers_are_refused(features: list, layers: int) -> None:
+@pytest.mark.parametrize("read, layers", [([], 0), (["loss"], 0), ([dt.Loss()], -1)])
+def test_bad_teachers_are_refused(read: list, layers: int) -> None:
     with pytest.raises(dt.ConfigError):
-        dt.Teacher(features, layers)
+        dt.Teacher(read, layers)
 
 
 def test_meta_weight_net_reads_the_loss_alone() -> None:

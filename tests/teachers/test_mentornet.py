@@ -12,7 +12,8 @@ from torch import Tensor
 
 import deepteach as dt
 from deepteach.errors import ConfigError, DataError
-from deepteach.teachers.mentornet import DROPOUT, MentorNetwork, curriculum, fit_mentor, percentile
+from deepteach.teachers.mentor_network import MentorNetwork, fit_mentor, percentile
+from deepteach.teachers.mentornet import DROPOUT, predefined_weights
 
 ALL = ((0.0, 100),)
 
@@ -26,12 +27,12 @@ def seen(losses: Any, percent: int = 50, step: int | None = None) -> dt.Snapshot
     )
 
 
-def test_curricula_by_hand() -> None:
+def test_predefined_weights_by_hand() -> None:
     losses, d = torch.tensor([0.0, 1.0, 3.0]), torch.tensor([-1.0, 0.0, 0.5])
-    got = {k: curriculum(k, losses, d, 50).tolist() for k in ("spl", "hard", "linear")}
+    got = {k: predefined_weights(k, losses, d, 50).tolist() for k in ("spl", "hard", "linear")}
     assert got == {"spl": [1, 1, 0], "hard": [0, 1, 1], "linear": [1, 1, 0.5]}
-    assert torch.allclose(curriculum("focal", losses, d, 0), (1 - (-losses).exp()) ** 2)
-    published = [curriculum("published", losses, d, e).tolist() for e in (18, 19, 89, 90)]
+    assert torch.allclose(predefined_weights("focal", losses, d, 0), (1 - (-losses).exp()) ** 2)
+    published = [predefined_weights("published", losses, d, e).tolist() for e in (18, 19, 89, 90)]
     assert published == [[1, 1, 1], [1, 1, 0], [1, 1, 0], [1, 1, 0.5]]
 
 
@@ -156,7 +157,7 @@ def test_refusals() -> None:
         dt.MentorNet("spl").adopt(MentorNetwork())
 
 
-def test_wrong_labels_weigh_less_under_the_published_curriculum() -> None:
+def test_wrong_labels_weigh_less_under_the_published_predefined_weights() -> None:
     losses, clean, _ = flagged()
     teacher = dt.MentorNet(percentile=0.6, decay=0.0, dropout=ALL)
     snapshot = replace(seen(losses[-1]), losses=losses[-1].double())

@@ -10,12 +10,12 @@ from toy import noisy, settings, write_npz
 
 from deepteach.data.dataset import Data
 from deepteach.errors import ConfigError
-from deepteach.teachers.method import Problem
+from deepteach.teachers.method import MethodContext
 from deepteach.teachers.registry import METHODS, method
 from deepteach.training.api import Result, run
 
 DEMO = ("deep", "paper", "mwn", "uniform")
-PROBLEM = Problem(classes=3, width=64, steps=100)
+CONTEXT = MethodContext(classes=3, width=64, steps=100)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_deep_leaves_right_labels_their_weight(tmp_path: Path) -> None:
 def test_recipes_are_fresh_and_repeatable() -> None:
     for name in METHODS:
         torch.manual_seed(0)
-        first = method(name, PROBLEM)
+        first = method(name, CONTEXT)
         torch.manual_seed(0)
-        again = method(name, PROBLEM)
+        again = method(name, CONTEXT)
         assert first.teacher is not again.teacher
         states = first.teacher.state_dict(), again.teacher.state_dict()
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -71,13 +71,13 @@ def test_recipes_are_fresh_and_repeatable() -> None:
 
 def test_the_papers_teacher_has_its_size() -> None:
     """W_I, E (3 classes of 16), W_M and b."""
-    parameters = method("paper", PROBLEM).teacher.parameters()
+    parameters = method("paper", CONTEXT).teacher.parameters()
     assert sum(leaf.numel() for leaf in parameters) == 64 + 3 * 16 + 16 + 1
 
 
 def test_meta_weight_net_is_as_published() -> None:
     """One input, 100 hidden units, one virtual step before every step."""
-    chosen = method("mwn", PROBLEM)
+    chosen = method("mwn", CONTEXT)
     assert sum(leaf.numel() for leaf in chosen.teacher.parameters()) == 100 * 2 + 100 + 1
     assert (chosen.interval, chosen.window) == (1, 1)
     assert chosen.adjoint is not None and chosen.adjoint.before_step
@@ -86,6 +86,6 @@ def test_meta_weight_net_is_as_published() -> None:
 
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown method 'mnw', did you mean 'mwn'"):
-        method("mnw", PROBLEM)
+        method("mnw", CONTEXT)
     with pytest.raises(ConfigError, match="use one of deep, paper, uniform"):
-        method("zzz", PROBLEM)
+        method("zzz", CONTEXT)

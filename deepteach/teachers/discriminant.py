@@ -1,0 +1,61 @@
+"""Shrunk linear discriminant analysis, at a cost that follows the number of samples.
+
+Symbols: n samples, d = n - classes with a sample, X the `(n, width)` states less the mean of
+their class, M the class means; s shrinkage, a = s mean(diag S), b = (1 - s) / d, where
+S = X^T X / d. The shrunk covariance is C = a I + b X^T X.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def discriminant(
+    states: Tensor, labels: Tensor, classes: int, shrinkage: float
+) -> tuple[Tensor, Tensor]:
+    """Scores are `states @ slope + offset[present]`, slope = C^-1 M^T.
+
+    Args:
+        states: `(n, width)`, in the precision to compute in.
+        labels: `(n,)` class indices.
+        classes: how many there are, with samples or without.
+        shrinkage: s, in (0, 1]; 0 needs more samples than columns.
+
+    Returns:
+        slope `(width, present)`: a column for each class that has a sample, in their order;
+        offset `(classes,)`: -inf where a class has none, so that finite offsets say which do.
+    """
+    present, own = labels.unique(return_inverse=True)
+    member = nn.functional.one_hot(own, len(present)).to(states.dtype)
+    count = member.sum(0)
+    means = (member.T @ states) / count.unsqueeze(1)
+    centred = states - means[own]
+    freedom = max(len(states) - len(present), 1)
+    solve = _in_the_span if shrinkage > 0 and states.shape[1] > len(states) else _in_full
+    slope = solve(centred, means, freedom, shrinkage)
+    offset = states.new_full((classes,), -torch.inf)
+    offset[present] = -0.5 * (means * slope.T).sum(1)
+    return slope, offset
+
+
+def _in_full(centred: Tensor, means: Tensor, freedom: int, shrinkage: float) -> Tensor:
+    """C^-1 M^T by a solution with the `(width, width)` matrix C."""
+    covariance = centred.T @ centred / freedom
+    spread = covariance.diagonal().mean().clamp(min=1e-12)
+    eye = torch.eye(len(covariance), dtype=centred.dtype, device=centred.device)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * spread * eye
+    return torch.linalg.solve(shrunk, means.T)
+
+
+def _in_the_span(centred: Tensor, means: Tensor, freedom: int, shrinkage: float) -> Tensor:
+    """The same by an `(n, n)` matrix, for more columns than samples; Woodbury's identity.
+
+    C^-1 M^T = (M^T - b X^T (a I + b X X^T)^-1 X M^T) / a.
+    """
+    samples, width = centred.shape
+    spread = (centred.square().sum() / (freedom * width)).clamp(min=1e-12)
+    a, b = shrinkage * spread, (1 - shrinkage) / freedom
+    eye = torch.eye(samples, dtype=centred.dtype, device=centred.device)
+    inner = torch.linalg.solve(a * eye + b * (centred @ centred.T), centred @ means.T)
+    return (means.T - b * (centred.T @ inner)) / a
