@@ -17,8 +17,11 @@ from torch import nn
 
 from deepteach.core.predict import logits
 from deepteach.core.teacher import AbstractTeacher
+from deepteach.data.dataset import Data, from_arrays
+from deepteach.data.splits import stratified_split
+from deepteach.data.validation import features
 from deepteach.errors import ConfigError
-from deepteach.training.api import Result, train
+from deepteach.training.api import Result, configured, run
 
 
 class TeachClassifier(ClassifierMixin, BaseEstimator):
@@ -97,19 +100,28 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, encoded = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class only ({self.classes_[0]!r}): give two or more")
-        rows = np.arange(len(x))
+        seed = self._seed()
+        rows, held = np.arange(len(x)), np.arange(0)
         if X_valid is None:
-            rows, held = self._split(encoded)
+            rows, held = self._split(encoded, seed)
             trusted, truth = x[held], encoded[held]
         else:
             valid = validate_data(self, X_valid, allow_nd=True, dtype="numeric", reset=False)
             trusted = np.asarray(valid)
             truth = self._encode(np.asarray(y_valid))
-        result = self._train(x[rows], encoded[rows], trusted, truth)
+        data = from_arrays(
+            *(x[rows], encoded[rows], trusted, truth),
+            rows_train=rows,
+            rows_valid=held if X_valid is None else None,
+            classes=max(2, len(self.classes_)),
+            seed=seed,
+        )
+        result = self._train(data, seed)
+        self._mean, self._scale = data.mean, data.scale
         self.module_, self.teacher_ = result.model, result.coach.teacher
         self.history_, self.summary_ = result.metrics, result.summary
         self.sample_weights_ = np.full(len(x), np.nan)
-        self.sample_weights_[rows] = result.trust.weight.numpy()
+        self.sample_weights_[result.trust.rows.numpy()] = result.trust.weight.numpy()
         order = np.argsort(self.sample_weights_, kind="stable")
         below = self.sample_weights_[order] < self.suspect_threshold
         self.suspect_indices_ = order[below]
@@ -118,8 +130,10 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """`(n, classes)` probabilities in the order of `classes_`."""
         check_is_fitted(self)
-        x = validate_data(self, X, allow_nd=True, dtype="numeric", reset=False)
-        inputs = torch.as_tensor((x - self._mean) / self._scale, dtype=torch.float32)
+        checked = validate_data(self, X, allow_nd=True, dtype="numeric", reset=False)
+        # As the training samples came to the student: channels first, normalised.
+        x = torch.from_numpy(np.asarray(features(checked, "X"), np.float64))
+        inputs = ((x - self._mean) / self._scale).float()
         scores = logits(self.module_, inputs)[:, : len(self.classes_)]
         return scores.double().softmax(1).numpy()
 
@@ -134,49 +148,53 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"y_valid holds labels that y does not: {unknown[:5].tolist()}")
         return np.searchsorted(self.classes_, labels)
 
-    def _split(self, encoded: NDArray) -> tuple[NDArray, NDArray]:
-        """Every k-th row of each class is trusted; needs no more than one row a class."""
+    def _split(self, encoded: NDArray, seed: int) -> tuple[NDArray, NDArray]:
+        """(rows to train on, trusted rows), each class in its share."""
+        fraction = self.valid_fraction
+        if not 0 < fraction < 1:
+            raise ConfigError(
+                f"valid_fraction must lie within (0, 1), got {fraction}: the share of X that is "
+                "trusted, or give X_valid and y_valid"
+            )
         warnings.warn(
             "no X_valid: a part of X is taken as trusted; its labels are believed as they are",
             UserWarning,
             stacklevel=3,
         )
-        stride = max(2, round(1 / self.valid_fraction))
-        order = check_random_state(self.random_state).permutation(len(encoded))
-        held = np.concatenate(
-            [order[encoded[order] == c][::stride] for c in range(len(self.classes_))]
-        )
-        rest = np.setdiff1d(np.arange(len(encoded)), held)
-        return (rest if len(rest) else held), np.sort(held)
+        size = min(max(1, round(fraction * len(encoded))), len(encoded) - 1)
+        return stratified_split(encoded, size, seed, least=1)
 
-    def _train(self, x: NDArray, y: NDArray, trusted: NDArray, truth: NDArray) -> Result:
-        x, trusted = np.asarray(x, np.float64), np.asarray(trusted, np.float64)
-        axes = (0,) if x.ndim == 2 else (0, *range(2, x.ndim))
-        self._mean = x.mean(axes, keepdims=True)
-        self._scale = x.std(axes, keepdims=True)
-        self._scale[self._scale == 0] = 1.0
+    def _seed(self) -> int:
         seed = self.random_state
-        if not isinstance(seed, int | np.integer):
-            seed = int(check_random_state(seed).randint(2**31 - 1))
-        model = self.model
+        if isinstance(seed, int | np.integer):
+            return int(seed)
+        return int(check_random_state(seed).randint(2**31 - 1))
+
+    def _train(self, data: Data, seed: int) -> Result:
+        model = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model
         if model is None:
-            model = "mlp" if x.ndim == 2 else "cnn"
-        return train(
-            copy.deepcopy(model) if isinstance(model, nn.Module) else model,
-            ((x - self._mean) / self._scale, y),
-            ((trusted - self._mean) / self._scale, truth),
-            teacher=copy.deepcopy(self.teacher),
-            classes=max(2, len(self.classes_)),
-            internal=self.internal,
-            epochs=self.epochs,
-            batch_size=min(self.batch_size, len(y)),
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            interval=self.interval,
-            window=self.window,
-            device=self.device,
-            seed=int(seed),
-            baseline=False,
+            model = "cnn" if data.is_image else "mlp"
+        settings: dict[str, Any] = {
+            "data": "arrays",
+            "internal": self.internal,
+            "epochs": self.epochs,
+            "batch_size": min(self.batch_size, len(data.y_train)),
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "interval": self.interval,
+            "window": self.window,
+            "device": self.device,
+            "seed": seed,
+            "baseline": False,
             **(self.settings or {}),
+        }
+        teacher = copy.deepcopy(self.teacher)
+        config, overrides = configured(model, teacher, settings)
+        return run(
+            config,
+            data,
+            module=None if isinstance(model, str) else model,
+            teacher=None if isinstance(teacher, str) else teacher,
+            overrides=overrides,
         )

@@ -69,44 +69,34 @@ def train(
 ) -> Result:
     """Train `model` (in place) with a teacher that learns from the trusted `valid_data`.
 
-    Each of the data sets is a pair `(x, y)` of arrays or tensors, or a map-style Dataset.
-    Without `valid_data` a stratified part of the training data is split off. A module gets
-    floating inputs and whole numbers (tokens) as they are, of any shape; bytes (pixels) are
-    normalised per channel by the training samples, and for a model by name all whole numbers
-    are. `teacher` is what `teachers.registry.method` takes: a method's name, a teacher, a
-    feature, or a function or class that makes one. `settings` are the fields of
-    `deepteach.training.config.Config` (epochs, batch_size, lr, out, seed, ...); `optimizer`, `loss`
-    and `augment` also take a function: of the parameters, of `(logits, y)` to `(batch,)`, of `(x,
-    generator)` to x.
+    Each of the data sets is a pair `(x, y)` of arrays or tensors, or a map-style Dataset;
+    `train_data` may be `(x, y, group)`, `group` naming the source of each sample. Without
+    `valid_data` a stratified part of the training data is split off. A module gets floating
+    inputs and whole numbers (tokens) as they are, of any shape; bytes (pixels) are normalised
+    per channel by the training samples, and for a model by name all whole numbers are.
+    `teacher` is what `teachers.registry.method` takes: a method's name, a teacher, a feature,
+    or a function or class that makes one. `settings` are the fields of
+    `deepteach.training.config.Config` (epochs, batch_size, lr, out, seed, ...); `optimizer`,
+    `loss` and `augment` also take a function: of the parameters, of `(logits, y)` to
+    `(batch,)`, of `(x, generator)` to x.
 
     Raises:
         DataError, ConfigError: before anything is trained; one line with the remedy.
     """
     splits = [_arrays(item) for item in (train_data, valid_data, test_data)]
-    pairs = [item if item is not None else (None, None) for item in splits]
-    if "noise" in settings:
-        raise ConfigError(
-            "train takes labels as they are, so it has no setting noise: change the labels with "
-            "deepteach.noise and pass y_clean"
-        )
-    own = {key: settings[key] for key in OWN if callable(settings.get(key))}
-    settings.update({key: name_of(value) for key, value in own.items()})
-    name = settings.setdefault("data", "arrays")
-    settings["noise"] = {"kind": "none", "rate": 0.0}
-    settings["method"] = teacher if isinstance(teacher, str) else method_name(teacher)
-    if settings.get("out") is not None:
-        settings["out"] = os.fspath(settings["out"])
-    config = make({**settings, "student": model if isinstance(model, str) else "custom"})
+    settings.setdefault("data", "arrays")
+    config, overrides = configured(model, teacher, settings)
     data = from_arrays(
-        *pairs[0],
-        *pairs[1],
-        *pairs[2],
+        *splits[0][:2],
+        *splits[1][:2],
+        *splits[2][:2],
         y_clean,
-        name=name,
+        group_train=splits[0][2],
+        name=config.data,
         seed=config.seed,
         classes=classes,
         valid_size=config.valid_size,
-        normalise=as_array(pairs[0][0]).dtype.kind in "bui",
+        normalise=as_array(splits[0][0]).dtype.kind in "bui",
         as_given=not isinstance(model, str),
     )
     for note in data.notes:
@@ -117,10 +107,33 @@ def train(
         data,
         module=None if isinstance(model, str) else model,
         teacher=None if isinstance(teacher, str) else teacher,
-        overrides=Overrides(**own),
+        overrides=overrides,
         resume=resume,
         watch=watch,
     )
+
+
+def configured(
+    model: nn.Module | str, teacher: Any, settings: dict[str, Any]
+) -> tuple[Config, Overrides]:
+    """The configuration of a run on data at hand, and the objects that stand for names in it.
+
+    Raises:
+        ConfigError: a setting that is unknown, or has no meaning for such data.
+    """
+    if "noise" in settings:
+        raise ConfigError(
+            "train takes labels as they are, so it has no setting noise: change the labels with "
+            "deepteach.noise and pass y_clean"
+        )
+    own = {key: settings[key] for key in OWN if callable(settings.get(key))}
+    values = {**settings, **{key: name_of(value) for key, value in own.items()}}
+    values["noise"] = {"kind": "none", "rate": 0.0}
+    values["method"] = teacher if isinstance(teacher, str) else method_name(teacher)
+    values["student"] = model if isinstance(model, str) else "custom"
+    if values.get("out") is not None:
+        values["out"] = os.fspath(values["out"])
+    return make(values), Overrides(**own)
 
 
 def run(
@@ -200,13 +213,16 @@ def _enter(stack: ExitStack, folder: Path, config: Config, resume: bool) -> None
     claim(folder, config, resume)  # again: another run may have come and gone since
 
 
-def _arrays(source: Any) -> tuple[Any, Any] | None:
+def _arrays(source: Any) -> tuple[Any, Any, Any]:
+    """(x, y, group) of arrays or of a map-style Dataset; None for what there is not."""
     if source is None:
-        return None
-    if isinstance(source, tuple | list) and len(source) == 2:
-        return source[0], source[1]
-    pairs = [source[i] for i in range(len(source))]
+        return None, None, None
+    if isinstance(source, tuple | list) and len(source) in (2, 3):
+        return source[0], source[1], source[2] if len(source) == 3 else None
+    items = [source[i] for i in range(len(source))]
+    groups = [item[2] for item in items if len(item) > 2]
     return (
-        torch.stack([torch.as_tensor(np.asarray(x)) for x, _ in pairs]),
-        torch.tensor([int(y) for _, y in pairs]),
+        torch.stack([torch.as_tensor(np.asarray(item[0])) for item in items]),
+        torch.tensor([int(item[1]) for item in items]),
+        groups or None,
     )

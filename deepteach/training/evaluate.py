@@ -12,20 +12,22 @@ from deepteach.core.coach import Coach
 from deepteach.core.losses import normalise
 from deepteach.core.predict import CHUNK, device_of, evaluating
 from deepteach.core.snapshot import Snapshot
+from deepteach.data.dataset import Data
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Every training sample: weight (mean 1), loss, prediction, state."""
+    """Every training sample: weight (mean 1), loss, prediction, state, the user's row number."""
 
     weight: Tensor
     loss: Tensor
     predicted: Tensor
     internal: Tensor
+    rows: Tensor
 
 
-def trust(coach: Coach, inputs: Tensor, labels: Tensor, x_valid: Tensor, y_valid: Tensor) -> Trust:
-    """Weigh all samples at once, in eval mode, by a copy of the teacher.
+def trust(coach: Coach, data: Data) -> Trust:
+    """Weigh all training samples at once, in eval mode, by a copy of the teacher.
 
     The copy's trusted features are fitted once more on all trusted samples in eval mode:
     states in train mode depend on the batch where the student holds batch normalisation.
@@ -35,20 +37,21 @@ def trust(coach: Coach, inputs: Tensor, labels: Tensor, x_valid: Tensor, y_valid
     with evaluating(coach.student.module):
         trusted = [
             coach.look(x.to(device), y.to(device))
-            for x, y in zip(x_valid.split(CHUNK), y_valid.split(CHUNK), strict=True)
+            for x, y in zip(data.x_valid.split(CHUNK), data.y_valid.split(CHUNK), strict=True)
         ]
         teacher.fit(_joined(trusted))
         log_weights, seen = [], []
-        for x, y in zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True):
+        for x, y in zip(data.x_train.split(CHUNK), data.y_train.split(CHUNK), strict=True):
             seen.append(coach.look(x.to(device), y.to(device)))
             log_weights.append(coach.log_weights_of(teacher, seen[-1]).double())
     snapshot = _joined(seen)
-    weights = normalise(torch.cat(log_weights)) * len(labels)
+    weights = normalise(torch.cat(log_weights)) * len(data.y_train)
     return Trust(
         weights.float().cpu(),
         snapshot.losses.float().cpu(),
         snapshot.logits.argmax(1).cpu(),
         snapshot.internal.float().cpu(),
+        data.rows,
     )
 
 

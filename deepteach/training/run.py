@@ -92,8 +92,7 @@ class MethodRun:
             self.trust = self._trust()
 
     def _trust(self) -> Trust:
-        data = self.data
-        last = trust(self.coach, data.x_train, data.y_train, data.x_valid, data.y_valid)
+        last = trust(self.coach, self.data)
         # A student that has memorised a wrong label makes it look right in the end, so
         # samples are ranked by their mean weight over the epochs.
         mean = torch.stack(self.log.history).float().mean(0)

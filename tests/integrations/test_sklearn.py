@@ -135,6 +135,34 @@ def test_images() -> None:
     assert made.predict(trusted).shape == (45,)
 
 
+@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 3), (6, 7, 1), (3, 6, 7)])
+def test_predicts_what_it_fitted(shape: tuple[int, ...]) -> None:
+    """Grey images, and channels first or last, as `fit` takes them."""
+    y = np.arange(120) % 2
+    x = np.random.default_rng(0).normal(size=(120, *shape)) + 2 * y.reshape(-1, *[1] * len(shape))
+    made = quick(epochs=2).fit(x[:80], y[:80], X_valid=x[80:], y_valid=y[80:])
+    assert made.predict(x[80:]).shape == (40,) and made.score(x[80:], y[80:]) > 0.9
+
+
+@pytest.mark.parametrize(("fraction", "held"), [(0.2, 30), (0.4, 60), (0.7, 105)])
+def test_the_share_that_is_held_out(fraction: float, held: int) -> None:
+    with pytest.warns(UserWarning, match="no X_valid"):
+        made = quick(epochs=1, valid_fraction=fraction).fit(X, Y)
+    assert int(np.isnan(made.sample_weights_).sum()) == held
+
+
+@pytest.mark.parametrize("fraction", [0, 1.0, 5, -0.1, float("nan")])
+def test_no_share_is_refused(fraction: float) -> None:
+    with pytest.raises(ConfigError, match=r"valid_fraction must lie within \(0, 1\)"):
+        quick(valid_fraction=fraction).fit(X, Y)
+
+
+def test_settings_take_objects() -> None:
+    made = quick(settings={"optimizer": lambda leaves, lr: torch.optim.RMSprop(leaves, lr)})
+    with pytest.raises(ConfigError, match="RMSprop"):
+        made.fit(X, Y, X_valid=XV, y_valid=YV)
+
+
 def test_grid_search_passes_the_trusted_set_on() -> None:
     search = GridSearchCV(quick(epochs=2), {"lr": [1e-4, 0.1]}, cv=2)
     search.fit(X, NOISY, X_valid=XV, y_valid=YV)

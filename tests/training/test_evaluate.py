@@ -15,6 +15,7 @@ from toy import dropout
 
 import deepteach as dt
 from deepteach.core.predict import accuracy, evaluating, logits
+from deepteach.data.dataset import Data
 from deepteach.training import evaluate
 from deepteach.training.evaluate import noise_auroc, trust
 
@@ -39,6 +40,18 @@ def batch(n: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.randn(n, 8, generator=draw), torch.arange(n) % 3
 
 
+def data(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> Data:
+    (x_train, y_train), (x_valid, y_valid) = train, valid
+    return Data(
+        *(x_train, y_train, x_valid, y_valid, None, None, None),
+        classes=3,
+        name="toy",
+        mean=torch.zeros(8),
+        scale=torch.ones(8),
+        rows=2 * torch.arange(len(y_train)),
+    )
+
+
 def everything(made: dt.Coach) -> list[Any]:
     """All that evaluation might change."""
     module, teacher = made.student.module, made.teacher
@@ -50,7 +63,7 @@ def everything(made: dt.Coach) -> list[Any]:
 PARTS = [
     pytest.param(lambda made: logits(made.student.module, batch(20, 5)[0]), id="logits"),
     pytest.param(lambda made: accuracy(made.student.module, *batch(20, 5)), id="accuracy"),
-    pytest.param(lambda made: trust(made, *batch(20, 5), *batch(9, 6)), id="trust"),
+    pytest.param(lambda made: trust(made, data(batch(20, 5), batch(9, 6))), id="trust"),
 ]
 
 
@@ -106,7 +119,7 @@ def test_trust_is_the_coachs_weights_in_eval_mode(
     monkeypatch.setattr(evaluate, "CHUNK", chunk)
     made = coach()
     (x, y), valid = batch(50, 4), batch(20, 5)
-    found = trust(made, x, y, *valid)
+    found = trust(made, data((x, y), valid))
     made.student.module.eval()
     torch.testing.assert_close(found.weight, made.weights(x, y))
     assert float(found.weight.sum()) == pytest.approx(50, rel=1e-5)
@@ -124,7 +137,7 @@ def test_trust_fits_the_probe_in_eval_mode() -> None:
         if name.startswith("score"):
             leaf.data.fill_(1.0)
     (x, y), (x_valid, y_valid) = batch(30, 4), batch(20, 5)
-    found = trust(made, x, y, x_valid, y_valid)
+    found = trust(made, data((x, y), (x_valid, y_valid)))
     made.student.module.eval()
     made.teacher.fit(made.look(x_valid, y_valid))
     torch.testing.assert_close(found.weight, made.weights(x, y))
@@ -132,7 +145,9 @@ def test_trust_fits_the_probe_in_eval_mode() -> None:
 
 def test_uniform_trusts_all_alike() -> None:
     made = coach(dt.Uniform())
-    assert torch.equal(trust(made, *batch(30, 4), *batch(9, 5)).weight, torch.ones(30))
+    found = trust(made, data(batch(30, 4), batch(9, 5)))
+    assert torch.equal(found.weight, torch.ones(30))
+    assert torch.equal(found.rows, 2 * torch.arange(30))
 
 
 def pairs(weight: Tensor, wrong: Tensor) -> Iterator[float]:

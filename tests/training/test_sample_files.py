@@ -27,7 +27,7 @@ def made(*, named: bool) -> tuple[Data, Trust]:
     data = from_arrays(x, y, *valid, y_clean=(y + (y == 2)) % 3, **(more if named else {}))
     predicted = (torch.arange(N) + (torch.arange(N) % 2)) % 3
     weight = torch.arange(N) / 6
-    return data, Trust(weight, weight + 1, predicted, torch.eye(N))
+    return data, Trust(weight, weight + 1, predicted, torch.eye(N), data.rows)
 
 
 def test_rows_groups_and_suggestions(tmp_path: Path) -> None:

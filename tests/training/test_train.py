@@ -17,6 +17,8 @@ import deepteach as dt
 from deepteach.data.dataset import Data
 from deepteach.data.readers import load
 from deepteach.errors import DataError
+from deepteach.report.export import ranked
+from deepteach.runs.reader import open_run
 from deepteach.teachers.registry import METHODS
 from deepteach.training.api import Result, run, train
 
@@ -131,6 +133,27 @@ def test_a_split_off_part_is_told() -> None:
     with pytest.warns(UserWarning, match="no x_valid: 20 of 200 training samples"):
         result = go("mlp", (LONG["x_train"], LONG["y_train"]))
     assert len(result.trust.weight) == 180
+
+
+def test_rows_are_the_users_own(tmp_path: Path) -> None:
+    """Where a part is split off, results still name the rows of what was handed over."""
+    draw = np.random.default_rng(0)
+    y = np.arange(300) % 3
+    x = (np.eye(3)[y] * 6 + draw.normal(size=(300, 3))).astype(np.float32)
+    given, wrong = y.copy(), [150, 290]
+    given[wrong] = (given[wrong] + 1) % 3
+    out = tmp_path / "run"
+    with pytest.warns(UserWarning, match="no x_valid"):
+        result = go("mlp", (x, given), epochs=15, batch_size=64, interval=None, out=out)
+    rows = result.trust.rows
+    assert len(rows) == 270 and int(rows.max()) == 299 and bool((rows.diff() > 0).all())
+    assert sorted(rows[result.trust.weight.argsort()[:2]].tolist()) == wrong
+    finished = open_run(out)
+    assert finished.weights.given.astype(int).tolist() == given[finished.weights.index].tolist()
+    assert sorted(ranked(finished.weights, 2).columns["index"]) == wrong
+    np.testing.assert_array_equal(
+        x[finished.samples["suspect_index"]], finished.samples["suspects"]
+    )
 
 
 def test_overlap_is_refused() -> None:
