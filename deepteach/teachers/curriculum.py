@@ -1,7 +1,8 @@
 """What a run trains on from epoch to epoch, and how often its student starts over.
 
-The default curriculum is the training set, once. A control that changes the data, and a teacher
-that learns between whole trainings, are courses: the loop knows none of them by name.
+The default curriculum is the training set, once. A control that trains on other samples, and a
+teacher that learns from whole trainings, have curricula of their own, which the loop calls at the
+places named here and knows nothing else of. What the loop shows them is a `TrainingView`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from deepteach.core.coach import Coach
 
 
 class TrainingView(Protocol):
-    """What a curriculum sees of the training, and may change between steps."""
+    """What a curriculum sees of the training.
+
+    It changes nothing here but `weights`, and of the coach its teacher. Symbols: n training
+    samples.
+    """
 
     coach: Coach
     module: nn.Module
@@ -42,30 +47,34 @@ class TrainingView(Protocol):
 class Curriculum:
     """The training set, once.
 
-    A sample is named by its row: 0..n-1 are the training samples, n.. the trusted ones. An
-    epoch has as many steps as the training set gives, whatever it draws from, so courses
-    are compared at equal steps. The last of `episodes` trainings is the one reported.
+    Subclass it and override what differs. A sample is named by its row: 0..n-1 are the
+    training samples, n.. the trusted ones. An epoch has as many steps as the training set
+    gives, whatever it draws from, so methods are compared at equal steps.
+
+    An episode is one whole training, from the student's initial state on. The last of
+    `episodes` is the one reported; those before it warm up what the teacher needs.
     """
 
     episodes: int = 1
+    """Trainings in all."""
 
     def rows(self, training: TrainingView) -> Tensor:
-        """Rows that this epoch draws from."""
+        """Rows `(any,)` that this epoch draws from, asked for at its start and on a resume."""
         return torch.arange(len(training.y))
 
     def trusted_labels(self, training: TrainingView) -> Tensor:
-        """Labels under which trusted rows are trained on."""
+        """Labels, one a trusted sample, under which trusted rows are trained on."""
         return training.y_valid
 
     def choose(self, training: TrainingView, rows: Tensor) -> Tensor:
-        """The rows of a step, given those that the epoch's order has for it."""
+        """The rows of a step, as many as the `rows` that the epoch's order has for it."""
         return rows
 
     def epoch_end(self, training: TrainingView) -> None:
         """After each epoch, the student still in train mode."""
 
     def episode_end(self, training: TrainingView) -> None:
-        """After the last epoch of each episode."""
+        """After the last epoch of each episode, and its `epoch_end`."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a bit-exact resume needs."""

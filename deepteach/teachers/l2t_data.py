@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient, Window
-from deepteach.core.losses import log_of
+from deepteach.core.losses import _margin as margin
+from deepteach.core.losses import log_of, log_probability
 from deepteach.core.objective import Validation
 from deepteach.core.optim import State
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
 from deepteach.rng import stream
+from deepteach.teachers.class_indices import class_indices
 from deepteach.tree import Params
 
 DECAY = 5e-4
@@ -101,15 +104,14 @@ class L2TData(AbstractTeacher):
 
     def features(self, snapshot: Snapshot) -> Tensor:
         """s_i, `(n, 2 C + 5)`."""
-        logits, labels, clock = snapshot.logits[:, : self.classes], snapshot.labels, snapshot.clock
-        p = logits.softmax(1)
+        labels, clock = class_indices(snapshot, "L2TData", "another teacher"), snapshot.clock
+        seen = replace(snapshot, logits=snapshot.logits[:, : self.classes])
+        p = seen.logits.softmax(1)
         given = nn.functional.one_hot(labels, self.classes).to(p.dtype)
-        own = p.gather(1, labels.unsqueeze(1))
-        others = p.masked_fill(given.bool(), -torch.inf).amax(1, keepdim=True)
+        surprise, lead = -log_probability(seen), margin(p, labels)
         best = max((accuracy for _, accuracy in self.curve), default=0.0)
         common = p.new_tensor([clock.progress, clock.mean_loss / math.log(self.classes), best])
-        surprise = -logits.log_softmax(1).gather(1, labels.unsqueeze(1))
-        columns = [given, p, surprise, own - others, common.expand(len(p), 3)]
+        columns = [given, p, surprise.unsqueeze(1), lead.unsqueeze(1), common.expand(len(p), 3)]
         return torch.cat(columns, 1).detach().to(next(self.policy.parameters()).dtype)
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from deepteach.core.adjoint.stored import Stored
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
+from deepteach.teachers.class_indices import class_indices
 from deepteach.teachers.method import Method, recipe
 
 
@@ -60,9 +61,7 @@ class L2TLoss(AbstractTeacher):
         return torch.cat([head, self.precision]).detach()
 
     def forward(self, snapshot: Snapshot) -> Tensor:
-        labels = snapshot.labels
-        if labels.is_floating_point() or labels.dim() != 1:
-            raise ConfigError("L2TLoss needs integer labels of shape (batch,): use another teacher")
+        labels = class_indices(snapshot, "L2TLoss", "another teacher")
         share = (self.attention @ self.state(snapshot)).softmax(0)
         form, offset = torch.einsum("k,kij->ij", share, self.form), share @ self.offset
         scores = snapshot.logits[:, : self.classes].log_softmax(1).to(form.dtype) @ form + offset

@@ -276,6 +276,22 @@ def test_pruning_finds_wrong_labels_by_unseen_predictions(data: Data) -> None:
     )
 
 
+def test_folds_spread_every_class_and_repeat(data: Data) -> None:
+    labels = torch.cat([torch.zeros(20), torch.ones(11), torch.full((2,), 2)]).long()
+
+    def parts(seed: int = 5, folds: int = 4) -> Tensor:
+        view: Any = SimpleNamespace(y=labels, seed=seed)
+        return Pruned(folds)._fold(view)
+
+    found = parts()
+    for label in range(3):  # a class of fewer samples than folds is in as many of them
+        counts = found[labels == label].bincount(minlength=4)
+        assert int(counts.max() - counts.min()) <= 1
+    assert torch.equal(parts(), found) and not torch.equal(parts(seed=6), found)
+    with pytest.raises(ConfigError, match="set folds=20 or less"):
+        parts(folds=21)
+
+
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"deepteach\[compare\]"):
