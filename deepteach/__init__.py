@@ -15,12 +15,13 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_HOME` says the same 
     from deepteach.core.adjoint.reversed import Reversed
     from deepteach.core.adjoint.stored import Checkpointed, Stored
     from deepteach.core.adjoint.unrolled import Unrolled
-    from deepteach.core.coach import Coach, UpdateRecord
+    from deepteach.core.coach import Coach
     from deepteach.core.feature import Feature
     from deepteach.core.losses import smooth_error
     from deepteach.core.snapshot import Clock, Snapshot
     from deepteach.core.student import Outputs, Student
     from deepteach.core.teacher import AbstractTeacher
+    from deepteach.core.update import UpdateRecord
     from deepteach.errors import (
         CheckpointError,
         CollapseWarning,
@@ -111,12 +112,13 @@ _HOME = {
     "core.adjoint.reversed": "Reversed",
     "core.adjoint.stored": "Checkpointed Stored",
     "core.adjoint.unrolled": "Unrolled",
-    "core.coach": "Coach UpdateRecord",
+    "core.coach": "Coach",
     "core.feature": "Feature",
     "core.losses": "smooth_error",
     "core.snapshot": "Clock Snapshot",
     "core.student": "Outputs Student",
     "core.teacher": "AbstractTeacher",
+    "core.update": "UpdateRecord",
     "errors": "CheckpointError CollapseWarning ConfigError DataError DeepTeachError "
     "NumericError ReplayError StorageError",
     "integrations.sklearn": "TeachClassifier",

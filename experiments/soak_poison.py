@@ -11,7 +11,9 @@ from soak_bench import PER_EPOCH, Counter, timeless
 from torch import Tensor
 
 from deepteach.core import coach as coaching
-from deepteach.core import objective
+from deepteach.core import look_back as looking_back
+from deepteach.core import objective, validation
+from deepteach.core import recorder as recording
 from deepteach.errors import NumericError
 from deepteach.training import loop as fit
 
@@ -61,7 +63,9 @@ def poison(site: str, value: float, verdict: Counter) -> None:
 
     TrainingLoop: Any = fit.TrainingLoop
     Coach: Any = coaching.Coach
-    take_step, update, post_step = TrainingLoop.take_step, Coach.update, Coach._after_step
+    Recorder: Any = recording.Recorder
+    LookBack: Any = looking_back.LookBack
+    take_step, update, post_step = TrainingLoop.take_step, Coach.update, Recorder._after_step
 
     def watched(training: Any, rows: Tensor) -> None:
         if "training" not in state:
@@ -80,16 +84,16 @@ def poison(site: str, value: float, verdict: Counter) -> None:
         state["before"] = snapshot()  # the student has stepped; its teacher must not
         return update(coach, valid)
 
-    def stepped(coach: Any) -> None:
-        post_step(coach)
+    def stepped(recorder: Any) -> None:
+        post_step(recorder)
         if due():
             with torch.no_grad():
-                leaf = next(coach.student.module.parameters())
+                leaf = next(recorder.student.module.parameters())
                 leaf.copy_(first(leaf))
 
     TrainingLoop.take_step, Coach.update = watched, teaching
     Objective: Any = objective.Objective
-    Validation: Any = objective.Validation
+    Validation: Any = validation.Validation
     if site == "data":
         # The first and the last sample: one of them is in the part of any rank.
         TrainingLoop.samples = spoilt(
@@ -113,9 +117,9 @@ def poison(site: str, value: float, verdict: Counter) -> None:
         def change(found: Any) -> Any:
             return replace(found, gradient=one(found.gradient))
 
-        Coach._differentiate = spoilt(Coach._differentiate, change)
+        LookBack.__call__ = spoilt(LookBack.__call__, change)
     elif site == "student":
-        Coach._after_step = stepped
+        Recorder._after_step = stepped
 
 
 def finite(tree: Any) -> bool:

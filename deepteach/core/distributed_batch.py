@@ -14,7 +14,7 @@ from deepteach.core.record import Step
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks, digest
-from deepteach.errors import DataError, NumericError
+from deepteach.errors import ConfigError, DataError, NumericError
 from deepteach.tree import Params, all_finite
 
 BAD_WEIGHTS = (
@@ -44,11 +44,26 @@ def bad_losses(snapshot: Snapshot, total: int | None = None, count: int | None =
     )
 
 
-def refuse_empty(labels: Tensor) -> None:
+def refuse_bad_losses(snapshot: Snapshot) -> None:
+    """Raises NumericError: a loss of the batch is not finite."""
+    if not all_finite([snapshot.losses]):
+        raise NumericError(bad_losses(snapshot))
+
+
+def refuse_empty(count: int) -> None:
     """Raises DataError: a rank without a sample."""
-    if len(labels) == 0:
+    if count == 0:
         raise DataError(
             "this rank's part of the batch is empty: give every rank a sample in every step"
+        )
+
+
+def refuse_batchwise(ranks: Ranks, teacher: AbstractTeacher) -> None:
+    """Raises ConfigError: a teacher of whole batches, which are spread over ranks."""
+    if ranks.count > 1 and not teacher.per_sample:
+        raise ConfigError(
+            f"{type(teacher).__name__} weighs a sample by the others of its batch, which "
+            f"are spread over {ranks.count} processes: use one process"
         )
 
 
@@ -75,28 +90,30 @@ def totals(ranks: Ranks, step: Step) -> Totals:
 
 
 @torch.no_grad()
-def sum_gradients(ranks: Ranks, module: nn.Module, named: Params, step: Step, count: int) -> Params:
+def sum_gradients(
+    ranks: Ranks, module: nn.Module, named: Params, buffers: Params, *, share: float
+) -> Params:
     """Sum the gradients of `named` over ranks, and bring running statistics together.
 
-    `step` is this rank's part of a batch of `count`. Returns the parameters that the loss
-    reached on any rank.
+    `buffers` are the module's before the pass, `share` this rank's part of the batch. Returns
+    the parameters that the loss reached on any rank.
     """
     zero_or_own = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
     total = ranks.summed(zero_or_own, "gradient")
     # Passes on the ranks moved their buffers apart: the mean movement, by their samples.
-    share = len(step.labels) / count
     moved = {
-        name: (leaf.double() - step.buffers[name].double()) * share
+        name: (leaf.double() - buffers[name].double()) * share
         for name, leaf in module.named_buffers()
         if leaf.is_floating_point()
     }
     used = torch.tensor([float(p.grad is not None) for p in named.values()]).double()
-    extra = ranks.summed({**moved, "": used.to(step.labels.device)}, "buffers")
+    device = next(iter(named.values())).device
+    extra = ranks.summed({**moved, "": used.to(device)}, "buffers")
     counts = extra.pop("").tolist()
     reached = {n: p for (n, p), times in zip(named.items(), counts, strict=True) if times > 0}
     for name, leaf in reached.items():
         leaf.grad = total[name]
     for name, leaf in module.named_buffers():
         if name in extra:
-            leaf.copy_(step.buffers[name].double() + extra[name])
+            leaf.copy_(buffers[name].double() + extra[name])
     return reached

@@ -13,7 +13,7 @@ twice, so the window is limited to two steps, of which one needs H dv. LOG.md ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -31,61 +31,71 @@ LONGEST_WINDOW = 2
 
 @dataclass
 class FiniteDifferences:
-    """The derivatives of a linear objective by forward differences."""
+    """The derivatives of an objective with held features by forward differences."""
 
     objective: Objective
 
     def __post_init__(self) -> None:
-        if not self.objective.linear:
+        if not self.objective.held:
             raise ConfigError(
-                "finite differences freeze the weights, which through_weights and loss-shaping "
-                "teachers do not allow: use derivatives='exact'"
+                "finite differences freeze the weights, which through_weights does not allow: "
+                "use derivatives='exact'"
             )
 
     def linearised(self, theta: Params, step: Step, omega: Params) -> Linearised:
         """g at `theta`, without a graph; `pull_back` takes one more gradient."""
-        plain = self.objective.linearised(theta, step, omega, first_order=True)
-        return Differenced(**vars(plain))
+        return self._differenced(
+            self.objective.linearised(theta, step, omega, first_order=True), step
+        )
 
-    def linearise(
-        self, theta: Params, snapshot: Snapshot, omega: Params, weights: Tensor
-    ) -> Linearised:
+    def linearise(self, theta: Params, snapshot: Snapshot, omega: Params, step: Step) -> Linearised:
         """As `linearised`, from a pass at hand whose graph begins at `theta`."""
-        plain = self.objective.linearise(theta, snapshot, omega, weights, first_order=True)
-        return Differenced(**vars(plain))
+        return self._differenced(
+            self.objective.linearise(theta, snapshot, omega, step, first_order=True), step
+        )
+
+    def _differenced(self, plain: Linearised, step: Step) -> Linearised:
+        own = {field.name: getattr(plain, field.name) for field in fields(Linearised)}
+        return Differenced(**own, source=self, step=step)
 
     def directional(self, theta: Params, step: Step, along: Params) -> tuple[Tensor, Tensor]:
-        """(l(theta + s along), J along): the losses beside those at `theta`, and the quotient.
+        """(l(theta + s along), moved): the losses beside those at `theta`, and the quotient.
 
-        The losses at `theta` are the recorded ones where the step's own state was kept; a
-        recovered state is a rounding away from it, which 1/s would magnify.
+        What is recorded stands for `theta` where the step's own state was kept; a recovered
+        state is a rounding away from it, which 1/s would magnify.
         """
         with torch.no_grad():
             kept = step.state is not None
-            base = step.snapshot.losses if kept else self.objective.replay(theta, step).losses
+            base = step.snapshot if kept else self.objective.replay(theta, step)
             start = step.state.theta if step.state is not None else theta
-            moved, size = _ahead(start, along)
-            losses = self.objective.replay(moved, step).losses
-        return losses, (losses - base) / size
+            further, size = further_along(start, along)
+            ahead = self.objective.replay(further, step)
+        if self.objective.teacher.shapes_loss:
+            return ahead.losses, (ahead.logits - base.logits) / size
+        return ahead.losses, (ahead.losses - base.losses) / size
 
 
 @dataclass
 class Differenced(Linearised):
     """g at one step; its derivatives by differences."""
 
-    def pull_back(self, along: Params, objective: Objective, step: Step) -> tuple[Params, Params]:
-        moved, size = _ahead(self.theta, along)
-        ahead = objective.linearised(moved, step, self.omega, first_order=True)
+    source: FiniteDifferences
+    step: Step
+
+    def products(self, along: Params) -> tuple[Params, Tensor]:
+        objective = self.source.objective
+        further, size = further_along(self.theta, along)
+        ahead = objective.linearised(further, self.step, self.omega, first_order=True)
         curvature = tree_map(lambda a, b: (a - b) / size, ahead.gradient, self.gradient)
-        slopes = (ahead.losses - self.losses) / size
-        return curvature, objective.teacher_gradient(self.omega, step, slopes)
+        if objective.teacher.shapes_loss:
+            return curvature, (ahead.logits - self.logits) / size
+        return curvature, (ahead.losses - self.losses) / size
 
-    def pull_back_teacher(self, along: Params, objective: Objective, step: Step) -> Params:
-        slopes = FiniteDifferences(objective).directional(self.theta, step, along)[1]
-        return objective.teacher_gradient(self.omega, step, slopes)
+    def moved(self, along: Params) -> Tensor:
+        return self.source.directional(self.theta, self.step, along)[1]
 
 
-def _ahead(theta: Params, along: Params) -> tuple[Params, float]:
+def further_along(theta: Params, along: Params) -> tuple[Params, float]:
     """(theta + s along, s)."""
     eps = max(torch.finfo(leaf.dtype).eps for leaf in theta.values())
     size = eps ** (2 / 5) / max(norm(along), 1e-300)

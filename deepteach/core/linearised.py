@@ -1,10 +1,21 @@
-"""The gradient of one step with its graph, and the derivatives taken from it."""
+"""The gradient of one step with its graph, and the derivatives taken from it.
+
+Where the features are held, L = sum_k u_k l_k(z_k; omega) depends on theta through the
+logits z alone, and the teacher's part of <g, dv> is that of the small function
+
+    d/domega sum_k u_k <dl_k/dz, dz_k>,    dz = J_z dv.
+
+A teacher that only weighs needs less of dz: the slopes <dl_k/dz, dz_k> of the losses.
+Both are called `moved` here: how a direction of theta moves the batch. They come without
+another pass, as derivatives of <g, dv> with respect to a leaf: u for the slopes, and for dz
+a zero added to the cotangent of the logits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,48 +23,51 @@ from torch import Tensor
 from deepteach.errors import ConfigError
 from deepteach.tree import Params, dot
 
-if TYPE_CHECKING:
-    from deepteach.core.objective import Objective
-    from deepteach.core.record import Step
-
 
 @dataclass
 class Linearised:
-    """g and its graph at one replayed step."""
+    """g and its graph at one replayed step.
+
+    `leaf` is what the derivative of <g, dv> is `moved` with respect to; `respond` turns
+    `moved` into the teacher's gradient, or is None where theta moves the features as well
+    and theta and omega are differentiated together.
+    """
 
     theta: Params
     omega: Params
-    weights: Tensor
+    leaf: Tensor
     gradient: Params
     losses: Tensor
+    logits: Tensor
     value: Tensor
     used: frozenset[str]
     """Parameters that the loss depends on; the others have no gradient, as in torch."""
+    respond: Callable[[Tensor], Params] | None
 
-    def pull_back(self, along: Params, objective: Objective, step: Step) -> tuple[Params, Params]:
+    def pull_back(self, along: Params) -> tuple[Params, Params]:
         """(grad_theta <g, along>, grad_omega <g, along>): one double backward for both."""
-        if not objective.linear:
+        if self.respond is None:
             inner = self._inner(along)
             joint = gradients(inner, {**_prefixed("t", self.theta), **_prefixed("o", self.omega)})
             return _unprefixed("t", joint), _unprefixed("o", joint)
-        curvature, slopes = self.products(along)
-        return curvature, objective.teacher_gradient(self.omega, step, slopes)
+        curvature, moved = self.products(along)
+        return curvature, self.respond(moved)
 
-    def pull_back_teacher(self, along: Params, objective: Objective, step: Step) -> Params:
+    def pull_back_teacher(self, along: Params) -> Params:
         """grad_omega <g, along> alone."""
-        if not objective.linear:
+        if self.respond is None:
             return gradients(self._inner(along), self.omega)
-        return objective.teacher_gradient(self.omega, step, self.slopes(along))
+        return self.respond(self.moved(along))
 
     def products(self, along: Params) -> tuple[Params, Tensor]:
-        """(H along, J along) of a linear objective: by parameter, and by sample."""
-        joint = gradients(self._inner(along), {**_prefixed("t", self.theta), "u": self.weights})
-        slopes = joint.pop("u")
-        return _unprefixed("t", joint), slopes
+        """(H along, how `along` moves the batch) where the features are held."""
+        joint = gradients(self._inner(along), {**_prefixed("t", self.theta), "leaf": self.leaf})
+        moved = joint.pop("leaf")
+        return _unprefixed("t", joint), moved
 
-    def slopes(self, along: Params) -> Tensor:
-        """J along alone, `(batch,)`."""
-        return gradients(self._inner(along), {"u": self.weights})["u"]
+    def moved(self, along: Params) -> Tensor:
+        """How `along` moves the batch, alone."""
+        return gradients(self._inner(along), {"leaf": self.leaf})["leaf"]
 
     def _inner(self, along: Params) -> Tensor:
         return dot(self.gradient, {name: leaf.detach() for name, leaf in along.items()})
@@ -102,7 +116,7 @@ def _unprefixed(mark: str, tree: Params) -> Params:
     return {name.removeprefix(start): leaf for name, leaf in tree.items() if name.startswith(start)}
 
 
-def _refuse_cut(gradient: Sequence[Tensor | None]) -> None:
+def refuse_cut(gradient: Sequence[Tensor | None]) -> None:
     """Refuse an operation whose backward pass has no derivative.
 
     torch marks it by an error node, but `torch.autograd.grad` runs only the nodes on the way

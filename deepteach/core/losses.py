@@ -9,17 +9,13 @@ from torch import Tensor, nn
 
 from deepteach.core.snapshot import Snapshot
 from deepteach.errors import ConfigError
-
-
-def _margin(scores: Tensor, labels: Tensor) -> Tensor:
-    """Score of the given label minus the best score of any other, `(batch,)`."""
-    own = scores.gather(1, labels.unsqueeze(1))
-    others = scores.scatter(1, labels.unsqueeze(1), -torch.inf)
-    return own.squeeze(1) - others.amax(1)
-
+from deepteach.names import known
 
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
+"""`(logits, labels) -> (batch,)`."""
+
 ValidationLoss = Callable[[Tensor, Tensor], Tensor]
+"""`(logits, labels) -> scalar`."""
 
 
 def normalise(log_weights: Tensor) -> Tensor:
@@ -46,11 +42,6 @@ def expected_accuracy_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return 1 - logits.softmax(1).gather(1, labels.unsqueeze(1)).mean()
 
 
-VALIDATION_LOSSES: dict[str, ValidationLoss] = {
-    "nll": nn.functional.cross_entropy,
-    "expected_accuracy": expected_accuracy_loss,
-}
-
 NOTHING = -1e4
 """Log weight of a dropped sample: exp of it is 0 in every precision, and it is finite."""
 
@@ -75,3 +66,33 @@ def smooth_error(logits: Tensor, labels: Tensor, sharpness: float = 50.0) -> Ten
     p = logits.softmax(1)
     own = p.gather(1, labels.unsqueeze(1)).squeeze(1)
     return (2 * torch.sigmoid(sharpness * (p.amax(1) - own)) - 1).mean()
+
+
+VALIDATION_LOSSES: dict[str, ValidationLoss] = {
+    "nll": nn.functional.cross_entropy,
+    "expected_accuracy": expected_accuracy_loss,
+    "smooth_error": smooth_error,
+}
+"""What a teacher may be taught to lower, by name."""
+
+
+def validation_loss_of(
+    named: str | ValidationLoss | None, sample_loss: SampleLoss
+) -> ValidationLoss:
+    """The loss of a trusted batch: by name, as given, or the mean of the samples' own loss.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if named is None:
+        if sample_loss is cross_entropy:
+            return VALIDATION_LOSSES["nll"]
+        return lambda logits, labels: sample_loss(logits, labels).mean()
+    return known("validation_loss", named, VALIDATION_LOSSES) if isinstance(named, str) else named
+
+
+def margin(scores: Tensor, labels: Tensor) -> Tensor:
+    """Score of the given label minus the best score of any other, `(batch,)`."""
+    own = scores.gather(1, labels.unsqueeze(1))
+    others = scores.scatter(1, labels.unsqueeze(1), -torch.inf)
+    return own.squeeze(1) - others.amax(1)

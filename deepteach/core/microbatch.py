@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from deepteach.core.linearised import Linearised, gradients
-from deepteach.core.objective import Objective, Validation
+from deepteach.core.nested import rows_of, size_of
+from deepteach.core.objective import Objective
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Snapshot
-from deepteach.core.student import Inputs, Outputs
+from deepteach.core.student import Outputs
+from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError
 from deepteach.rng import generator_states, replayed, same_states
 from deepteach.tree import Params, tree_map, zeros_like
@@ -40,10 +42,15 @@ class MicroBatched(Objective):
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ConfigError(f"micro_batch must be 1 or more, got {self.size}")
-        if not self.linear:
+        if not self.held:
             raise ConfigError(
                 "micro_batch needs weights that are constants of the student's parameters: drop "
-                "it, or through_weights and loss-shaping teachers"
+                "it, or through_weights"
+            )
+        if self.teacher.shapes_loss and not self.teacher.per_sample:
+            raise ConfigError(
+                f"micro_batch splits a batch, but {type(self.teacher).__name__} shapes a sample's "
+                "loss by the others of its batch: drop micro_batch"
             )
 
     def refuse_ties(self, drew: bool) -> None:
@@ -64,35 +71,28 @@ class MicroBatched(Objective):
 
     def parts(self, step: Step) -> Iterator[Step]:
         """The step's samples, `size` at a time; weights stay normalised over the batch."""
-        count = len(step.labels)
-        for start in range(0, count, self.size):
-            rows = slice(start, start + self.size)
-            seen = step.snapshot
-            snapshot = Snapshot(
-                seen.internal[rows],
-                seen.logits[rows],
-                seen.labels[rows],
-                seen.losses[rows],
-                seen.clock,
-            )
-            yield replace(
-                step,
-                inputs=sliced(step.inputs, rows, count),
-                labels=step.labels[rows],
-                snapshot=snapshot,
-                weights=step.weights[rows],
-                shared=None,
-            )
+        first = 0
+        for seen in step.passes:
+            count = size_of(seen.labels)
+            for start in range(0, count, self.size):
+                rows = slice(start, min(start + self.size, count))
+                within = slice(first + rows.start, first + rows.stop)
+                part = replace(
+                    seen,
+                    inputs=rows_of(seen.inputs, rows, count),
+                    labels=rows_of(seen.labels, rows, count),
+                )
+                yield replace(
+                    step,
+                    passes=(part,),
+                    snapshot=step.snapshot.rows(within),
+                    weights=step.weights[within],
+                )
+            first += count
 
     def replay(self, theta: Params, step: Step) -> Snapshot:
         seen = [super(MicroBatched, self).replay(theta, part) for part in self.parts(step)]
-        return Snapshot(
-            torch.cat([part.internal for part in seen]),
-            torch.cat([part.logits for part in seen]),
-            step.labels,
-            torch.cat([part.losses for part in seen]),
-            step.snapshot.clock,
-        )
+        return seen[0].followed_by(*seen[1:])
 
     def linearised(
         self, theta: Params, step: Step, omega: Params, *, first_order: bool = False
@@ -106,11 +106,15 @@ class MicroBatched(Objective):
         return ChunkedGradient(
             theta=theta,
             omega=omega,
-            weights=step.weights,
+            leaf=step.weights,
             gradient=total,
             losses=torch.cat([part.losses for part in found]),
+            logits=torch.cat([part.logits for part in found]),
             value=torch.stack([part.value for part in found]).sum(),
             used=frozenset().union(*(part.used for part in found)),
+            respond=partial(self.teacher_gradient, omega, step.snapshot),
+            objective=self,
+            step=step,
         )
 
     def whole(self, theta: Params, part: Step, omega: Params, *, first_order: bool) -> Linearised:
@@ -121,49 +125,51 @@ class MicroBatched(Objective):
         pairs = [
             super(MicroBatched, self).directional(theta, part, along) for part in self.parts(step)
         ]
-        losses, slopes = zip(*pairs, strict=True)
-        return torch.cat(losses), torch.cat(slopes)
+        losses, moved = zip(*pairs, strict=True)
+        return torch.cat(losses), torch.cat(moved)
 
 
+@dataclass
 class ChunkedGradient(Linearised):
     """g without a graph; its derivatives are sums over chunks that are replayed."""
 
-    def pull_back(self, along: Params, objective: Objective, step: Step) -> tuple[Params, Params]:
-        curvature, slopes = zeros_like(self.theta), []
-        for part in self._chunks(objective, step):
-            product, slope = part.products(along)
+    objective: MicroBatched
+    step: Step
+
+    def products(self, along: Params) -> tuple[Params, Tensor]:
+        curvature, moved = zeros_like(self.theta), []
+        for part in self._chunks():
+            product, own = part.products(along)
             curvature = tree_map(torch.add, curvature, product)
-            slopes.append(slope)
-        return curvature, objective.teacher_gradient(self.omega, step, torch.cat(slopes))
+            moved.append(own)
+        return curvature, torch.cat(moved)
 
-    def pull_back_teacher(self, along: Params, objective: Objective, step: Step) -> Params:
-        slopes = [part.slopes(along) for part in self._chunks(objective, step)]
-        return objective.teacher_gradient(self.omega, step, torch.cat(slopes))
+    def moved(self, along: Params) -> Tensor:
+        return torch.cat([part.moved(along) for part in self._chunks()])
 
-    def _chunks(self, objective: Objective, step: Step) -> Iterator[Linearised]:
-        assert isinstance(objective, MicroBatched)
-        for part in objective.parts(step):
-            yield objective.whole(self.theta, part, self.omega, first_order=False)
+    def _chunks(self) -> Iterator[Linearised]:
+        for part in self.objective.parts(self.step):
+            yield self.objective.whole(self.theta, part, self.omega, first_order=False)
 
 
 class MicroValidation(Validation):
     """The validation gradient in chunks; the loss must be a mean over samples."""
 
     def gradient(self, theta: Params) -> Params:
-        objective, count = self._objective, len(self._labels)
+        objective, count = self._objective, size_of(self._labels)
         assert isinstance(objective, MicroBatched)
         student = objective.student
         theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
         total, logits, internal, mean = zeros_like(theta), [], [], 0.0
         for start in range(0, count, objective.size):
             rows = slice(start, start + objective.size)
-            labels = self._labels[rows]
+            labels = rows_of(self._labels, rows, count)
             with torch.enable_grad(), replayed(None):
                 drawn = generator_states(labels.device)
-                inputs = sliced(self._inputs, rows, count)
+                inputs = rows_of(self._inputs, rows, count)
                 outputs = student.functional(theta, student.buffers(), inputs)
                 objective.refuse_ties(not same_states(drawn, generator_states(labels.device)))
-                value = self._scalar(outputs.logits, labels) * (len(labels) / count)
+                value = self._scalar(outputs.logits, labels) * (size_of(labels) / count)
                 total = tree_map(torch.add, total, gradients(value, theta))
             mean += float(value.detach())
             logits.append(outputs.logits.detach())
@@ -187,7 +193,7 @@ class MicroValidation(Validation):
         """Two chunks in one pass: their logits must be those of two passes."""
         assert self.outputs is not None
         rows = slice(0, 2 * objective.size)
-        inputs = sliced(self._inputs, rows, len(self._labels))
+        inputs = rows_of(self._inputs, rows, size_of(self._labels))
         with torch.no_grad(), replayed(None):
             student = objective.student
             together = student.functional(theta, student.buffers(), inputs).logits
@@ -197,15 +203,3 @@ class MicroValidation(Validation):
                 "micro_batch needs samples that do not depend on the rest of their batch, but "
                 "this student's logits do: drop micro_batch"
             )
-
-
-def sliced(inputs: Inputs, rows: slice, count: int) -> Inputs:
-    """The rows of every tensor that has one per sample."""
-
-    def take(value: Any) -> Any:
-        ours = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
-        return value[rows] if ours else value
-
-    if isinstance(inputs, dict):
-        return {key: take(value) for key, value in inputs.items()}
-    return tuple(map(take, inputs)) if isinstance(inputs, tuple | list) else take(inputs)

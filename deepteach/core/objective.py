@@ -2,41 +2,42 @@
 
 This file owns the normalisation. The forward step, the reversal and every derivative call
 it, so they cannot disagree on a factor 1/n (the paper's Algorithm 1 and Eq. 2 do). The
-regulariser lambda R is the optimizer's own weight decay and belongs to `rules`.
+regulariser lambda R is the optimizer's own weight decay and belongs to `optim`.
 """
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from deepteach.core.double_backward import TwiceDifferentiable
-from deepteach.core.linearised import Linearised, _refuse_cut, gradients
-from deepteach.core.losses import SampleLoss, ValidationLoss, normalise
+from deepteach.core.linearised import Linearised, gradients, refuse_cut
+from deepteach.core.losses import SampleLoss, normalise
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Clock, Snapshot
-from deepteach.core.student import Inputs, Outputs, Student
+from deepteach.core.student import Outputs, Student
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks
-from deepteach.errors import ConfigError, NumericError
+from deepteach.errors import ConfigError
 from deepteach.rng import replayed
-from deepteach.tree import Params, all_finite
+from deepteach.tree import Params
 
 
 @dataclass
 class Objective:
     """Student, teacher and loss as one differentiable function of (theta, omega).
 
-    With `through_weights` the weights depend on theta through the features and their
-    derivative is taken ("deeper interactions"); without it the features are constants.
-    Where neither that holds nor the teacher shapes the loss itself, L is linear in the
-    weights given the features, which the derivatives below exploit.
+    L = sum_k u_k l_k, u the teacher's normalised weights, l the student's own loss or one
+    that the teacher shapes. With `through_weights` what the teacher reads depends on theta,
+    and that derivative is taken ("deeper interactions"); without it the features are held
+    constant, and L depends on theta through the logits alone, which the derivatives below
+    exploit.
 
     On several ranks a batch is spread over them. The normaliser is that of the whole batch;
     values and gradients are this rank's part, and L and its gradient the sums of the parts.
@@ -53,31 +54,28 @@ class Objective:
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """`(batch,)` losses; refuses a loss that already averages."""
         losses = self.loss(outputs.logits, labels)
-        if losses.shape != labels.shape[:1]:
-            raise ConfigError(
-                f"loss must return one value per sample, shape ({len(labels)},), got "
-                f"{tuple(losses.shape)}: use reduction='none'"
-            )
+        self._check_losses(losses, len(outputs.internal), "loss")
         return losses
 
-    def snapshot(self, outputs: Outputs, labels: Tensor, clock: Clock) -> Snapshot:
+    def snapshot(
+        self,
+        outputs: Outputs,
+        labels: Tensor,
+        clock: Clock,
+        index: Tensor | None = None,
+        group: Tensor | None = None,
+    ) -> Snapshot:
         losses = self.sample_losses(outputs, labels)
-        return Snapshot(outputs.internal, outputs.logits, labels, losses, clock)
+        return Snapshot(outputs.internal, outputs.logits, labels, losses, clock, index, group)
 
     @property
-    def through(self) -> bool:
-        return self.through_weights or self.teacher.through
-
-    @property
-    def linear(self) -> bool:
-        """omega enters only through weights that are constant in theta."""
-        return not (self.through or self.teacher.shapes_loss)
+    def held(self) -> bool:
+        """What the teacher reads is constant in theta."""
+        return not (self.through_weights or self.teacher.through)
 
     def weights(self, omega: Params, snapshot: Snapshot) -> Tensor:
-        """u(omega) of a batch, `(batch,)`; features detached unless `through`."""
-        if self.teacher.shapes_loss:
-            return torch.full_like(snapshot.losses, 1 / self.ranks.size(len(snapshot.losses)))
-        seen = snapshot if self.through else snapshot.detach()
+        """u(omega) of a batch, `(batch,)`; features detached where they are held."""
+        seen = snapshot.detach() if self.held else snapshot
         log_weights = functional_call(self.teacher, omega, (seen,))
         if self.ranks.count > 1:
             shares, count = self.ranks.shares(log_weights)
@@ -87,20 +85,44 @@ class Objective:
             return normalise(log_weights).to(seen.losses.dtype)
         return (log_weights.exp() / len(log_weights)).to(seen.losses.dtype)
 
-    def value(self, omega: Params, snapshot: Snapshot, weights: Tensor | None = None) -> Tensor:
-        """L without lambda R, a scalar; `weights` are those of `snapshot` if known already."""
-        if self.teacher.shapes_loss:
-            shaped = functional_call(self.teacher, omega, (snapshot,))
-            if self.ranks.count > 1:
-                return shaped.sum() / self.ranks.size(len(shaped))
-            return shaped.mean()
-        return (self.weights(omega, snapshot) if weights is None else weights) @ snapshot.losses
+    def losses(self, omega: Params, logits: Tensor, snapshot: Snapshot) -> Tensor:
+        """l(z; omega), `(batch,)`, as a teacher shapes it that reads `snapshot`."""
+        prefixed = {f"teacher.{name}": leaf for name, leaf in omega.items()}
+        shaped = functional_call(
+            _SampleLosses(self.teacher), prefixed, (logits, snapshot, self.loss)
+        )
+        self._check_losses(shaped, len(snapshot.losses), "sample_losses")
+        return shaped.to(snapshot.losses.dtype)
+
+    def value(
+        self,
+        omega: Params,
+        snapshot: Snapshot,
+        weights: Tensor | None = None,
+        held: Snapshot | None = None,
+    ) -> Tensor:
+        """L without lambda R, a scalar.
+
+        `weights` are those of `snapshot` if known already, `held` what a teacher reads that
+        shapes the loss; it reads `snapshot` itself unless given.
+        """
+        used = self.weights(omega, snapshot) if weights is None else weights
+        if not self.teacher.shapes_loss:
+            return used @ snapshot.losses
+        seen = (snapshot if held is None else held).detach() if self.held else snapshot
+        return used @ self.losses(omega, snapshot.logits, seen)
 
     def replay(self, theta: Params, step: Step) -> Snapshot:
-        """The recorded pass at `theta`: same batch, modes, buffers and random draws."""
-        with replayed(step.generators), self.student.in_modes(step.modes):
-            outputs = self.student.functional(theta, step.buffers, step.inputs)
-        return self.snapshot(outputs, step.labels, step.snapshot.clock)
+        """The recorded passes at `theta`: same batches, modes, buffers and random draws."""
+        seen = step.snapshot
+        parts = []
+        for part in step.passes:
+            with replayed(part.generators), self.student.in_modes(part.modes):
+                outputs = self.student.functional(theta, part.buffers, part.inputs)
+            parts.append(self.snapshot(outputs, part.labels, seen.clock))
+        first, *others = parts
+        snapshot = first.followed_by(*others) if others else first
+        return replace(snapshot, index=seen.index, group=seen.group)
 
     def linearised(
         self, theta: Params, step: Step, omega: Params, *, first_order: bool = False
@@ -110,127 +132,112 @@ class Objective:
         with torch.enable_grad():
             with nullcontext() if first_order else TwiceDifferentiable():
                 snapshot = self.replay(theta, step)
-            weights = step.weights if self.linear else None
-            return self.linearise(theta, snapshot, omega, weights, first_order=first_order)
+            return self.linearise(theta, snapshot, omega, step, first_order=first_order)
 
     def linearise(
         self,
         theta: Params,
         snapshot: Snapshot,
         omega: Params,
-        weights: Tensor | None = None,
+        step: Step,
         *,
         first_order: bool = False,
     ) -> Linearised:
         """As `linearised`, from a pass at hand whose graph begins at `theta`.
 
-        `weights` are the normalised weights of a linear objective; computed if not given.
+        Weights, and what the teacher reads, are those recorded in `step` where they are held.
         """
-        if self.linear:
-            used = self.weights(omega, snapshot) if weights is None else weights
-            used = used.detach().requires_grad_()
-            value = self.value(omega, snapshot, used)
+        leaf, respond, held = torch.zeros(0), None, step.snapshot
+        if self.held:
+            leaf = used = step.weights.detach().requires_grad_()
+            value = self.value(omega, snapshot, used, held)
+            respond = partial(self.teacher_gradient, omega, held)
         else:
-            used = torch.zeros(0)
             omega = {name: leaf.detach().requires_grad_() for name, leaf in omega.items()}
             value = self.value(omega, snapshot)
+        if respond is not None and self.teacher.shapes_loss and not first_order:
+            # A zero added to dL/dz: the derivative of <g, dv> with respect to it is J_z dv.
+            logits = snapshot.logits
+            leaf = torch.zeros_like(logits).requires_grad_()
+            (pull,) = torch.autograd.grad(value, logits, create_graph=True)
+            start, cotangent = logits, pull + leaf
+        else:
+            start, cotangent = value, None
         found = torch.autograd.grad(
-            value, list(theta.values()), create_graph=not first_order, allow_unused=True
+            start,
+            list(theta.values()),
+            cotangent,
+            create_graph=not first_order,
+            allow_unused=True,
         )
         if not first_order and not self.examined:
-            _refuse_cut(found)
+            refuse_cut(found)
             self.examined = True
         pairs = list(zip(theta.items(), found, strict=True))
         gradient = {n: torch.zeros_like(leaf) if g is None else g for (n, leaf), g in pairs}
         return Linearised(
             theta=theta,
             omega=omega,
-            weights=used,
+            leaf=leaf,
             gradient=gradient,
             losses=snapshot.losses.detach(),
+            logits=snapshot.logits.detach(),
             value=value.detach(),
             used=frozenset(name for (name, _), g in pairs if g is not None),
+            respond=respond,
         )
 
     def directional(self, theta: Params, step: Step, along: Params) -> tuple[Tensor, Tensor]:
-        """(l, J along): losses `(batch,)` and their derivative in a direction of theta.
+        """(l, moved): losses `(batch,)`, and how a direction of theta moves the batch.
 
-        First-order forward mode, both detached. Raises NotImplementedError where an
-        operator has no forward rule; the caller then takes `linearised`.
+        That is the losses' derivative `(batch,)`, or the logits' where the teacher shapes
+        the loss. First-order forward mode, both detached. Raises NotImplementedError where
+        an operator has no forward rule; the caller then takes `linearised`.
         """
         with torch.no_grad(), forward_ad.dual_level():
             dual = {
                 name: forward_ad.make_dual(leaf.detach(), along[name])
                 for name, leaf in theta.items()
             }
-            losses, tangent = forward_ad.unpack_dual(self.replay(dual, step).losses)
-        return losses, torch.zeros_like(losses) if tangent is None else tangent
+            snapshot = self.replay(dual, step)
+            losses, slopes = forward_ad.unpack_dual(snapshot.losses)
+            values, moved = losses, slopes
+            if self.teacher.shapes_loss:
+                values, moved = forward_ad.unpack_dual(snapshot.logits)
+        return losses, torch.zeros_like(values) if moved is None else moved
 
-    def teacher_gradient(self, omega: Params, step: Step, slopes: Tensor) -> Params:
-        """grad_omega of u(omega) . slopes, with the features recorded at that step.
+    def teacher_gradient(self, omega: Params, held: Snapshot, moved: Tensor) -> Params:
+        """grad_omega of the derivative of L in a direction of theta.
 
-        `slopes` are the per-sample J dv `(batch,)`. The student is not differentiated: its
-        weights enter g linearly, so only the small teacher is.
+        `held` is the batch as recorded at that step, `moved` what `directional` says of the
+        direction. The student is not differentiated: only the small teacher is.
         """
         omega = {name: leaf.detach().requires_grad_() for name, leaf in omega.items()}
+        held = held.detach()
         with torch.enable_grad():
-            value = self.weights(omega, step.snapshot.detach()) @ slopes
-            return gradients(value, omega)
+            weights = self.weights(omega, held)
+            if not self.teacher.shapes_loss:
+                return gradients(weights @ moved, omega)
+            logits = held.logits.detach().requires_grad_()
+            value = weights @ self.losses(omega, logits, held)
+            (pull,) = torch.autograd.grad(value, logits, create_graph=True)
+            return gradients((pull * moved).sum(), omega)
 
-
-class Validation:
-    """M on one trusted batch: its gradient at any theta, and what the pass showed.
-
-    The module runs in the mode that it is in, on cloned buffers; random draws are undone.
-    Every rank computes all of it, with the same draws: that moves nothing.
-    """
-
-    def __init__(
-        self, objective: Objective, loss: ValidationLoss, inputs: Inputs, labels: Tensor
-    ) -> None:
-        self._objective, self._loss = objective, loss
-        self._inputs, self._labels = inputs, labels
-        self.loss = math.nan
-        self.outputs: Outputs | None = None
-
-    def gradient(self, theta: Params) -> Params:
-        """dM/dtheta at `theta`; leaves `loss` and `outputs` of that pass behind."""
-        student = self._objective.student
-        theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
-        with torch.enable_grad(), replayed(None):
-            self._objective.ranks.same_draws()
-            outputs = student.functional(theta, student.buffers(), self._inputs)
-            value = self._scalar(outputs.logits, self._labels)
-            gradient = gradients(value, theta)
-        self.loss = float(value.detach())
-        self.outputs = Outputs(outputs.logits.detach(), outputs.internal.detach())
-        self._check_finite(gradient)
-        return gradient
-
-    def _scalar(self, logits: Tensor, labels: Tensor) -> Tensor:
-        value = self._loss(logits, labels)
-        if value.dim() != 0:
+    @staticmethod
+    def _check_losses(losses: Tensor, count: int, name: str) -> None:
+        if losses.shape != (count,):
             raise ConfigError(
-                f"validation_loss must return a scalar, got shape {tuple(value.shape)}"
-            )
-        return value
-
-    def _check_finite(self, gradient: Params) -> None:
-        sound = math.isfinite(self.loss) and all_finite(gradient.values())
-        if self._objective.ranks.any(not sound):
-            raise NumericError(
-                "the validation loss or its gradient is not finite; nothing was changed: "
-                "check the trusted samples, or lower the student's learning rate"
+                f"{name} must return one value per sample, shape ({count},), got "
+                f"{tuple(losses.shape)}: use reduction='none'"
             )
 
-    def snapshot(self, clock: Clock) -> Snapshot:
-        """The trusted batch as the teacher's features may fit on it."""
-        assert self.outputs is not None
-        return self._objective.snapshot(self.outputs, self._labels, clock)
 
-    def accuracy(self) -> float | None:
-        """Share of right predictions, where labels are class indices."""
-        assert self.outputs is not None
-        if self._labels.is_floating_point() or self._labels.dim() != 1:
-            return None
-        return float((self.outputs.logits.argmax(1) == self._labels).float().mean())
+class _SampleLosses(nn.Module):
+    """`sample_losses` of a teacher as a forward pass, so that its parameters can be given."""
+
+    def __init__(self, teacher: AbstractTeacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, logits: Tensor, snapshot: Snapshot, loss: SampleLoss) -> Tensor:
+        return self.teacher.sample_losses(logits, snapshot, loss)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -309,17 +309,39 @@ _RULES: dict[type[torch.optim.Optimizer], Rule] = {
 }
 
 
+def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer inside wrappers that hold it as `.optimizer`, as accelerate's does."""
+    inner = getattr(optimizer, "optimizer", None)
+    return unwrapped(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
+
+
 def rule_for(optimizer: torch.optim.Optimizer) -> Rule:
-    """The rule of an optimizer; an unknown one is refused by name."""
+    """The rule that an optimizer brings (`optimizer.rule`), or that of its class.
+
+    A subclass that does not override `step` is the class that it comes from.
+
+    Raises:
+        ConfigError: no rule is known, with the remedy.
+    """
     own = getattr(optimizer, "rule", None)
-    rule = own if isinstance(own, Rule) else _RULES.get(type(optimizer))
-    if rule is None:
-        known = ", ".join(f"torch.optim.{kind.__name__}" for kind in _RULES)
-        raise ConfigError(
-            f"no exact step rule is known for {type(optimizer).__name__}: use one of {known}, "
-            "or pass a deepteach.core.optim.Rule of your own as Coach(rule=...)"
-        )
-    return rule
+    if isinstance(own, Rule):
+        return own
+    step = _bare(type(optimizer).step)
+    for kind in type(optimizer).__mro__:
+        if kind in _RULES and step is _bare(kind.step):
+            return _RULES[kind]
+    known = ", ".join(f"torch.optim.{kind.__name__}" for kind in _RULES)
+    raise ConfigError(
+        f"no exact step rule is known for {type(optimizer).__name__}: use one of {known}, "
+        "or pass a deepteach.core.optim.Rule of your own as Coach(rule=...)"
+    )
+
+
+def _bare(function: Any) -> Any:
+    """A method without the wrappers that torch puts around every optimizer's step."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
 
 
 def _trees(state: State) -> list[Params]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torch import Tensor
 
-from deepteach.core.linearised import Linearised
 from deepteach.core.optim import Hyper, State
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Inputs
@@ -15,44 +15,63 @@ from deepteach.rng import States
 from deepteach.tree import Params
 
 
-@dataclass
-class Step:
-    """What one optimizer step saw, so that it can be replayed exactly.
+@dataclass(frozen=True)
+class Pass:
+    """One pass of the student: its batch, and all that decides what comes out.
 
-    `weights` are the u of that step and `value` its loss; `generators` the state of every random
-    generator that the pass consumed (None if it consumed nothing); `hyper` is filled in
-    when the optimizer has stepped; `state` is what the adjoint chose to keep.
+    `buffers` are those before the pass, `modes` the `training` flags of the submodules,
+    `generators` the states of the random generators that it drew from (None if it drew
+    nothing).
     """
 
     inputs: Inputs
     labels: Tensor
-    snapshot: Snapshot
-    weights: Tensor
-    value: Tensor
     buffers: Params
     modes: tuple[bool, ...]
     generators: States | None
-    hyper: dict[str, Hyper] = field(default_factory=dict)
-    state: State | None = None
-    shared: Linearised | None = None
-    """The training pass itself, with its graph, where the sweep can start from it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step saw.
+
+    `passes` are one, or several where gradients were accumulated; `snapshot` is what the
+    teacher saw of them, without a graph. `weights` are the u of that step `(batch,)` and
+    `value` its loss; `hyper` what the optimizer used, by parameter; `state` what the adjoint
+    chose to keep.
+    """
+
+    passes: tuple[Pass, ...]
+    snapshot: Snapshot
+    weights: Tensor
+    value: Tensor
+    hyper: dict[str, Hyper]
+    state: State | None
 
 
 def pack_step(step: Step) -> dict[str, Any]:
     """A recorded step as nested plain containers of tensors."""
-    # A shared pass is only a short cut: without it the sweep replays the step.
-    step.shared = None
-    fields = {name: getattr(step, name) for name in Step.__dataclass_fields__}
-    snapshot = {name: getattr(step.snapshot, name) for name in Snapshot.__dataclass_fields__}
-    state = None if step.state is None else step.state._asdict()
-    hyper = {name: asdict(h) for name, h in step.hyper.items()}
-    snapshot["clock"] = asdict(step.snapshot.clock)
-    return {**fields, "snapshot": snapshot, "hyper": hyper, "state": state}
+    return {
+        "passes": [_fields(seen) for seen in step.passes],
+        "snapshot": {**_fields(step.snapshot), "clock": asdict(step.snapshot.clock)},
+        "weights": step.weights,
+        "value": step.value,
+        "hyper": {name: asdict(h) for name, h in step.hyper.items()},
+        "state": None if step.state is None else step.state._asdict(),
+    }
 
 
-def unpack_step(item: dict[str, Any]) -> Step:
-    """The inverse of `pack_step`."""
-    snapshot = Snapshot(**{**item["snapshot"], "clock": Clock(**item["snapshot"]["clock"])})
-    hyper = {name: Hyper(**h) for name, h in item["hyper"].items()}
-    state = None if item["state"] is None else State(**item["state"])
-    return Step(**{**item, "snapshot": snapshot, "hyper": hyper, "state": state})
+def unpack_step(item: dict[str, Any], kinds: Mapping[str, type[Hyper]]) -> Step:
+    """The inverse of `pack_step`; `kinds` are the classes of `hyper`, by parameter."""
+    return Step(
+        passes=tuple(Pass(**{**seen, "modes": tuple(seen["modes"])}) for seen in item["passes"]),
+        snapshot=Snapshot(**{**item["snapshot"], "clock": Clock(**item["snapshot"]["clock"])}),
+        weights=item["weights"],
+        value=item["value"],
+        hyper={name: kinds.get(name, Hyper)(**h) for name, h in item["hyper"].items()},
+        state=None if item["state"] is None else State(**item["state"]),
+    )
+
+
+def _fields(item: Any) -> dict[str, Any]:
+    return {field.name: getattr(item, field.name) for field in fields(item)}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import Tensor
+
+from deepteach.core.nested import joined, rows_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,14 @@ class Clock:
 class Snapshot:
     """One batch as the teacher may see it.
 
-    internal `(batch, width)`, logits `(batch, classes)`, labels as given, losses `(batch,)`.
+    Args:
+        internal: `(batch, width)` internal states of the student.
+        logits: `(batch, classes)`, or as the module returns them.
+        labels: as given; they may be wrong.
+        losses: `(batch,)` the student's loss of each sample under its given label.
+        clock: where training stands.
+        index: `(batch,)` int64, which samples these are; None where the loop does not say.
+        group: `(batch,)` int64, the source that each comes from; None where unknown.
     """
 
     internal: Tensor
@@ -34,6 +44,8 @@ class Snapshot:
     labels: Tensor
     losses: Tensor
     clock: Clock = Clock()
+    index: Tensor | None = None
+    group: Tensor | None = None
 
     def detach(self) -> Snapshot:
         """The same without a graph: what is held constant."""
@@ -43,3 +55,19 @@ class Snapshot:
             logits=self.logits.detach(),
             losses=self.losses.detach(),
         )
+
+    def rows(self, rows: slice) -> Snapshot:
+        """A part of the batch."""
+        count = len(self.losses)
+        return self._with({n: rows_of(v, rows, count) for n, v in self._columns().items()})
+
+    def followed_by(self, *others: Snapshot) -> Snapshot:
+        """This and others as one batch, at this one's clock."""
+        columns = [part._columns() for part in (self, *others)]
+        return self._with({name: joined([c[name] for c in columns]) for name in columns[0]})
+
+    def _columns(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "clock"}
+
+    def _with(self, columns: dict[str, Any]) -> Snapshot:
+        return replace(self, **columns)

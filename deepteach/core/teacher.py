@@ -1,7 +1,7 @@
 """Teachers: from a snapshot of a batch to the logarithm of each sample's raw weight.
 
 Normalising the weights is not the teacher's business but the objective's
-(`objective.normalise`), which is why a teacher answers in logarithms: no logit, however
+(`losses.normalise`), which is why a teacher answers in logarithms: no logit, however
 large, can then turn a batch into 0/0.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from deepteach.core.losses import SampleLoss
 from deepteach.core.snapshot import Snapshot
 
 
@@ -25,14 +27,40 @@ class AbstractTeacher(nn.Module):
     `through_weights` is off (focal loss as published)."""
 
     shapes_loss: bool = False
-    """`forward` returns the `(batch,)` losses themselves, to be averaged, not log weights."""
+    """`sample_losses` takes the place of the student's own loss of a sample."""
 
     per_sample: bool = True
     """What `forward` says of a sample does not depend on the others of its batch, which may
     be on other ranks."""
 
     def forward(self, snapshot: Snapshot) -> Tensor:
+        """Log raw weights, `(batch,)`; 0 (all alike) for a teacher that only shapes the loss."""
+        if self.shapes_loss:
+            return torch.zeros_like(snapshot.losses)
         raise NotImplementedError
+
+    def sample_losses(self, logits: Tensor, snapshot: Snapshot, loss: SampleLoss) -> Tensor:
+        """The losses that the student descends, `(batch,)`, where the teacher `shapes_loss`.
+
+        The objective is sum u l with u the normalised weights of `forward`. Each loss may be
+        any differentiable function of that sample's own `logits`, which carry the student's
+        graph: candidate losses weighed against each other, mixed labels, shifted classes. What
+        is read of `snapshot` (states, recorded logits, losses) is held constant, as a feature.
+
+        Args:
+            logits: `(batch, classes)`, live.
+            snapshot: the batch as the teacher reads it, without a graph unless `through`.
+            loss: the student's own loss, `(logits, labels) -> (batch,)`.
+        """
+        raise NotImplementedError
+
+    def log_trust(self, snapshot: Snapshot) -> Tensor:
+        """What samples are ranked by, `(batch,)`, low where a label is distrusted.
+
+        The log weights; a teacher that distrusts a label otherwise than by its sample's
+        weight (one that mixes labels) answers with that.
+        """
+        return self(snapshot)
 
     def default_adjoint(self) -> Any:
         """The adjoint this teacher needs where the coach is given none; None: any will do."""

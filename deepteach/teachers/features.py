@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.feature import Feature
-from deepteach.core.losses import _margin
+from deepteach.core.losses import margin
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.errors import ConfigError
 from deepteach.teachers.class_indices import class_indices
@@ -70,13 +70,13 @@ class Surface(Feature):
     def forward(self, snapshot: Snapshot) -> Tensor:
         clock, logits = snapshot.clock, snapshot.logits
         predicted = logits.argmax(1).to(logits.dtype) / max(logits.shape[1] - 1, 1)
-        margin = _margin(logits.softmax(1), class_indices(snapshot, "Surface")).clamp(-1, 1)
+        gap = margin(logits.softmax(1), class_indices(snapshot, "Surface")).clamp(-1, 1)
         common = [clock.progress, clock.mean_loss, clock.best_accuracy]
         return torch.cat(
             [
                 logits.new_tensor(common).expand(len(logits), 3),
                 predicted.unsqueeze(1),
-                margin.unsqueeze(1),
+                gap.unsqueeze(1),
             ],
             1,
         )

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient, Window
-from deepteach.core.losses import _margin as margin
-from deepteach.core.losses import log_of, log_probability
-from deepteach.core.objective import Validation
+from deepteach.core.losses import log_of, log_probability, margin
 from deepteach.core.optim import State
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
+from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError
 from deepteach.rng import stream
 from deepteach.teachers.class_indices import class_indices

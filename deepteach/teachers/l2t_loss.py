@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.adjoint.stored import Stored
+from deepteach.core.losses import SampleLoss
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
@@ -21,8 +22,7 @@ class L2TLoss(AbstractTeacher):
     little noise that lets them part, b_k and V at 0 and noise: teaching begins at the loss
     -sigmoid(log p_y). `mix` adds that share of cross-entropy (the authors' code has 0.5).
 
-    Not linear in per-sample weights: derivatives go through the engine's general term, and
-    the sample weights are all 1.
+    The sample weights are all 1.
 
     Raises:
         ConfigError: no slots, a mix outside [0, 1], or labels that are not class indices.
@@ -60,15 +60,15 @@ class L2TLoss(AbstractTeacher):
         head = torch.stack([right.new_tensor(snapshot.clock.progress), right, self.accuracy])
         return torch.cat([head, self.precision]).detach()
 
-    def forward(self, snapshot: Snapshot) -> Tensor:
+    def sample_losses(self, logits: Tensor, snapshot: Snapshot, loss: SampleLoss) -> Tensor:
         labels = class_indices(snapshot, "L2TLoss", "another teacher")
         share = (self.attention @ self.state(snapshot)).softmax(0)
         form, offset = torch.einsum("k,kij->ij", share, self.form), share @ self.offset
-        scores = snapshot.logits[:, : self.classes].log_softmax(1).to(form.dtype) @ form + offset
+        scores = logits[:, : self.classes].log_softmax(1).to(form.dtype) @ form + offset
         shaped = -scores.gather(1, labels.unsqueeze(1)).squeeze(1).sigmoid()
         if not self.mix:
             return shaped
-        return self.mix * snapshot.losses + (1 - self.mix) * shaped
+        return self.mix * loss(logits, labels) + (1 - self.mix) * shaped
 
     @torch.no_grad()
     def fit(self, trusted: Snapshot) -> None:

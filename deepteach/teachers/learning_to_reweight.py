@@ -10,10 +10,10 @@ from torch import Tensor
 from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient, Window
 from deepteach.core.adjoint.one_step import Lookahead
 from deepteach.core.losses import log_of
-from deepteach.core.objective import Validation
 from deepteach.core.optim import State
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
+from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError
 from deepteach.teachers.method import Method, recipe
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.feature import Feature
-from deepteach.core.losses import _margin
+from deepteach.core.losses import margin
 from deepteach.core.snapshot import Snapshot
 from deepteach.errors import ConfigError
 from deepteach.teachers.class_indices import class_indices
@@ -66,10 +66,10 @@ class TrustedProbe(Feature):
         scores = states.to(slope.dtype) @ slope + offset[classes]
         scores = scores / cast(Tensor, self.temperature)
         log_probability = scores.log_softmax(1).gather(1, column.unsqueeze(1)).squeeze(1)
-        margin = _margin(scores, column)
+        gap = margin(scores, column)
         pair = [
             log_probability.clamp(min=self.floor),
-            margin.clamp(self.floor, -self.floor),
+            gap.clamp(self.floor, -self.floor),
         ]
         return (torch.stack(pair, 1) * known.to(slope.dtype).unsqueeze(1)).to(states.dtype)
 

@@ -147,8 +147,6 @@ def assemble(
         validation_loss=settle_validation(config, chosen, loss),
         total_steps=steps_per_epoch(len(data.y_train), schedule.batch_size) * schedule.epochs,
         clip_norm=config.clip_norm,
-        mixed_precision=config.precision != "float32",
-        micro_batch=config.micro_batch,
         **({} if loss is None else {"loss": loss}),
     )
     coach = make_coach(
@@ -157,8 +155,8 @@ def assemble(
         window=schedule.window,
         adjoint=adjoint,
         teacher_optimizer=teacher_optimizer,
+        ranks=ranks,
     )
-    coach.objective.ranks = ranks
     loop = TrainingLoop(
         coach,
         DeviceData.of(data, device),

@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from deepteach.core.adjoint.registry import ADJOINTS
-from deepteach.core.losses import VALIDATION_LOSSES, smooth_error
+from deepteach.core.losses import VALIDATION_LOSSES
 from deepteach.data.noise import Kind
 from deepteach.errors import ConfigError
 from deepteach.names import hint, is_path, known
@@ -40,7 +40,7 @@ GROUPS = ("data", "model", "teacher", "training", "run")
 METHODS_OWN = "method"
 """The value of a setting that leaves the choice to the method."""
 
-LOWERED = {METHODS_OWN: None, **VALIDATION_LOSSES, "smooth_error": smooth_error}
+LOWERED = {METHODS_OWN: None, **VALIDATION_LOSSES}
 """The names of what a teacher may lower."""
 
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from deepteach.core.adjoint.base import FINITE_DIFFERENCE, AbstractAdjoint
 from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.adjoint.stored import Stored
-from deepteach.core.coach import Coach, UpdateRecord
+from deepteach.core.coach import Coach
 from deepteach.core.finite_differences import LONGEST_WINDOW
 from deepteach.core.losses import cross_entropy
+from deepteach.core.update import UpdateRecord
 from deepteach.rng import replayed, stream
 from deepteach.training.build import Built
 from deepteach.training.step import StepRule
@@ -120,13 +121,14 @@ def _cosines(case: Case, window: int, longer: int) -> tuple[float | None, float 
     for number in range(longer):
         case.step_rule.take(coach, *case.batch(number))
     far = coach.meta_gradient(*case.trusted)
-    coach.window = window
-    near = far if longer == window else coach.meta_gradient(*case.trusted)
+    same = longer == window
+    near = far if same else coach.meta_gradient(*case.trusted, window=window)
     differences = None
-    if coach.objective.linear and window <= LONGEST_WINDOW:
-        coach.adjoint = Stored(derivatives=FINITE_DIFFERENCE)
-        differences = cosine(coach.meta_gradient(*case.trusted), near)
-    return (None if longer == window else cosine(near, far)), differences
+    if coach.objective.held and window <= LONGEST_WINDOW:
+        rough = Stored(derivatives=FINITE_DIFFERENCE)
+        found = coach.meta_gradient(*case.trusted, window=window, adjoint=rough)
+        differences = cosine(found, near)
+    return (None if same else cosine(near, far)), differences
 
 
 def _seconds(

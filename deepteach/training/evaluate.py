@@ -43,7 +43,7 @@ def trust(coach: Coach, data: Data) -> Trust:
         log_weights, seen = [], []
         for x, y in zip(data.x_train.split(CHUNK), data.y_train.split(CHUNK), strict=True):
             seen.append(coach.look(x.to(device), y.to(device)))
-            log_weights.append(coach.log_weights_of(teacher, seen[-1]).double())
+            log_weights.append(teacher.log_trust(seen[-1]).double())
     snapshot = _joined(seen)
     weights = normalise(torch.cat(log_weights)) * len(data.y_train)
     return Trust(

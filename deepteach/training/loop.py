@@ -208,8 +208,9 @@ class TrainingLoop:
 
     def _note(self, rows: Tensor, loss: float) -> None:
         weights = self.ranks.whole(self.coach.last_weights, len(rows))
+        trust = self.ranks.whole(self.coach.recorder.last_trust(self.coach.teacher), len(rows))
         own = (rows < len(self.y)).to(self.device)
-        scaled = (weights * len(weights)).to(self.weights.dtype)
+        scaled = (trust * len(trust)).to(self.weights.dtype)
         self.weights[rows.to(self.device)[own]] = scaled[own]
         self._losses += loss
         # Not every teacher's weights sum to 1, and all of a batch's may be 0.

@@ -8,8 +8,7 @@ from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.adjoint.registry import ADJOINTS
 from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.adjoint.stored import Stored
-from deepteach.core.losses import VALIDATION_LOSSES as KNOWN
-from deepteach.core.losses import SampleLoss, ValidationLoss, smooth_error
+from deepteach.core.losses import VALIDATION_LOSSES, SampleLoss, ValidationLoss
 from deepteach.core.optim import rule_for
 from deepteach.names import known
 from deepteach.teachers.method import Method
@@ -20,8 +19,6 @@ WANTED_UPDATES = 200
 
 MIXED_TOLERANCE = 0.1
 """How far a replay in full precision may be from a step in half precision."""
-
-VALIDATION_LOSSES: dict[str, ValidationLoss] = {**KNOWN, "smooth_error": smooth_error}
 
 
 def settle_pace(config: Config, chosen: Method, steps: int, *, leads: bool) -> tuple[int, int]:
@@ -47,23 +44,28 @@ def settle_adjoint(
     """
     half = config.precision != "float32"
     if config.adjoint != "method":
-        return _made(known("adjoint", config.adjoint, ADJOINTS), half), ()
+        return _configured(known("adjoint", config.adjoint, ADJOINTS)(), config), ()
     own = chosen.adjoint or chosen.teacher.default_adjoint()
     if own is not None:
-        return own, ()
+        return _configured(own, config), ()
     reason = _why_not_undone(optimizer, half)
     if reason is None:
-        return Reversed(), ()
+        return _configured(Reversed(), config), ()
     learns = any(leaf.requires_grad for leaf in chosen.teacher.parameters())
     notes = (f"adjoint stored: {reason}",) if learns else ()
-    return _made(Stored, half), notes
+    return _configured(Stored(), config), notes
 
 
-def _made(kind: type[AbstractAdjoint], half: bool) -> AbstractAdjoint:
-    adjoint = kind()
-    if half:
-        adjoint.tolerance = max(adjoint.tolerance, MIXED_TOLERANCE)
-    return adjoint
+def _configured(adjoint: AbstractAdjoint, config: Config) -> AbstractAdjoint:
+    """With the options of the settings that are the adjoint's."""
+    half = config.precision != "float32"
+    if not half and config.micro_batch is None:
+        return adjoint
+    return adjoint.configured(
+        tolerance=max(adjoint.tolerance, MIXED_TOLERANCE) if half else None,
+        micro_batch=config.micro_batch,
+        mixed_precision=half,
+    )
 
 
 def _why_not_undone(optimizer: torch.optim.Optimizer, half: bool) -> str | None:

@@ -38,7 +38,7 @@ class StepRule:
         optimizer.zero_grad()
         half = self.precision == "bf16"
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            loss = coach.loss(x, y)
+            loss = coach.loss(x, y, index=index, group=group)
         loss.backward()
         if self.clip_norm is not None:
             leaves = [leaf for owner in optimizer.param_groups for leaf in owner["params"]]

@@ -39,7 +39,7 @@ def test_loss_without_gradients_is_the_same_and_remembers_nothing() -> None:
     coach = run.coach()
     with torch.no_grad():
         values = [coach.loss(*run.batches[0]) for _ in range(3)]
-    assert coach.steps == 0 and not coach._steps
+    assert coach.steps == 0 and not coach.recorder.steps
     assert torch.equal(values[0], coach.loss(*run.batches[0]).detach())
 
 
@@ -53,7 +53,7 @@ def test_weights_sum_to_the_batch_size_and_change_nothing(name: str, train: bool
     assert same(everything(run, coach), before)
     assert w.shape == y.shape and not w.requires_grad and bool((w >= 0).all())
     assert float(w.sum()) == pytest.approx(len(y), rel=1e-12)
-    assert torch.allclose(w, len(y) * coach.log_weights(x, y).softmax(0))
+    assert torch.allclose(w, len(y) * coach.teacher(coach.look(x, y)).softmax(0))
 
 
 @pytest.mark.parametrize("through", [False, True])

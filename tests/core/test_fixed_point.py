@@ -255,7 +255,7 @@ def same(left: Any, right: Any) -> bool:
 
 def test_what_is_not_the_same_step_is_found() -> None:
     coach, valid = taught(dt.Exact(), 5)
-    coach._steps[2].inputs[0].mul_(1 + 1e-6)  # type: ignore[index]
+    coach.recorder.steps[2].passes[0].inputs[0].mul_(1 + 1e-6)  # type: ignore[index]
     with pytest.raises(ReplayError, match="bits"):
         coach.meta_gradient(*valid)
 
@@ -378,4 +378,4 @@ def test_exact_needs_its_optimizer() -> None:
     with pytest.raises(ConfigError, match="without clipping"):
         changed(run).coach(dt.Exact(), clip_norm=1.0)
     with pytest.raises(ConfigError, match="full precision"):
-        run.coach(dt.Exact(), mixed_precision=True)
+        run.coach(dt.Exact(mixed_precision=True))

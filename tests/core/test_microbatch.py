@@ -17,9 +17,9 @@ FREE = ["mlp", "groupnorm", "layernorm", "encoder", "lstm", "tuple", "dict", "fr
 ADJOINTS = [dt.Reversed, dt.Stored, dt.Checkpointed, dt.Unrolled]
 
 
-def gradient(name: str, window: int, micro: int | None, adjoint: Any, **changes: Any) -> Any:
+def gradient(name: str, window: int, adjoint: Any, **changes: Any) -> Any:
     run = bench(CASE[name], Setting(window, **changes))
-    coach = run.coach(adjoint, micro_batch=micro)
+    coach = run.coach(adjoint)
     run.train(coach)
     return coach.meta_gradient(*run.valid)
 
@@ -29,15 +29,15 @@ def gradient(name: str, window: int, micro: int | None, adjoint: Any, **changes:
 def test_chunks_add_up(name: str, window: int) -> None:
     """Chunks of one, such as leave a rest, and of more than the batch."""
     for kind in ADJOINTS:
-        want = gradient(name, window, None, kind())
+        want = gradient(name, window, kind())
         for micro in (1, 4) if window == 2 else (2, 100):
-            assert off(gradient(name, window, micro, kind()), want) < 1e-12, (kind, micro)
+            assert off(gradient(name, window, kind(micro_batch=micro)), want) < 1e-12, (kind, micro)
 
 
 @pytest.mark.parametrize("window", [1, 2])
 def test_finite_differences_in_chunks(window: int) -> None:
     want, got = (
-        gradient("mlp", window, micro, dt.Stored(derivatives="finite-difference"))
+        gradient("mlp", window, dt.Stored(derivatives="finite-difference", micro_batch=micro))
         for micro in (None, 2)
     )
     assert off(got, want) < 1e-9  # rounding, divided by the step
@@ -45,13 +45,13 @@ def test_finite_differences_in_chunks(window: int) -> None:
 
 @pytest.mark.parametrize("name", ["batchnorm", "dropout"])
 def test_eval_mode_unties_the_samples(name: str) -> None:
-    want = gradient(name, 3, None, dt.Stored(), train=False)
-    assert off(gradient(name, 3, 2, dt.Stored(), train=False), want) < 1e-12
+    want = gradient(name, 3, dt.Stored(), train=False)
+    assert off(gradient(name, 3, dt.Stored(micro_batch=2), train=False), want) < 1e-12
 
 
 def test_no_graph_holds_more_than_a_chunk() -> None:
     run = bench(CASE["mlp"], Setting(5))
-    coach = run.coach(dt.Stored(), micro_batch=2)
+    coach = run.coach(dt.Stored(micro_batch=2))
     run.train(coach)
     sizes: list[int] = []
 
@@ -68,7 +68,7 @@ def test_an_update_reports_the_whole_validation_batch() -> None:
     records = []
     for micro in (None, 3):
         run = bench(CASE["mlp"], Setting(2))
-        coach = run.coach(dt.Stored(), micro_batch=micro)
+        coach = run.coach(dt.Stored(micro_batch=micro))
         run.train(coach)
         records.append(coach.update(run.valid))
     one, other = records
@@ -81,12 +81,12 @@ def test_an_update_reports_the_whole_validation_batch() -> None:
 @pytest.mark.parametrize("name, remedy", [("batchnorm", "eval mode"), ("dropout", "rate to 0")])
 def test_what_ties_samples_is_refused(name: str, remedy: str) -> None:
     with pytest.raises(ConfigError, match=remedy):
-        gradient(name, 2, 2, dt.Stored())
+        gradient(name, 2, dt.Stored(micro_batch=2))
 
 
 def test_a_refused_step_leaves_the_loop_as_it_was() -> None:
     run = bench(CASE["batchnorm"], Setting(2, warmup=0))
-    coach = run.coach(dt.Stored(), micro_batch=2)
+    coach = run.coach(dt.Stored(micro_batch=2))
     before = {name: leaf.clone() for name, leaf in run.module.named_buffers()}
     with pytest.raises(ConfigError, match="micro_batch"):
         coach.loss(*run.batches[0])
@@ -112,7 +112,7 @@ def test_hidden_ties_are_found_by_the_replay() -> None:
     from cases import Case, Net
 
     run = bench(Case("centred", lambda: Net(Centred())), Setting(2))
-    coach = run.coach(dt.Stored(), micro_batch=2)
+    coach = run.coach(dt.Stored(micro_batch=2))
     run.train(coach)
     coach.objective.untied = True  # pyright: ignore
     with pytest.raises(ReplayError, match="other losses"):
@@ -122,13 +122,13 @@ def test_hidden_ties_are_found_by_the_replay() -> None:
 def test_hidden_ties_are_found_on_validation_samples() -> None:
     """A layer that only batches of even size use."""
     with pytest.raises(ConfigError, match="rest of their batch"):
-        gradient("unused", 1, 1, dt.Stored())
+        gradient("unused", 1, dt.Stored(micro_batch=1))
 
 
 def test_moving_weights_are_refused() -> None:
     run = bench(CASE["mlp"], Setting(through_weights=True))
     with pytest.raises(ConfigError, match="through_weights"):
-        run.coach(dt.Stored(), micro_batch=2)
+        run.coach(dt.Stored(micro_batch=2))
 
 
 def test_a_validation_loss_that_is_no_mean_is_refused() -> None:
@@ -140,14 +140,14 @@ def test_a_validation_loss_that_is_no_mean_is_refused() -> None:
 
     for loss in (total, spread):
         with pytest.raises(ConfigError, match="mean over samples"):
-            gradient("mlp", 2, 3, dt.Stored(), validation_loss=loss)
+            gradient("mlp", 2, dt.Stored(micro_batch=3), validation_loss=loss)
 
 
 def test_sizes_and_adjoints_that_cannot_be_are_refused() -> None:
     run = bench(CASE["mlp"], Setting())
     with pytest.raises(ConfigError, match="1 or more, got 0"):
-        run.coach(dt.Stored(), micro_batch=0)
+        run.coach(dt.Stored(micro_batch=0))
     exact = dt.ExactSGD(run.module.parameters(), lr=0.1)
     student = dt.Student(run.module, "head")
     with pytest.raises(ConfigError, match="other bits.*Checkpointed"):
-        dt.Coach(student, exact, run.teacher, adjoint=dt.Exact(), micro_batch=2)
+        dt.Coach(student, exact, run.teacher, adjoint=dt.Exact(micro_batch=2))

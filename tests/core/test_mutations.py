@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,11 +20,14 @@ from oracles import Params, lookahead, off, record, unrolled
 from torch import Tensor
 
 import deepteach as dt
-from deepteach.core import coach, objective, student
+from deepteach.core import objective, student
 from deepteach.core import optim as rules
 from deepteach.core.adjoint import base as adjoint
 from deepteach.core.adjoint import guards
 from deepteach.core.adjoint import one_step as lookahead_module
+from deepteach.core.look_back import LookBack
+from deepteach.core.record import Step
+from deepteach.core.validation import Validation
 
 
 def gap(name: str, kind: Callable[[], dt.AbstractAdjoint], **changes: Any) -> float:
@@ -138,8 +142,8 @@ MUTATIONS = [
     Mutation(
         "sum instead of normalised weights in the replay only",
         *(objective.Objective, "linearise"),
-        "value = self.value(omega, snapshot, used)",
-        "value = self.value(omega, snapshot, used) * len(used)",
+        "value = self.value(omega, snapshot, used, held)",
+        "value = self.value(omega, snapshot, used, held) * len(used)",
         reversed_gap,
     ),
     Mutation(
@@ -179,16 +183,17 @@ MUTATIONS = [
     ),
     Mutation(
         "weights from the features of the present student",
-        *(objective.Objective, "teacher_gradient"),
-        "step.snapshot.detach()",
-        "self.replay({}, step).detach()",
+        *(objective.Objective, "linearised"),
+        "self.linearise(theta, snapshot, omega, step, first_order=first_order)",
+        "self.linearise(theta, snapshot, omega, replace("
+        "step, snapshot=self.replay({}, step).detach()), first_order=first_order)",
         stored_gap,
     ),
     Mutation(
         "weights of the replay from the labels alone",
-        *(objective.Objective, "linearised"),
-        "weights = step.weights if self.linear else None",
-        "weights = torch.full_like(step.weights, 1 / len(step.weights))",
+        *(objective.Objective, "linearise"),
+        "step.weights.detach()",
+        "torch.full_like(step.weights, 1 / len(step.weights))",
         stored_gap,
     ),
     Mutation(
@@ -208,8 +213,8 @@ MUTATIONS = [
     Mutation(
         "Hessian term skipped at the last instead of the earliest step",
         *(adjoint.AbstractAdjoint, "gradient"),
-        "curvature, part = graph.pull_back(pull.gradient, objective, step)",
-        "curvature, part = graph.pull_back(pull.gradient, objective, step); "
+        "curvature, part = graph.pull_back(pull.gradient)",
+        "curvature, part = graph.pull_back(pull.gradient); "
         "curvature = curvature if later is not window.final else zeros_like(curvature)",
         stored_gap,
     ),
@@ -223,14 +228,14 @@ MUTATIONS = [
     Mutation(
         "weights' dependence on the student dropped",
         *(objective.Objective, "weights"),
-        "seen = snapshot if self.through else snapshot.detach()",
+        "seen = snapshot.detach() if self.held else snapshot",
         "seen = snapshot.detach()",
         through_gap,
     ),
     Mutation(
         "weights depend on the student although the gradient is stopped",
         *(objective.Objective, "weights"),
-        "seen = snapshot if self.through else snapshot.detach()",
+        "seen = snapshot.detach() if self.held else snapshot",
         "seen = snapshot",
         stored_gap,
     ),
@@ -251,20 +256,20 @@ MUTATIONS = [
     Mutation(
         "dropout drawn anew in the replay",
         *(objective.Objective, "replay"),
-        "replayed(step.generators)",
+        "replayed(part.generators)",
         "replayed(None)",
         dropout_gap,
     ),
     Mutation(
         "window replayed in the present mode",
         *(objective.Objective, "replay"),
-        "self.student.in_modes(step.modes)",
+        "self.student.in_modes(part.modes)",
         "self.student.in_modes(self.student.modes())",
         switched_mode_gap,
     ),
     Mutation(
         "validation in the other mode",
-        *(objective.Validation, "gradient"),
+        *(Validation, "gradient"),
         "replayed(None):",
         "replayed(None), student.in_modes(tuple(not flag for flag in student.modes())):",
         dropout_gap,
@@ -272,7 +277,7 @@ MUTATIONS = [
     Mutation(
         "replay on the present instead of the recorded buffers",
         *(objective.Objective, "replay"),
-        "step.buffers",
+        "part.buffers",
         "self.student.buffers()",
         running_gap,
     ),
@@ -293,8 +298,8 @@ MUTATIONS = [
     Mutation(
         "lookahead uphill",
         *(lookahead_module.Lookahead, "gradient"),
-        "rule.step(state, graph.gradient, hyper)",
-        "rule.step(state, {n: -g for n, g in graph.gradient.items()}, hyper)",
+        "rule.step(state, gradient, hyper)",
+        "rule.step(state, {n: -g for n, g in gradient.items()}, hyper)",
         lookahead_gap,
     ),
     Mutation(
@@ -330,11 +335,11 @@ def test_mutation_is_caught(monkeypatch: pytest.MonkeyPatch, mutation: Mutation)
     assert caught(monkeypatch, mutation.oracle)
 
 
-def reverse_over_forward(
-    self: objective.Linearised, along: Params, within: objective.Objective, step: objective.Step
-) -> tuple[Params, Params]:
+def reverse_over_forward(self: objective.Linearised, along: Params) -> tuple[Params, Params]:
     """`Linearised.pull_back` by func.grad(func.jvp), wrong through norm layers."""
     along = {name: leaf.detach() for name, leaf in along.items()}
+    assert isinstance(self.respond, partial)
+    within, step = self.respond.func.__self__, REPLAYED[-1]  # type: ignore[attr-defined]
 
     def value(theta: Params, weights: Tensor) -> Tensor:
         return weights @ within.replay(theta, step).losses
@@ -343,8 +348,22 @@ def reverse_over_forward(
         return torch.func.jvp(lambda t: value(t, weights), (theta,), (along,))[1]
 
     theta = {name: leaf.detach() for name, leaf in self.theta.items()}
-    curvature, slopes = torch.func.grad(slope, (0, 1))(theta, self.weights.detach())
-    return curvature, within.teacher_gradient(self.omega, step, slopes)
+    curvature, slopes = torch.func.grad(slope, (0, 1))(theta, self.leaf.detach())
+    return curvature, self.respond(slopes)
+
+
+REPLAYED: list[Step] = []
+"""The steps that were linearised, the last one at last."""
+
+
+def remembering(
+    self: objective.Objective, theta: Params, snapshot: Any, omega: Params, step: Step, **kind: Any
+) -> objective.Linearised:
+    REPLAYED.append(step)
+    return linearise(self, theta, snapshot, omega, step, **kind)
+
+
+linearise = objective.Objective.linearise
 
 
 @pytest.mark.parametrize("name, right", [("mlp", True), ("layernorm", False), ("batchnorm", False)])
@@ -353,6 +372,7 @@ def test_reverse_over_forward_is_caught(
 ) -> None:
     """The mutant agrees without a norm layer, so it is the mode that errs."""
     assert gap(name, dt.Stored, window=4) < TOLERANCE["adjoints"]
+    monkeypatch.setattr(objective.Objective, "linearise", remembering)
     monkeypatch.setattr(objective.Linearised, "pull_back", reverse_over_forward)
     assert caught(monkeypatch, lambda: gap(name, dt.Stored, window=4)) is not right
 
@@ -360,12 +380,11 @@ def test_reverse_over_forward_is_caught(
 def test_rate_read_after_the_step_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scheduler between the step and the meta-gradient must not change recorded rates."""
 
-    def late(self: coach.Coach, steps: list[Any], validation: Any) -> adjoint.MetaGradient:
-        for step in steps:
-            step.hyper = self._hyper(self._parameters())
-        return original(self, steps, validation)
+    def late(self: LookBack, steps: list[Step], *rest: Any) -> adjoint.MetaGradient:
+        now = self.recorder.hyper(self.recorder.parameters())
+        return original(self, [replace(step, hyper=now) for step in steps], *rest)
 
-    original = coach.Coach._differentiate
+    original = LookBack.__call__
     assert stored_gap() < TOLERANCE["adjoints"]
-    monkeypatch.setattr(coach.Coach, "_differentiate", late)
+    monkeypatch.setattr(LookBack, "__call__", late)
     assert caught(monkeypatch, stored_gap)

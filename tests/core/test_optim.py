@@ -17,6 +17,7 @@ from deepteach.core.optim import (
     longest_reversal,
     read_state,
     rule_for,
+    unwrapped,
 )
 from deepteach.errors import ConfigError
 
@@ -152,11 +153,47 @@ def test_what_the_rule_does_not_model_is_refused(option: str, value: Any) -> Non
 
 def test_unknown_optimizers_are_refused_by_name() -> None:
     class MySGD(torch.optim.SGD):
-        """A subclass may step otherwise."""
+        """It steps otherwise."""
+
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
 
     for kind in (torch.optim.Adagrad, torch.optim.RMSprop, MySGD):
         with pytest.raises(ConfigError, match=rf"{kind.__name__}.*torch\.optim\.SGD"):
             rule_for(kind([torch.zeros(1)], lr=0.1))  # pyright: ignore
+
+
+def test_a_subclass_that_does_not_step_otherwise_is_what_it_comes_from() -> None:
+    class Named(torch.optim.SGD):
+        def __init__(self, parameters: Any, name: str) -> None:
+            super().__init__(parameters, lr=0.1, momentum=0.9)
+            self.name = name
+
+    class Twice(Named):
+        pass
+
+    class Decoupled(torch.optim.AdamW):
+        pass
+
+    leaf = torch.zeros(1, requires_grad=True)
+    for _ in range(2):  # torch wraps a class's step when it is first used
+        assert isinstance(rule_for(Twice([leaf], "a")), MomentumSGD)
+        assert isinstance(rule_for(Decoupled([leaf])), AdamRule)
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As accelerate's: holds the optimizer that steps."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+
+def test_a_wrapped_optimizer_is_the_one_inside() -> None:
+    inner = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    assert unwrapped(Wrapper(Wrapper(inner))) is inner and unwrapped(inner) is inner
 
 
 @pytest.mark.parametrize("hyper, remedy", [(Hyper(0.1), "momentum 0"), (NESTEROV["a"], "Nesterov")])

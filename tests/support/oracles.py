@@ -37,11 +37,25 @@ def sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return -logits.log_softmax(1)[torch.arange(len(labels)), labels]
 
 
-def weighted(teacher: dt.AbstractTeacher, said: Tensor, losses: Tensor) -> Tensor:
-    """The training loss as written, from what the teacher says of a batch."""
+class Shaped(nn.Module):
+    """A teacher's `sample_losses`, to be called with given parameters."""
+
+    def __init__(self, teacher: dt.AbstractTeacher) -> None:
+        super().__init__()
+        self.inner = teacher
+
+    def forward(self, logits: Tensor, seen: dt.Snapshot) -> Tensor:
+        return self.inner.sample_losses(logits, seen, sample_losses)
+
+
+def weighted(
+    teacher: dt.AbstractTeacher, omega: Params, seen: dt.Snapshot, logits: Tensor, losses: Tensor
+) -> Tensor:
+    """The training loss as written, of a teacher that reads `seen`."""
+    w = functional_call(teacher, omega, (seen,)).exp()
     if teacher.shapes_loss:
-        return said.mean()
-    w = said.exp()
+        named = {f"inner.{name}": leaf for name, leaf in omega.items()}
+        losses = functional_call(Shaped(teacher), named, (logits, seen))
     return (w * losses).sum() / (w.sum() if teacher.normalised else len(w))
 
 
@@ -132,9 +146,9 @@ def unrolled(recording: Recording) -> Params:
             logits, internal = look(case, m.module, theta, m.inputs)
             losses = sample_losses(logits, m.labels)
             seen = dt.Snapshot(internal, logits, m.labels, losses, m.snapshot.clock)
-            if not (setting.through_weights or run.teacher.through or run.teacher.shapes_loss):
+            if not (setting.through_weights or run.teacher.through):
                 seen = m.snapshot
-            value = weighted(run.teacher, functional_call(run.teacher, omega, (seen,)), losses)
+            value = weighted(run.teacher, omega, seen, logits, losses)
             grads = torch.autograd.grad(
                 value, list(theta.values()), create_graph=True, allow_unused=True
             )
@@ -165,14 +179,20 @@ class Frozen(dt.AbstractTeacher):
         super().__init__()
         self.inner, self.normalised, self.through = inner, inner.normalised, inner.through
         self.shapes_loss = inner.shapes_loss
-        self.moves = through_weights or inner.through or inner.shapes_loss
+        self.moves = through_weights or inner.through
         self.played: dt.Snapshot | None = None
 
     def forward(self, snapshot: dt.Snapshot) -> Tensor:
+        return self.inner(self._seen(snapshot))
+
+    def sample_losses(self, logits: Tensor, snapshot: dt.Snapshot, loss: Any) -> Tensor:
+        return self.inner.sample_losses(logits, self._seen(snapshot), loss)
+
+    def _seen(self, snapshot: dt.Snapshot) -> dt.Snapshot:
         if self.played is None:
-            return self.inner(snapshot)
+            return snapshot
         moving = replace(snapshot, clock=self.played.clock)
-        return self.inner(moving if self.moves else self.played)
+        return moving if self.moves else self.played
 
 
 def train_again(
@@ -246,7 +266,7 @@ def lookahead(run: Bench, x: Any, y: Tensor) -> Params:
     logits, internal = look(case, run.module, theta, x)
     losses = sample_losses(logits, y)
     seen = dt.Snapshot(internal.detach(), logits.detach(), y, losses.detach())
-    value = weighted(run.teacher, functional_call(run.teacher, omega, (seen,)), losses)
+    value = weighted(run.teacher, omega, seen, logits, losses)
     grads = torch.autograd.grad(value, list(theta.values()), create_graph=True)
     hat = {name: theta[name] - rates[name] * g for name, g in zip(list(theta), grads, strict=True)}
     logits, _ = look(case, run.module, hat, run.valid[0])
@@ -339,7 +359,7 @@ def unrolled_by(followed: Followed, formula: Formula, clip: float | None = None)
         losses = sample_losses(logits, m.labels)
         seen = dt.Snapshot(internal, logits, m.labels, losses, m.snapshot.clock)
         seen = seen if run.setting.through_weights else m.snapshot
-        value = weighted(run.teacher, functional_call(run.teacher, omega, (seen,)), losses)
+        value = weighted(run.teacher, omega, seen, logits, losses)
         grads = torch.autograd.grad(value, list(theta.values()), create_graph=True)
         if clip is not None:
             total = torch.stack([g.square().sum() for g in grads]).sum().sqrt()

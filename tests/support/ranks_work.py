@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from cases import CASE, Bench, Case, Setting, bench, linear_teacher
+from cases import CASE, CLASSES, Bench, Case, Setting, bench, linear_teacher
+from shaping import Candidates
 from torch import Tensor, nn
 from toy import Probe, dropout, noisy, settings
 
@@ -103,10 +105,11 @@ ADJOINTS: dict[str, tuple[Callable[[], dt.AbstractAdjoint], dict[str, Any]]] = {
     "first order": (dt.FirstOrder, {"window": 1}),
     "through weights": (dt.Stored, {"window": 3, "through_weights": True}),
     "unrolled through weights": (dt.Unrolled, {"window": 3, "through_weights": True}),
-    "micro-batches": (dt.Stored, {"micro_batch": 2}),
+    "micro-batches": (partial(dt.Stored, micro_batch=2), {}),
     "clipped": (dt.Stored, {"clip_norm": 0.2}),
     "differences": (lambda: dt.Stored(derivatives="finite-difference"), {}),
     "not normalised": (dt.Reversed, {"teacher": "mwn"}),
+    "shaped loss": (dt.Reversed, {"window": 3, "teacher": "candidates"}),
 }
 
 
@@ -115,9 +118,12 @@ def meta(name: str) -> dict[str, Tensor]:
     kind, options = ADJOINTS[name]
     options = dict(options)
     run = bench(CASE["mlp"], Setting(sizes=(7, 4, 6, 5)))
-    if options.pop("teacher", None):
-        torch.manual_seed(2)
-        options["teacher"] = dt.MetaWeightNet(5, normalised=False).double()
+    torch.manual_seed(2)
+    match options.pop("teacher", None):
+        case "mwn":
+            options["teacher"] = dt.MetaWeightNet(5, normalised=False).double()
+        case "candidates":
+            options["teacher"] = Candidates([dt.Label(CLASSES, 2), dt.Loss()]).double()
     coach = run.coach(kind(), **options)
     ranks = here()
     for x, y in run.batches:

@@ -13,26 +13,34 @@ docs/paper.md lists the corrections.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy as shallow_copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from deepteach.core.adjoint import guards
 from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
 from deepteach.core.linearised import Linearised
-from deepteach.core.objective import Objective, Validation
+from deepteach.core.objective import Objective
 from deepteach.core.optim import Hyper, Rule, State
 from deepteach.core.record import Step
+from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError, ReplayError
 from deepteach.tree import Params, all_finite, clone, tree_map, zeros_like
 
 EXACT, FINITE_DIFFERENCE = "exact", "finite-difference"
 
+LEAST_MIXED_TOLERANCE = 0.01
+"""Half precision is off by more than the replays' usual tolerance."""
+
 
 @dataclass
 class Window:
     """Recorded steps, oldest first, and the state after the last one.
+
+    `graph` is the training pass of the newest step with its graph, where the sweep can start
+    from it instead of repeating that pass.
 
     The window proper begins at `start`; the older steps are there for adjoints that find
     its first state by running forward from a kept one.
@@ -46,6 +54,8 @@ class Window:
     start: int = 0
     held: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What the optimizer holds after the last step, by parameter."""
+
+    graph: Linearised | None = None
 
     memo: dict[Any, Any] = field(default_factory=dict)
     """The adjoint's own scratch of one sweep."""
@@ -67,6 +77,15 @@ class AbstractAdjoint:
         derivatives: "exact", or "finite-difference" for Hessian-vector and directional
             derivatives along dv by differences of gradients and losses; cheaper and
             approximate, so it has to be asked for (`deepteach doctor` shows its error).
+        micro_batch: compute meta-gradients (replays, their derivatives, the validation
+            gradient) this many samples at a time. Exact; for models whose batch does not fit
+            in memory with its second-order graph.
+        mixed_precision: allow `torch.autocast` and a GradScaler around the training step.
+            Replays run without them, so the meta-gradient is that of the full-precision step:
+            allow for the difference by `Stored(mixed_precision=True, tolerance=0.1)`.
+
+    Raises:
+        ConfigError: an option that this adjoint cannot keep, with the remedy.
     """
 
     before_step: bool = False
@@ -81,12 +100,53 @@ class AbstractAdjoint:
     undoes: bool = False
     """States are found by undoing steps, which needs the very gradients that were used."""
 
-    def __init__(self, tolerance: float = 1e-3, *, derivatives: str = EXACT) -> None:
+    def __init__(
+        self,
+        tolerance: float = 1e-3,
+        *,
+        derivatives: str = EXACT,
+        micro_batch: int | None = None,
+        mixed_precision: bool = False,
+    ) -> None:
         if derivatives not in (EXACT, FINITE_DIFFERENCE):
             raise ConfigError(
                 f"derivatives must be {EXACT!r} or {FINITE_DIFFERENCE!r}, got {derivatives!r}"
             )
-        self.tolerance, self.derivatives = tolerance, derivatives
+        self.derivatives = derivatives
+        self._set(tolerance, micro_batch, mixed_precision)
+
+    def configured(
+        self,
+        *,
+        tolerance: float | None = None,
+        micro_batch: int | None = None,
+        mixed_precision: bool = False,
+    ) -> Self:
+        """A copy with these options, the tolerance as it is unless given."""
+        other = shallow_copy(self)
+        other._set(self.tolerance if tolerance is None else tolerance, micro_batch, mixed_precision)
+        return other
+
+    def _set(self, tolerance: float, micro_batch: int | None, mixed_precision: bool) -> None:
+        if micro_batch is not None and micro_batch < 1:
+            raise ConfigError(f"micro_batch must be 1 or more, got {micro_batch}")
+        if mixed_precision and self.undoes:
+            raise ConfigError(
+                "undoing steps needs the gradients that were used, which replays in full "
+                "precision are not: use Stored(mixed_precision=True, tolerance=0.1)"
+            )
+        if mixed_precision and tolerance < LEAST_MIXED_TOLERANCE:
+            raise ConfigError(
+                "replays in full precision repeat a mixed_precision step only roughly: allow that "
+                f"with {type(self).__name__}(mixed_precision=True, tolerance=0.1)"
+            )
+        if micro_batch is not None and self.same_kernels:
+            raise ConfigError(
+                "a gradient summed over micro_batch chunks has other bits than the training "
+                "step's: use adjoint=Checkpointed() or Stored()"
+            )
+        self.tolerance = tolerance
+        self.micro_batch, self.mixed_precision = micro_batch, mixed_precision
 
     def derived(self, objective: Objective) -> Objective | FiniteDifferences:
         """The objective, or its differences. Raises ConfigError where it has none."""
@@ -136,7 +196,7 @@ class AbstractAdjoint:
             theta = self.theta_before(position, later, window)
             self._check_state(theta, position)
             # The earliest step needs no d_theta: a first-order directional derivative will do.
-            if position == window.start and rule.linear and objective.linear:
+            if position == window.start and rule.linear and objective.held:
                 along = rule.pull(later, {}, step.hyper, cotangent).gradient
                 part = self.teacher_part(theta, step, window, along)
                 d_omega = tree_map(torch.add, d_omega, part)
@@ -148,10 +208,10 @@ class AbstractAdjoint:
             pull = rule.pull(earlier, gradient, step.hyper, cotangent)
             if position == window.start:
                 with guards.kept_intact():
-                    part = graph.pull_back_teacher(pull.gradient, objective, step)
+                    part = graph.pull_back_teacher(pull.gradient)
             else:
                 with guards.kept_intact():
-                    curvature, part = graph.pull_back(pull.gradient, objective, step)
+                    curvature, part = graph.pull_back(pull.gradient)
                 curvature = ranks.summed(curvature, "curvature")
                 cotangent = State(tree_map(torch.add, pull.theta, curvature), pull.slots)
             d_omega = tree_map(torch.add, d_omega, part)
@@ -163,15 +223,15 @@ class AbstractAdjoint:
 
         This rank's part of it, as everything that comes from a pass.
         """
-        objective = window.objective
+        objective, held = window.objective, step.snapshot
         if self.derivatives == FINITE_DIFFERENCE:
-            losses, slopes = FiniteDifferences(objective).directional(theta, step, along)
+            losses, moved = FiniteDifferences(objective).directional(theta, step, along)
             # They are those of a point nearby: the replay is checked only roughly.
             guards.compare_losses(losses, step, max(self.tolerance, 0.1))
-            return objective.teacher_gradient(window.omega, step, slopes)
-        if objective.linear and objective.forward_mode:
+            return objective.teacher_gradient(window.omega, held, moved)
+        if objective.held and objective.forward_mode:
             try:
-                losses, slopes = objective.directional(theta, step, along)
+                losses, moved = objective.directional(theta, step, along)
             except (NotImplementedError, RuntimeError) as error:
                 if not lacks_forward_rule(error):
                     raise
@@ -180,14 +240,14 @@ class AbstractAdjoint:
                 objective.forward_mode = False
             else:
                 guards.compare_losses(losses, step, self.tolerance)
-                return objective.teacher_gradient(window.omega, step, slopes)
-        return self._linearised(theta, step, window).pull_back_teacher(along, objective, step)
+                return objective.teacher_gradient(window.omega, held, moved)
+        return self._linearised(theta, step, window).pull_back_teacher(along)
 
     def _linearised(self, theta: Params, step: Step, window: Window) -> Linearised:
-        """g at a replayed step; the training pass's own graph where it was shared."""
-        if step.shared is not None:
-            # A graph can be differentiated once; a second sweep replays the step.
-            graph, step.shared = step.shared, None
+        """g at a replayed step; the training pass's own graph where it was handed over."""
+        if window.graph is not None and step is window.steps[-1]:
+            # A graph can be differentiated once.
+            graph, window.graph = window.graph, None
             return graph
         graph = self.derived(window.objective).linearised(theta, step, window.omega)
         guards.compare_losses(graph.losses, step, self.tolerance)

@@ -8,8 +8,8 @@ import torch
 
 from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient, Window
 from deepteach.core.linearised import gradients
-from deepteach.core.objective import Validation
 from deepteach.core.optim import Hyper, MomentumSGD, State
+from deepteach.core.validation import Validation
 from deepteach.tree import norm, tree_map, zeros_like
 
 
@@ -46,11 +46,11 @@ class Lookahead(AbstractAdjoint):
             hyper = {name: Hyper(lr=h.lr) for name, h in step.hyper.items()}
         graph = window.objective.linearised(theta, step, window.omega, first_order=True)
         ranks = window.objective.ranks
-        graph.gradient = ranks.summed(graph.gradient, "replays")
-        later = rule.step(state, graph.gradient, hyper)
+        gradient = ranks.summed(graph.gradient, "replays")
+        later = rule.step(state, gradient, hyper)
         d_theta = validation.gradient(later.theta)
         cotangent = State(d_theta, {slot: zeros_like(d_theta) for slot in rule.slot_names})
-        along = rule.pull(state, graph.gradient, hyper, cotangent).gradient
+        along = rule.pull(state, gradient, hyper, cotangent).gradient
         part = self.teacher_part(theta, step, window, along)
         return MetaGradient(ranks.summed(part, "teacher"), None)
 
@@ -92,8 +92,8 @@ class FirstOrder(AbstractAdjoint):
             with torch.no_grad():
                 snapshot = objective.replay(moved, step)
             with torch.enable_grad():
-                weights = objective.weights(omega, recorded) if objective.linear else None
-                return gradients(objective.value(omega, snapshot, weights), omega)
+                weights = objective.weights(omega, recorded) if objective.held else None
+                return gradients(objective.value(omega, snapshot, weights, recorded), omega)
 
         high, low = teacher_gradient(eps), teacher_gradient(-eps)
         found = tree_map(lambda a, b: (b - a) / (2 * eps), high, low)

@@ -8,8 +8,8 @@ from deepteach.core.adjoint import guards
 from deepteach.core.adjoint.base import MetaGradient, Window, kept
 from deepteach.core.adjoint.stored import Stored
 from deepteach.core.linearised import gradients
-from deepteach.core.objective import Validation
 from deepteach.core.optim import State
+from deepteach.core.validation import Validation
 from deepteach.tree import distance
 
 
@@ -29,8 +29,8 @@ class Unrolled(Stored):
             state = State(theta, state.slots)
             for step in window.steps[window.start :]:
                 snapshot = objective.replay(state.theta, step)
-                recorded = objective.weights(omega, step.snapshot) if objective.linear else None
-                value = objective.value(omega, snapshot, recorded)
+                recorded = objective.weights(omega, step.snapshot) if objective.held else None
+                value = objective.value(omega, snapshot, recorded, step.snapshot)
                 gradient = gradients(value, state.theta, create_graph=True)
                 gradient = ranks.summed(gradient, "replays")
                 state = rule.step(state, gradient, step.hyper)

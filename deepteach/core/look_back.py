@@ -1,0 +1,74 @@
+"""From recorded steps to the meta-gradient: the window, and the check that omega stood still."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient, Window
+from deepteach.core.objective import Objective
+from deepteach.core.optim import Hyper
+from deepteach.core.record import Step
+from deepteach.core.recorder import Recorder
+from deepteach.core.validation import Validation
+from deepteach.errors import ConfigError
+from deepteach.tree import Params
+
+
+@dataclass(frozen=True)
+class LookBack:
+    """The derivative of a trusted batch's loss with respect to the teacher."""
+
+    objective: Objective
+    recorder: Recorder
+    adjoint: AbstractAdjoint
+
+    def check(self, hyper: list[Hyper], window: int, dtypes: set[torch.dtype]) -> None:
+        """Refuse, before anything runs, what the adjoint cannot do exactly."""
+        self.adjoint.derived(self.objective)
+        for dtype in dtypes:
+            self.adjoint.check(self.recorder.rule, hyper, window, dtype)
+
+    def __call__(
+        self,
+        steps: list[Step],
+        validation: Validation,
+        window: int,
+        adjoint: AbstractAdjoint | None = None,
+    ) -> MetaGradient:
+        """Over the last `window` of `steps`, by the coach's adjoint unless another is given.
+
+        Raises:
+            ConfigError: the teacher changed inside the window.
+            NumericError: something is not finite, or a step could not be replayed.
+        """
+        teacher, recorder = self.objective.teacher, self.recorder
+        omega = {name: leaf.detach() for name, leaf in teacher.named_parameters()}
+        for step in steps:
+            if step.hyper:
+                self._check_unchanged(omega, step)
+        seen = Window(
+            steps,
+            recorder.state(),
+            self.objective,
+            recorder.rule,
+            omega,
+            start=max(0, len(steps) - window),
+            held=recorder.held(),
+            # The graph is differentiated once, by the adjoint that it was made for.
+            graph=recorder.take_graph() if adjoint is None else None,
+        )
+        return (adjoint or self.adjoint).gradient(seen, validation)
+
+    def _check_unchanged(self, omega: Params, step: Step) -> None:
+        """omega is constant inside a window, so the recorded weights must come out again."""
+        again = self.objective.weights(omega, step.snapshot)
+        value = self.objective.value(omega, step.snapshot, again)
+        slack = 1e-4 if again.dtype != torch.float64 else 1e-10
+        same = torch.allclose(again, step.weights, rtol=slack, atol=0.01 * slack)
+        if not (same and torch.allclose(value, step.value, rtol=slack, atol=slack)):
+            raise ConfigError(
+                "the teacher changed after a step of the window was recorded, so that step no "
+                "longer belongs to it: change the teacher right after coach.update only"
+            )

@@ -1,0 +1,48 @@
+"""Batches that are tensors, tuples or mappings of tensors: their parts and their joins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def rows_of(value: Any, rows: slice, count: int) -> Any:
+    """The rows of every tensor that has one per sample of a batch of `count`."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.dim() > 0 and len(value) == count else value
+    if isinstance(value, Mapping):
+        return {key: rows_of(item, rows, count) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(rows_of(item, rows, count) for item in value)
+    return value
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Parts of one shape as one batch: tensors one after the other, what else as in the first."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts)) if first.dim() > 0 else first
+    if isinstance(first, Mapping):
+        return {key: joined([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple | list):
+        return tuple(joined(items) for items in zip(*parts, strict=True))
+    return first
+
+
+def size_of(labels: Any) -> int:
+    """How many samples the labels of a batch are for: the length of their first tensor."""
+    while not isinstance(labels, Tensor):
+        labels = next(iter(labels.values() if isinstance(labels, Mapping) else labels))
+    return len(labels)
+
+
+def device_of(value: Any) -> torch.device:
+    """Where the first tensor of a batch is."""
+    while not isinstance(value, Tensor):
+        value = next(iter(value.values() if isinstance(value, Mapping) else value))
+    return value.device

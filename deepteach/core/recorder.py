@@ -1,0 +1,275 @@
+"""What is remembered beside the Coach: hooks turn each batch that was stepped on into a Step.
+
+`expect` says what the pass of `coach.loss` saw. When the optimizer has stepped, the record is
+complete and joins the window; nobody changes it afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepteach.core.distributed_batch import BAD_WEIGHTS, Totals, sum_gradients, totals
+from deepteach.core.gradient_audit import GradientAudit, attach, weakly
+from deepteach.core.linearised import Linearised
+from deepteach.core.losses import effective_fraction
+from deepteach.core.objective import Objective
+from deepteach.core.optim import Hyper, Rule, State, read_state
+from deepteach.core.record import Pass, Step, pack_step, unpack_step
+from deepteach.core.snapshot import Clock, Snapshot
+from deepteach.core.student import Student
+from deepteach.core.teacher import AbstractTeacher
+from deepteach.distributed.collectives import Ranks
+from deepteach.errors import ConfigError, NumericError
+from deepteach.tree import Params, all_finite
+
+
+class Recorder:
+    """The last steps of an optimizer, and the batch that it is about to step on.
+
+    Args:
+        student: whose parameters the optimizer trains.
+        optimizer: gets hooks around `step`, which vanish with this object.
+        rule: how it steps.
+        audit: watches the gradients between `backward()` and `step()`.
+        length: steps to remember.
+        clock: where training stands.
+        ranks: the processes that train together.
+
+    Raises:
+        ConfigError: the optimizer holds parameters that are not the student's, or none.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        optimizer: torch.optim.Optimizer,
+        rule: Rule,
+        audit: GradientAudit,
+        *,
+        length: int,
+        clock: Clock,
+        ranks: Ranks,
+    ) -> None:
+        self.student, self.optimizer, self.rule = student, optimizer, rule
+        self.ranks, self.clock = ranks, clock
+        self.steps: deque[Step] = deque(maxlen=length)
+        self.pending: Step | None = None
+        """The batch of the last `coach.loss`, until the optimizer steps."""
+        self.totals: Totals | None = None
+        """Figures of that batch over all ranks; None where there is one rank."""
+        self.since_update = 0
+        self.last_step: Step | None = None
+        self._graph: Linearised | None = None
+        self._effective = torch.zeros(())
+        self._audit = audit
+        self.learn_names()
+        if not self.parameters():
+            raise ConfigError("the optimizer holds no trainable parameter of the student")
+        attach(
+            self,
+            optimizer,
+            self.parameters(),
+            before=weakly(self._before_step),
+            after=weakly(self._after_step),
+            accumulate=weakly(audit.at_accumulation),
+        )
+
+    def learn_names(self) -> None:
+        """Once a step: walking through a deep module takes as long as weighing a batch."""
+        self._names = {id(leaf): name for name, leaf in self.student.module.named_parameters()}
+
+    def parameters(self) -> Params:
+        """The student's parameters that the optimizer trains, by name."""
+        named: Params = {}
+        for group in self.optimizer.param_groups:
+            for leaf in group["params"]:
+                if id(leaf) not in self._names:
+                    raise ConfigError(
+                        "the optimizer holds a parameter that is not the student's "
+                        f"(shape {tuple(leaf.shape)}): give it an optimizer of its own"
+                    )
+                if leaf.requires_grad:
+                    named[self._names[id(leaf)]] = leaf
+        return named
+
+    def hyper(self, active: Params) -> dict[str, Hyper]:
+        """What a step of `active` would use now, by name."""
+        names = {id(leaf): name for name, leaf in active.items()}
+        return {
+            names[id(leaf)]: self.rule.hyper(group, self.optimizer.state.get(leaf, {}))
+            for group in self.optimizer.param_groups
+            for leaf in group["params"]
+            if id(leaf) in names
+        }
+
+    def state(self) -> State:
+        """References to the parameters and the optimizer's buffers as they are."""
+        return read_state(self.optimizer, self.parameters(), self.rule)
+
+    def held(self) -> dict[str, dict[str, Any]]:
+        """What the optimizer holds, by parameter."""
+        return {n: self.optimizer.state.get(p, {}) for n, p in self.parameters().items()}
+
+    def refuse_unfinished(self) -> None:
+        """Raises ConfigError: the last batch was not stepped on."""
+        if self.pending is not None:
+            raise ConfigError(
+                "coach.loss was called twice without optimizer.step(): gradient accumulation "
+                "is not supported; step once per batch, or call it under torch.no_grad()"
+            )
+
+    def weighed(self, objective: Objective, seen: Pass, snapshot: Snapshot) -> Step:
+        """The step about to be taken, as the teacher weighs it now; on all ranks together.
+
+        Raises:
+            NumericError: losses or weights are not finite, on any rank.
+        """
+        teacher = objective.teacher
+        omega = {name: leaf.detach() for name, leaf in teacher.named_parameters()}
+        weights = objective.weights(omega, snapshot).detach()
+        value = objective.value(omega, snapshot, weights).detach()
+        step = Step((seen,), snapshot, weights, value, {}, None)
+        if self.ranks.count > 1:
+            self.totals = totals(self.ranks, step)
+        elif not all_finite([weights, value]):
+            raise NumericError(BAD_WEIGHTS)
+        return step
+
+    def expect(self, step: Step, value: Tensor, graph: Linearised | None) -> None:
+        """The optimizer is about to step on this batch, after `value.backward()`."""
+        self.pending, self._graph = step, graph
+        self._audit.clear()
+        value.register_hook(weakly(self._before_backward))
+
+    def discard(self) -> None:
+        """Forget the pending batch, and undo what its pass did to the student's buffers."""
+        if self.pending is not None:
+            self.student.restore_buffers(self.pending.passes[0].buffers)
+        self._forget()
+
+    def last_trust(self, teacher: AbstractTeacher) -> Tensor:
+        """`(batch,)` what the samples of the last step are ranked by, mostly weights."""
+        step = self.last_step
+        assert step is not None
+        if type(teacher).log_trust is AbstractTeacher.log_trust:
+            return step.weights
+        count = len(step.weights) if self.totals is None else self.totals.count
+        with torch.no_grad():
+            return teacher.log_trust(step.snapshot).exp() / count
+
+    def take_graph(self) -> Linearised | None:
+        """The newest step's graph, once."""
+        graph, self._graph = self._graph, None
+        return graph
+
+    def restart(self) -> None:
+        """Begin a new window: the steps so far belong to a teacher that has changed."""
+        self._effective = torch.zeros(())
+        self.since_update = 0
+        self._graph = None
+        self.steps.clear()
+
+    def effective(self) -> float:
+        """Mean effective sample size since the window began, as a fraction of the batch."""
+        return float(self._effective) / max(self.since_update, 1)
+
+    def _before_backward(self, scale: Tensor) -> None:
+        with self._abandoning():
+            self._audit.at_backward(scale, self.parameters())
+        if self.ranks.count > 1:
+            # When the last gradient has arrived, before backward() returns.
+            engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+            engine.queue_callback(weakly(self._after_backward))
+
+    def _after_backward(self) -> None:
+        """Several ranks: from here on gradients and statistics are those of the whole batch."""
+        if self.pending is None:
+            return
+        assert self.totals is not None
+        seen = self.pending.passes[0]
+        reached = sum_gradients(
+            self.ranks,
+            self.student.module,
+            self.parameters(),
+            seen.buffers,
+            share=len(self.pending.weights) / self.totals.count,
+        )
+        for name, leaf in reached.items():
+            self._audit.at_accumulation(name, leaf)
+
+    def _before_step(self) -> None:
+        if self.pending is None:
+            return
+        active = {n: p for n, p in self.parameters().items() if p.grad is not None}
+        with self._abandoning():
+            self._audit.at_step(active)
+            self.pending = replace(self.pending, hyper=self.hyper(active))
+
+    @contextmanager
+    def _abandoning(self) -> Iterator[None]:
+        """An error forgets the pending batch, so that the loop can go on with another."""
+        try:
+            yield
+        except NumericError:
+            self.discard()
+            raise
+        except ConfigError:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        self.pending, self._graph = None, None
+        self._audit.clear()
+
+    def _after_step(self) -> None:
+        step, self.pending = self.pending, None
+        self._audit.clear()
+        if step is None:
+            # A step without coach.loss cannot be replayed: the window starts afresh.
+            self.restart()
+            return
+        if not step.hyper:
+            self.restart()
+            raise ConfigError(
+                "coach.loss was called inside optimizer.step(closure): call "
+                "coach.loss(x, y).backward() before a plain optimizer.step()"
+            )
+        self.steps.append(step)
+        self.last_step = step
+        self.since_update += 1
+        whole = self.totals
+        effective = effective_fraction(step.weights) if whole is None else whole.effective
+        self._effective = self._effective.to(step.weights) + effective.to(step.weights)
+        seen = self.clock.step
+        loss = float(step.snapshot.losses.mean()) if whole is None else whole.mean_loss
+        mean = (self.clock.mean_loss * seen + loss) / (seen + 1)
+        self.clock = replace(self.clock, step=seen + 1, mean_loss=mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a bit-exact resume needs. `steps` are those of this rank."""
+        if self.pending is not None:
+            raise ConfigError("save between optimizer.step() and the next coach.loss")
+        return {
+            "clock": asdict(self.clock),
+            "since_update": self.since_update,
+            "effective": self._effective,
+            # A graph is only a short cut: without it the sweep replays the step.
+            "steps": [pack_step(step) for step in self.steps],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.clock = Clock(**state["clock"])
+        self.since_update = state["since_update"]
+        self._effective = state["effective"]
+        self.learn_names()
+        kinds = {name: type(h) for name, h in self.hyper(self.parameters()).items()}
+        self.steps = deque((unpack_step(item, kinds) for item in state["steps"]), self.steps.maxlen)
+        self._forget()

@@ -1,0 +1,56 @@
+"""One update of the teacher: from a meta-gradient to a step of its optimizer, and its record."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from deepteach.core.teacher import AbstractTeacher
+from deepteach.errors import CollapseWarning
+from deepteach.tree import Params
+
+COLLAPSED_FRACTION = 0.02
+"""Below this effective sample fraction a batch teaches (almost) nothing."""
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """One update of the teacher.
+
+    `effective_sample_size` is the mean over the steps since the last update, as a fraction
+    of the batch (1 = equal weights). `drift` is the relative distance of the recovered from
+    the true start of the window, None where the adjoint does not measure it.
+    """
+
+    step: int
+    validation_loss: float
+    validation_accuracy: float | None
+    gradient_norm: float
+    effective_sample_size: float
+    drift: float | None
+
+
+def descend(
+    teacher: AbstractTeacher, optimizer: torch.optim.Optimizer | None, gradient: Params
+) -> None:
+    """One step of the teacher's optimizer along `gradient`, by parameter name."""
+    if optimizer is None:
+        return
+    for name, leaf in teacher.named_parameters():
+        if leaf.requires_grad:
+            leaf.grad = gradient[name].to(leaf.dtype)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def warn_of_collapse(effective: float, taken: int) -> None:
+    """Warn where `taken` steps rested on almost no samples."""
+    if taken > 0 and effective < COLLAPSED_FRACTION:
+        warnings.warn(
+            f"the weights rest on {effective:.1%} of a batch: the teacher has collapsed; "
+            "lower its learning rate, or give its optimizer a weight decay",
+            CollapseWarning,
+            stacklevel=5,
+        )
