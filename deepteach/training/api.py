@@ -124,7 +124,7 @@ def configured(
     if "noise" in settings:
         raise ConfigError(
             "train takes labels as they are, so it has no setting noise: change the labels with "
-            "deepteach.noise and pass y_clean"
+            "deepteach.data.noise and pass y_clean"
         )
     own = {key: settings[key] for key in OWN if callable(settings.get(key))}
     values = {**settings, **{key: name_of(value) for key, value in own.items()}}
@@ -148,7 +148,7 @@ def run(
 ) -> Result:
     """One run and those beside it. `config.out` None writes nothing.
 
-    `module`, `teacher` and `given` take the place of names in `config`. Started by torchrun, or
+    `module`, `teacher` and `overrides` take the place of names in `config`. Started by torchrun, or
     under a process group of the caller's, all its processes train together; rank 0 writes.
 
     Raises:
