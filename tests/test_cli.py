@@ -21,7 +21,7 @@ from toy import Command, command, files, write_npz
 import deepteach
 from deepteach.cli import main, train
 from deepteach.cli.entry import COMMANDS
-from deepteach.cli.flags import merged
+from deepteach.cli.flags import merged_settings
 from deepteach.cli.parser import Parser
 from deepteach.models import build
 from deepteach.runs.reader import open_run
@@ -198,7 +198,7 @@ def test_what_flags_say(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_flag_wins_over_one_key_of_a_nested_mapping() -> None:
     below = {"noise": {"kind": "flip", "rate": 0.4}, "method": {"name": "focal"}, "lr": 1}
     above = {"noise": {"rate": "0.2"}, "method": "deep"}
-    assert merged(below, above) == {
+    assert merged_settings(below, above) == {
         "noise": {"kind": "flip", "rate": "0.2"},
         "method": "deep",
         "lr": 1,

@@ -10,7 +10,7 @@ from deepteach.errors import ConfigError
 from deepteach.names import is_path
 from deepteach.training import config as configuration
 
-SETTINGS = ("data", "student", "internal", "interval", "window", "batch_size")
+SETTINGS = ("data", "group", "student", "internal", "interval", "window", "batch_size")
 
 
 def add(parser: Parser, full: bool) -> None:
@@ -28,7 +28,8 @@ def run(options: argparse.Namespace) -> int:
     if "student" not in given:
         raise ConfigError("doctor needs --student: name a model; see deepteach doctor --help")
     config = configuration.make({"data": "digits", **given})
-    data = sources.load(config.data, config.seed, as_given=is_path(config.student))
+    own = is_path(config.student)
+    data = sources.load(config.data, config.seed, group=config.group, as_given=own)
     for line in examine(config, data):
         print(line)
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from deepteach.cli.flags import Flags, merged
+from deepteach.cli.flags import Flags, merged_settings
 from deepteach.cli.parser import Parser
 from deepteach.errors import ConfigError
 from deepteach.names import is_path
@@ -40,7 +40,9 @@ def run(options: argparse.Namespace) -> int:
     config = _config(options)
     console = Console()
     own = is_path(config.student)
-    data = sources.load(config.data, config.seed, config.valid_size, as_given=own)
+    data = sources.load(
+        *(config.data, config.seed, config.valid_size), group=config.group, as_given=own
+    )
     kind, rate, seed = config.noise.kind, config.noise.rate, config.noise.seed
     data = noise.corrupt(data, kind, rate, config.seed if seed is None else seed)
     for note in data.notes:
@@ -65,7 +67,7 @@ def _config(options: argparse.Namespace) -> configuration.Config:
     if source is None and options.resume:
         saved = Path(given.get("out") or "") / "config.yaml"
         source = saved if saved.is_file() else None  # a run goes on as it was begun
-    values = merged(configuration.read(source) if source else {}, given)
+    values = merged_settings(configuration.read(source) if source else {}, given)
     if not values and not options.resume:
         values = {"beside": ["mwn"]}  # the demo shows the best-known rival, too
     config = configuration.make(values)

@@ -28,7 +28,7 @@ from deepteach.core.losses import (
     validation_loss_of,
 )
 from deepteach.core.microbatch import MicroBatched, MicroValidation
-from deepteach.core.nested import device_of, size_of
+from deepteach.core.nested import device_of_batch, size_of
 from deepteach.core.objective import Objective
 from deepteach.core.optim import Clipped, Rule, rule_for, unwrapped
 from deepteach.core.record import Pass, Step
@@ -195,7 +195,7 @@ class Coach:
             NumericError: a loss is not finite; nothing was changed.
             ConfigError: a second call before `optimizer.step()`, or autocast.
         """
-        recording, device = torch.is_grad_enabled(), device_of(labels)
+        recording, device = torch.is_grad_enabled(), device_of_batch(labels)
         self.recorder.learn_names()
         if recording:
             self.recorder.refuse_unfinished()

@@ -20,7 +20,7 @@ def rows_of(value: Any, rows: slice, count: int) -> Any:
     return value
 
 
-def joined(parts: Sequence[Any]) -> Any:
+def joined_batch(parts: Sequence[Any]) -> Any:
     """Parts of one shape as one batch: tensors one after the other, what else as in the first."""
     first = parts[0]
     if len(parts) == 1:
@@ -28,9 +28,9 @@ def joined(parts: Sequence[Any]) -> Any:
     if isinstance(first, Tensor):
         return torch.cat(list(parts)) if first.dim() > 0 else first
     if isinstance(first, Mapping):
-        return {key: joined([part[key] for part in parts]) for key in first}
+        return {key: joined_batch([part[key] for part in parts]) for key in first}
     if isinstance(first, tuple | list):
-        return tuple(joined(items) for items in zip(*parts, strict=True))
+        return tuple(joined_batch(items) for items in zip(*parts, strict=True))
     return first
 
 
@@ -41,7 +41,7 @@ def size_of(labels: Any) -> int:
     return len(labels)
 
 
-def device_of(value: Any) -> torch.device:
+def device_of_batch(value: Any) -> torch.device:
     """Where the first tensor of a batch is."""
     while not isinstance(value, Tensor):
         value = next(iter(value.values() if isinstance(value, Mapping) else value))

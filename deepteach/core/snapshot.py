@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deepteach.core.nested import joined, rows_of
+from deepteach.core.nested import joined_batch, rows_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Snapshot:
     def followed_by(self, *others: Snapshot) -> Snapshot:
         """This and others as one batch, at this one's clock."""
         columns = [part._columns() for part in (self, *others)]
-        return self._with({name: joined([c[name] for c in columns]) for name in columns[0]})
+        return self._with({name: joined_batch([c[name] for c in columns]) for name in columns[0]})
 
     def _columns(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "clock"}

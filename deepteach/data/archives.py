@@ -36,7 +36,7 @@ _UNREADABLE = (
 
 
 def npz(path: Path) -> Read:
-    """x_train, y_train[, x_valid, y_valid][, x_test, y_test][, y_train_clean]."""
+    """x_train, y_train[, x_valid, y_valid][, x_test, y_test][, y_train_clean][, group_train]."""
     try:
         with open(path, "rb") as file:
             archive = np.load(file, allow_pickle=False)
@@ -63,7 +63,7 @@ def npz(path: Path) -> Read:
     for key in keys:
         if key in KEYS:
             continue
-        if key.startswith(("x_", "y_")):  # a misspelt x_valid must not pass for none
+        if key.startswith(("x_", "y_", "group")):  # a misspelt x_valid must not pass for none
             raise DataError(
                 f"{path} has an unknown array '{key}': expected {', '.join(KEYS)}{hint(key, KEYS)}"
             )

@@ -22,12 +22,12 @@ from deepteach.data.splits import stratified_split
 from deepteach.data.validation import (
     features,
     groups_of,
-    one_line,
+    in_message,
     refuse_lengths,
     refuse_non_finite,
     refuse_one_class,
     refuse_out_of_range,
-    rows_of,
+    row_numbers,
 )
 from deepteach.errors import DataError
 
@@ -129,7 +129,7 @@ def from_arrays(
     notes = index_notes(raw, given)
     xs = {k: features(v, k, as_given=as_given) for k, v in raw.items() if v is not None}
     numbers = {
-        k: rows_of(rows, f"rows_{k}", len(xs[f"x_{k}"]))
+        k: row_numbers(rows, f"rows_{k}", len(xs[f"x_{k}"]))
         for k, rows in (("train", rows_train), ("valid", rows_valid))
         if rows is not None and f"x_{k}" in xs
     }
@@ -204,7 +204,7 @@ def check(data: Data, *, split_off: bool = False) -> tuple[str, ...]:
             refuse_non_finite(x.numpy(), name)
     labels = {k: labels_of(y, k) for k, y in ys.items() if y is not None}
     refuse_lengths({k: x for k, x in xs.items() if x is not None}, labels)
-    rows = rows_of(data.rows, "rows", len(data.x_train))
+    rows = row_numbers(data.rows, "rows", len(data.x_train))
     for name, y in labels.items():
         refuse_out_of_range(y, name, data.classes)
     refuse_one_class(labels)
@@ -212,7 +212,7 @@ def check(data: Data, *, split_off: bool = False) -> tuple[str, ...]:
     missing = sorted(set(range(data.classes)) - set(labels["y_valid"].tolist()))
     if missing:
         names = data.label_names or [str(label) for label in range(data.classes)]
-        absent = _some([one_line(names[label]) for label in missing])
+        absent = _some([in_message(names[label]) for label in missing])
         notes.append(
             f"no validation sample of {'class' if len(missing) == 1 else 'classes'} "
             f"{absent}: the teacher learns nothing there"

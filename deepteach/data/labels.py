@@ -17,7 +17,7 @@ from deepteach.data.validation import (
     ENCODE,
     Numbers,
     as_array,
-    one_line,
+    in_message,
     place,
     refuse_out_of_range,
 )
@@ -192,7 +192,7 @@ def _refuse_lone(
     for label, at in zip(labels[counts == 1], index[counts == 1], strict=True):
         if label not in trusted:
             raise DataError(
-                f"label {one_line(names[label])} occurs once in y_train "
+                f"label {in_message(names[label])} occurs once in y_train "
                 f"({place(numbers, 'y_train', int(at))}) and in no trusted sample: correct it, "
                 "or say how many classes there are"
             )
@@ -205,4 +205,4 @@ def _told(names: tuple[str, ...]) -> str:
 def _shown(items: Any) -> str:
     """The first ten."""
     listed = list(items)
-    return ", ".join(map(one_line, listed[:10])) + (", ..." if len(listed) > 10 else "")
+    return ", ".join(map(in_message, listed[:10])) + (", ..." if len(listed) > 10 else "")

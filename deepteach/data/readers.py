@@ -72,10 +72,10 @@ def load(
         data = _own(spec, seed, valid_size, group, as_given)
     else:
         raise _unknown(spec)
-    if group is not None and data.group is None:
+    if group is not None and (data.group is None or scheme == "npz"):
         raise ConfigError(
-            f"group {group!r} names a column, and data '{spec}' has none: give a csv, or "
-            "the array group_train of an npz"
+            f"group {group!r} names a column, and data '{spec}' has none: give a csv; "
+            "the array group_train of an npz is read without it"
         )
     return data
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepteach.data.validation import CHUNK
+from deepteach.data.validation import ROWS_AT_ONCE
 from deepteach.errors import DataError
 
 
@@ -21,12 +21,12 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     axes = (0, *range(2, x.ndim))
     shape = (-1, *(1,) * (x.ndim - 2))
-    starts = range(0, len(x), CHUNK)
+    starts = range(0, len(x), ROWS_AT_ONCE)
     count = x.size // x.shape[1]
     with np.errstate(over="ignore", invalid="ignore"):  # found below
-        sums = [x[i : i + CHUNK].sum(axes, dtype=np.float64) for i in starts]
+        sums = [x[i : i + ROWS_AT_ONCE].sum(axes, dtype=np.float64) for i in starts]
         mean = (np.sum(sums, axis=0) / count).reshape(shape)
-        squares = [((x[i : i + CHUNK] - mean) ** 2).sum(axes) for i in starts]
+        squares = [((x[i : i + ROWS_AT_ONCE] - mean) ** 2).sum(axes) for i in starts]
         std = np.sqrt(np.sum(squares, axis=0) / count).reshape(shape)
         single = np.stack([mean, std]).astype(np.float32)
     if not np.isfinite(single).all():
@@ -37,8 +37,8 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def normalised(x: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> Tensor:
     """(x - mean) / scale as float32."""
     out = np.empty(x.shape, np.float32)
-    for i in range(0, len(x), CHUNK):
-        out[i : i + CHUNK] = (x[i : i + CHUNK] - mean) / scale
+    for i in range(0, len(x), ROWS_AT_ONCE):
+        out[i : i + ROWS_AT_ONCE] = (x[i : i + ROWS_AT_ONCE] - mean) / scale
     return torch.from_numpy(out)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from deepteach.data.frames import numbers_of
 from deepteach.errors import DataError
 
-CHUNK = 1024  # rows held in float64 at a time
+ROWS_AT_ONCE = 1024  # rows held in float64 at a time
 ENCODE = "encode labels as 0..C-1, e.g. with sklearn.preprocessing.LabelEncoder"
 
 
@@ -39,7 +39,7 @@ def place(numbers: Numbers | None, name: str, index: int) -> str:
     return f"row {numbers[part][index]}"
 
 
-def one_line(item: Any) -> str:
+def in_message(item: Any) -> str:
     """A name of the user's, fit for a message."""
     return " ".join(str(item).split())[:60]
 
@@ -101,7 +101,7 @@ def groups_of(value: Any, count: int) -> tuple[np.ndarray | None, tuple[str, ...
     return codes.astype(np.int64), tuple(map(str, names.tolist()))
 
 
-def rows_of(value: Any, name: str, count: int) -> np.ndarray:
+def row_numbers(value: Any, name: str, count: int) -> np.ndarray:
     """The user's own row number of each of `count` samples; their place unless given."""
     if value is None:
         return np.arange(count)
@@ -132,7 +132,7 @@ def refuse_one_class(labels: Mapping[str, np.ndarray]) -> None:
     for name in ("y_valid", "y_train"):
         if name in labels and len(only := np.unique(labels[name])) == 1:
             raise DataError(
-                f"{name} holds class {one_line(only[0])} only: expected samples of at least 2 "
+                f"{name} holds class {in_message(only[0])} only: expected samples of at least 2 "
                 "classes"
             )
 
@@ -152,8 +152,8 @@ def refuse_out_of_range(
 def refuse_non_finite(x: np.ndarray, name: str, numbers: Numbers | None = None) -> None:
     """Raises DataError for a NaN or an infinity, with its row and column, and how many rows."""
     found, count = None, 0
-    for start in range(0, len(x), CHUNK):
-        part = x[start : start + CHUNK].reshape(len(x[start : start + CHUNK]), -1)
+    for start in range(0, len(x), ROWS_AT_ONCE):
+        part = x[start : start + ROWS_AT_ONCE].reshape(len(x[start : start + ROWS_AT_ONCE]), -1)
         rows = np.flatnonzero(~np.isfinite(part).all(axis=1))
         count += len(rows)
         if len(rows) and found is None:

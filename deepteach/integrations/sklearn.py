@@ -35,7 +35,7 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
         valid_fraction: the stratified part of X split off as trusted where `fit` gets no
             X_valid, with a warning.
         suspect_threshold: samples below this weight (1 is the mean) are suspects.
-        settings: any other field of `deepteach.config.Config`.
+        settings: any other field of `deepteach.training.config.Config`.
 
     Attributes:
         classes_, n_features_in_: as in scikit-learn.

@@ -13,7 +13,7 @@ from deepteach.runs.reader import open_run
 from deepteach.teachers.controls import RandomNumbers, Shuffled, noise_gradients
 from deepteach.teachers.frozen import Frozen, Given
 from deepteach.teachers.linear import Teacher
-from deepteach.teachers.method import Method, MethodContext, Parameters, adam, recipe
+from deepteach.teachers.method import Method, MethodContext, Parameters, recipe, teacher_adam
 from deepteach.teachers.trusted_probe import TrustedProbe
 from deepteach.teachers.trusted_set import FineTuned
 
@@ -52,7 +52,7 @@ def deep(context: MethodContext, control: Control = "none", fine_tune: float = 0
 
 def _noisy_adam(seed: int) -> Callable[[Parameters, float, float], torch.optim.Optimizer]:
     def make(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
-        return noise_gradients(adam(parameters, rate, decay), seed)
+        return noise_gradients(teacher_adam(parameters, rate, decay), seed)
 
     return make
 

@@ -9,7 +9,7 @@ from torch import nn
 from deepteach.core.adjoint.one_step import FirstOrder, Lookahead
 from deepteach.teachers.features import Loss
 from deepteach.teachers.linear import Teacher
-from deepteach.teachers.method import Method, nesterov, recipe
+from deepteach.teachers.method import Method, recipe, teacher_nesterov
 
 
 class MetaWeightNet(Teacher):
@@ -46,7 +46,9 @@ def mwn(normalised: bool = True, momentum: bool = False) -> Method:
 @recipe("mwn-sgd")
 def mwn_sgd() -> Method:
     """Meta-Weight-Net as first published: normalised, SGD with Nesterov momentum 0.9."""
-    return _looking_ahead(True, teacher_decay=5e-4, make_optimizer=nesterov, follows_schedule=False)
+    return _looking_ahead(
+        True, teacher_decay=5e-4, make_optimizer=teacher_nesterov, follows_schedule=False
+    )
 
 
 @recipe("mwn-adam")

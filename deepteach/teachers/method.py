@@ -34,12 +34,12 @@ class MethodContext:
     """Folder of a finished run whose teacher, or weights, are used."""
 
 
-def adam(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
+def teacher_adam(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
     """Adam with L2 regularisation `decay`: the teacher's optimizer unless a method names one."""
     return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
 
 
-def nesterov(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
+def teacher_nesterov(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum 0.9."""
     return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay, nesterov=True)
 
@@ -58,7 +58,7 @@ class Method:
     window: int | None = None
     teacher_rate: float = 1e-2
     teacher_decay: float = 0.0
-    make_optimizer: Callable[[Parameters, float, float], torch.optim.Optimizer] = adam
+    make_optimizer: Callable[[Parameters, float, float], torch.optim.Optimizer] = teacher_adam
     """From parameters, `teacher_rate` and `teacher_decay`."""
     follows_schedule: bool = True
     """The teacher's rate drops with the student's."""

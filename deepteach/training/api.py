@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from deepteach.core.coach import Coach
 from deepteach.data.dataset import Data, from_arrays
+from deepteach.data.map_style import part_of
 from deepteach.data.validation import as_array
 from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError
@@ -83,7 +83,8 @@ def train(
     Raises:
         DataError, ConfigError: before anything is trained; one line with the remedy.
     """
-    splits = [_arrays(item) for item in (train_data, valid_data, test_data)]
+    given = {"train_data": train_data, "valid_data": valid_data, "test_data": test_data}
+    splits = [part_of(source, name) for name, source in given.items()]
     settings.setdefault("data", "arrays")
     config, overrides = configured(model, teacher, settings)
     data = from_arrays(
@@ -121,6 +122,11 @@ def configured(
     Raises:
         ConfigError: a setting that is unknown, or has no meaning for such data.
     """
+    if settings.get("group") is not None:
+        raise ConfigError(
+            "train has no column to read groups from: give the source of each sample beside it, "
+            "train_data=(x, y, group)"
+        )
     if "noise" in settings:
         raise ConfigError(
             "train takes labels as they are, so it has no setting noise: change the labels with "
@@ -166,6 +172,7 @@ def run(
         config = config.model_copy(update={"out": ranks.told(config.out)})
         settings = config.model_dump_json(exclude=set(RUNTIME_KEYS))
         parts = (data.x_train, data.y_train, data.x_valid, data.y_valid, data.x_test, data.y_test)
+        parts = (*parts, data.group)
         refuse_other(ranks, settings, parts)
         folder = None if config.out is None else Path(config.out)
         if folder is not None:
@@ -211,18 +218,3 @@ def _enter(stack: ExitStack, folder: Path, config: Config, resume: bool) -> None
     claim(folder, config, resume)
     stack.enter_context(RunLock(folder))
     claim(folder, config, resume)  # again: another run may have come and gone since
-
-
-def _arrays(source: Any) -> tuple[Any, Any, Any]:
-    """(x, y, group) of arrays or of a map-style Dataset; None for what there is not."""
-    if source is None:
-        return None, None, None
-    if isinstance(source, tuple | list) and len(source) in (2, 3):
-        return source[0], source[1], source[2] if len(source) == 3 else None
-    items = [source[i] for i in range(len(source))]
-    groups = [item[2] for item in items if len(item) > 2]
-    return (
-        torch.stack([torch.as_tensor(np.asarray(item[0])) for item in items]),
-        torch.tensor([int(item[1]) for item in items]),
-        groups or None,
-    )

@@ -156,6 +156,7 @@ class Config(BaseModel):
         "digits, npz:PATH, csv:PATH, folder:PATH, cifar10:DIR, cifar100:DIR, package.module:name",
         common=True,
     )
+    group: str | None = setting(None, "data", "column of a csv: the source of each sample")
     valid_size: int | None = setting(None, "data", "trusted samples to split off", gt=0)
     noise: NoiseConfig = Field(default_factory=NoiseConfig)
     augment: Annotated[bool | str, BeforeValidator(_path_or_bool)] = setting(

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,8 @@ LONGER, LONGEST = 4, 20
 
 REPEATS = 3
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, ...]
+"""Inputs and labels, and where they are known index and group, as `StepRule.take` takes them."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Case:
 
     coach: Callable[[AbstractAdjoint, int], Coach]
     batch: Callable[[int], Batch]
-    trusted: Batch
+    trusted: tuple[Tensor, Tensor]
     step_rule: StepRule = StepRule()
 
 
@@ -109,7 +111,8 @@ def of(built: Built) -> Quality | None:
 
     def batch(number: int) -> Batch:
         rows = torch.arange(number * size, (number + 1) * size) % len(order)
-        return loop.samples(order[rows])
+        index = order[rows].to(loop.device)
+        return *loop.samples(index), index, loop.data.groups(index)
 
     case = Case(built.copied, batch, loop.trusted(loop.step), loop.step_rule)
     return measure(case, copy.deepcopy(coach.adjoint), coach.window)
@@ -141,9 +144,9 @@ def _seconds(
     times: dict[str, list[float]] = {"plain": [], "taught": [], "update": []}
     for repeat in range(REPEATS + 1):
         for number in range(window):
-            x, y = case.batch(number)
-            plain = _timed(lambda x=x, y=y: _plain_step(module, optimizer, x, y))
-            taught = _timed(lambda x=x, y=y: case.step_rule.take(coach, x, y))
+            batch = case.batch(number)
+            plain = _timed(lambda batch=batch: _plain_step(module, optimizer, *batch[:2]))
+            taught = _timed(lambda batch=batch: case.step_rule.take(coach, *batch))
             if repeat:  # the first round warms up
                 times["plain"].append(plain)
                 times["taught"].append(taught)

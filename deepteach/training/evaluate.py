@@ -11,7 +11,6 @@ from torch import Tensor
 from deepteach.core.coach import Coach
 from deepteach.core.losses import normalise
 from deepteach.core.predict import CHUNK, device_of, evaluating
-from deepteach.core.snapshot import Snapshot
 from deepteach.data.dataset import Data
 
 
@@ -32,19 +31,24 @@ def trust(coach: Coach, data: Data) -> Trust:
     The copy's trusted features are fitted once more on all trusted samples in eval mode:
     states in train mode depend on the batch where the student holds batch normalisation.
     """
-    device = device_of(coach.student.module)
+    device, group = device_of(coach.student.module), data.group
     teacher = copy.deepcopy(coach.teacher)
     with evaluating(coach.student.module):
         trusted = [
             coach.look(x.to(device), y.to(device))
             for x, y in zip(data.x_valid.split(CHUNK), data.y_valid.split(CHUNK), strict=True)
         ]
-        teacher.fit(_joined(trusted))
+        teacher.fit(trusted[0].followed_by(*trusted[1:]))
         log_weights, seen = [], []
-        for x, y in zip(data.x_train.split(CHUNK), data.y_train.split(CHUNK), strict=True):
-            seen.append(coach.look(x.to(device), y.to(device)))
-            log_weights.append(teacher.log_trust(seen[-1]).double())
-    snapshot = _joined(seen)
+        for part in torch.arange(len(data.y_train)).split(CHUNK):
+            snapshot = coach.look(
+                *(data.x_train[part].to(device), data.y_train[part].to(device)),
+                index=part.to(device),
+                group=None if group is None else group[part].to(device),
+            )
+            seen.append(snapshot)
+            log_weights.append(teacher.log_trust(snapshot).double())
+    snapshot = seen[0].followed_by(*seen[1:])
     weights = normalise(torch.cat(log_weights)) * len(data.y_train)
     return Trust(
         weights.float().cpu(),
@@ -62,11 +66,3 @@ def noise_auroc(weight: Tensor, wrong: Tensor | None) -> float | None:
     from sklearn.metrics import roc_auc_score  # seconds to import, and rarely needed
 
     return float(roc_auc_score(wrong.numpy(), -weight.double().numpy()))
-
-
-def _joined(parts: list[Snapshot]) -> Snapshot:
-    columns = {
-        name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("internal", "logits", "labels", "losses")
-    }
-    return Snapshot(**columns, clock=parts[0].clock)

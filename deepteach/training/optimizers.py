@@ -11,8 +11,7 @@ from typing import Protocol
 import torch
 
 from deepteach.core.adjoint.fixed_point import ExactSGD
-
-Parameters = list[torch.nn.Parameter]
+from deepteach.teachers.method import Parameters
 
 
 class MakeOptimizer(Protocol):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import deepteach as dt
+
 
 def plain_sgd(params: Any, lr: float) -> torch.optim.Optimizer:
     """Without momentum: its steps cannot be undone."""
@@ -38,6 +40,18 @@ def averaged(logits: Tensor, labels: Tensor) -> Tensor:
 
 def jittered(x: Tensor, generator: torch.Generator) -> Tensor:
     return x + 0.1 * torch.randn(x.shape, generator=generator)
+
+
+class BySource(dt.Feature):
+    """Which source a sample is from, so that a linear teacher learns one number for each."""
+
+    def __init__(self, sources: int = 3) -> None:
+        super().__init__()
+        self.width = sources
+
+    def forward(self, snapshot: dt.Snapshot) -> Tensor:
+        assert snapshot.group is not None, "this feature needs the source of every sample"
+        return nn.functional.one_hot(snapshot.group, self.width).to(snapshot.losses)
 
 
 NUMBER = 3
