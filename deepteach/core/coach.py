@@ -269,7 +269,7 @@ class Coach:
         """Teach the teacher if `interval` steps have passed since it was last taught.
 
         `valid` is `(x_valid, y_valid)` or an iterable of such batches (a DataLoader), which
-        is read one batch per update, again and again.
+        is read one batch per update, again and again. Raises NumericError; nothing is changed.
         """
         self.trust(valid)
         if self.recorder.since_update and self.steps % PERIOD == 0:
@@ -333,7 +333,7 @@ class Coach:
         index: Tensor | None = None,
         group: Tensor | None = None,
     ) -> Snapshot:
-        """A batch as the teacher sees it now, on cloned buffers."""
+        """A batch as the teacher sees it now, on cloned buffers; arguments as in `loss`."""
         with replayed(None):
             outputs = self.student.functional({}, self.student.buffers(), inputs)
         return self.objective.snapshot(outputs, labels, self.clock, index, group).detach()
@@ -392,7 +392,7 @@ class Coach:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken; load the student and its optimizer first."""
         self.teacher.load_state_dict(state["teacher"])
         if self.teacher_optimizer is not None:
             self.teacher_optimizer.load_state_dict(state["teacher_optimizer"])

@@ -8,17 +8,25 @@ from deepteach.core.snapshot import Snapshot
 
 
 class Feature(nn.Module):
-    """A column block of the teacher's input. Subclass it and set `width`.
+    """A column block of the teacher's input. Subclass it, set `width` and write `forward`.
 
-    `forward(snapshot)` returns `(batch, width)`. `fit(trusted)` is called with a snapshot of
-    trusted samples after every update of the teacher, never inside a window.
+    Its parameters are taught with the teacher's. What it remembers of the training goes into
+    buffers, so that checkpoints hold it. See docs/extending.md.
     """
 
     width: int
+    """Numbers that it says of a sample; known when it is made."""
+
     reads_trusted: bool = False
+    """`fit` does something, so the teacher's update ends with a pass of trusted samples."""
 
     def forward(self, snapshot: Snapshot) -> Tensor:
+        """`(batch, width)`, finite, of a batch; called with and without a graph."""
         raise NotImplementedError
 
     def fit(self, trusted: Snapshot) -> None:
-        """Learn from trusted samples; most features need nothing."""
+        """Learn from trusted samples; most features need nothing.
+
+        Called after every update of the teacher, never inside a window; `trusted` has no
+        `index` and no `group`.
+        """

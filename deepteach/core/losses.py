@@ -61,7 +61,13 @@ def log_probability(snapshot: Snapshot) -> Tensor:
 def smooth_error(logits: Tensor, labels: Tensor, sharpness: float = 50.0) -> Tensor:
     """mean 2 sigmoid(k (max_j p_j - p_y)) - 1: a smooth 0/1 error, 0 where y is the top class.
 
-    Just below a tie it saturates near 1; k is `sharpness`, 50 as in the authors' code.
+    Just below a tie it saturates near 1. It is what the teacher of L2T-loss lowers (Wu et al.,
+    NeurIPS 2018).
+
+    Args:
+        logits: `(batch, classes)`.
+        labels: `(batch,)` int64.
+        sharpness: k, 50 as in the authors' code.
     """
     p = logits.softmax(1)
     own = p.gather(1, labels.unsqueeze(1)).squeeze(1)

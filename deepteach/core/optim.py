@@ -20,7 +20,11 @@ from deepteach.tree import Params
 
 
 class State(NamedTuple):
-    """Student parameters and the optimizer's buffers, `slots[slot][parameter]`."""
+    """What an optimizer step starts from and leads to.
+
+    `theta` are the student's parameters by name, `slots[slot][name]` the optimizer's buffers,
+    each of its parameter's shape; 0 where the optimizer holds none yet.
+    """
 
     theta: Params
     slots: dict[str, Params]
@@ -28,7 +32,19 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Hyper:
-    """What one parameter's step used: the settings of its group, and Adam's step count."""
+    """What one parameter's step used: the settings of its group, and Adam's step count.
+
+    Args:
+        lr: eta, the learning rate that the step was taken with.
+        momentum: mu, in [0, 1).
+        weight_decay: lambda.
+        nesterov: the momentum is Nesterov's.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the root of the second moment.
+        count: t, this step's number from 1 on, for the correction of the moments.
+        decoupled: the weight decay bypasses the moments (AdamW).
+    """
 
     lr: float
     momentum: float = 0.0
@@ -58,11 +74,16 @@ class Rule:
     """
 
     slot_names: ClassVar[tuple[str, ...]] = ()
+    """Keys of `optimizer.state[parameter]` whose tensors a step reads and writes."""
     linear: bool = False
     """The step is affine in g, so its adjoint needs neither g nor the slots."""
 
     def hyper(self, group: dict, held: dict) -> Hyper:
-        """Read a parameter group, and the parameter's buffers before the step.
+        """Read the settings of one parameter's next step.
+
+        Args:
+            group: its entry of `optimizer.param_groups`.
+            held: `optimizer.state[parameter]` before the step; empty before the first.
 
         Raises:
             ConfigError: a setting that the rule does not model.
@@ -70,7 +91,10 @@ class Rule:
         raise NotImplementedError
 
     def step(self, state: State, gradient: Params, hyper: dict[str, Hyper]) -> State:
-        """(theta_t, slots_t) -> (theta_{t+1}, slots_{t+1}); differentiable."""
+        """(theta_t, slots_t) -> (theta_{t+1}, slots_{t+1}); differentiable, nothing in place.
+
+        `gradient` is g_t by parameter, without the optimizer's own regulariser.
+        """
         raise NotImplementedError
 
     def pull(self, state: State, gradient: Params, hyper: dict[str, Hyper], later: State) -> Pull:
@@ -104,7 +128,7 @@ class Rule:
         return 1.0
 
     def previous_theta(self, later: State, hyper: dict[str, Hyper]) -> Params:
-        """theta_t from the state after the step."""
+        """theta_t from the state after the step, for `Reversed`."""
         raise NotImplementedError
 
     def previous_slots(

@@ -12,7 +12,14 @@ from deepteach.core.nested import joined_batch, rows_of
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training stands when a batch is seen."""
+    """Where training stands when a batch is seen.
+
+    Args:
+        step: optimizer steps taken before it.
+        total: steps of the whole training; None where it has no known end.
+        mean_loss: mean over those steps of the batch's mean loss, unweighted; 0 before them.
+        best_accuracy: the best accuracy on a trusted batch so far, in [0, 1].
+    """
 
     step: int = 0
     total: int | None = None
@@ -21,7 +28,7 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        """Fraction of training done; without a known end it saturates towards 1."""
+        """Fraction of training done, in [0, 1]; without a known end it saturates towards 1."""
         return self.step / self.total if self.total else self.step / (self.step + 1000)
 
 
@@ -57,7 +64,7 @@ class Snapshot:
         )
 
     def rows(self, rows: slice) -> Snapshot:
-        """A part of the batch."""
+        """A part of the batch: what has a row per sample is cut, the rest is kept."""
         count = len(self.losses)
         return self._with({n: rows_of(v, rows, count) for n, v in self._columns().items()})
 

@@ -23,7 +23,12 @@ Inputs = Tensor | tuple | dict
 
 @dataclass(frozen=True)
 class Outputs:
-    """One pass: logits as the module returns them, internal states as `(batch, width)`."""
+    """One pass of a student.
+
+    Args:
+        logits: `(batch, classes)`, or as the module returns them.
+        internal: `(batch, width)` internal states.
+    """
 
     logits: Tensor
     internal: Tensor
@@ -32,9 +37,12 @@ class Outputs:
 class Student:
     """A module and the layer whose input (or output) the teacher reads.
 
-    The internal state is the input of the submodule `internal`, or its output with
-    `side="output"`. Feature maps `(batch, channels, ...)` are flattened, or averaged over
-    every dimension after the second with `pool="avg"`.
+    Args:
+        module: returns `(batch, classes)` logits, or an object with `.logits`; unchanged.
+        internal: name of the submodule, as in `module.named_modules()`. Its state of
+            `(batch, channels, ...)` is flattened to `(batch, width)`.
+        side: "input" or "output" of that submodule.
+        pool: "avg" averages the state over every dimension after the second first.
 
     Raises:
         ConfigError: no such submodule (the message lists candidates), or the module is

@@ -19,9 +19,15 @@ COLLAPSED_FRACTION = 0.02
 class UpdateRecord:
     """One update of the teacher.
 
-    `effective_sample_size` is the mean over the steps since the last update, as a fraction
-    of the batch (1 = equal weights). `drift` is the relative distance of the recovered from
-    the true start of the window, None where the adjoint does not measure it.
+    Args:
+        step: optimizer steps of the student before it.
+        validation_loss: of the trusted batch, before the update.
+        validation_accuracy: of the same batch, in [0, 1]; None where labels are no classes.
+        gradient_norm: Euclidean norm of the meta-gradient over all parameters of the teacher.
+        effective_sample_size: (sum w)^2 / (n sum w^2), the mean over the steps since the last
+            update: a fraction of the batch, 1 for equal weights.
+        drift: relative distance of the recovered from the true start of the window; None
+            where the adjoint recovers nothing.
     """
 
     step: int

@@ -43,15 +43,15 @@ class Data:
     images (n, c, h, w) and series (n, c, t), per column for tables (n, d).
     """
 
-    x_train: Tensor  # float32; int32 or int64 where they are tokens
-    y_train: Tensor  # (n,) int64, as given: possibly wrong
-    x_valid: Tensor
-    y_valid: Tensor  # trusted
-    x_test: Tensor | None
+    x_train: Tensor  # (n, ...) float32; int32 or int64 where they are tokens
+    y_train: Tensor  # (n,) int64 in 0..C-1, as given: possibly wrong
+    x_valid: Tensor  # (m, ...) as x_train
+    y_valid: Tensor  # (m,) int64: trusted
+    x_test: Tensor | None  # only measures
     y_test: Tensor | None
-    y_clean: Tensor | None  # the truth of the training labels, where known
-    classes: int
-    name: str
+    y_clean: Tensor | None  # (n,) int64, the truth of the training labels, where known
+    classes: int  # C
+    name: str  # what the data is called, in messages
     mean: Tensor  # (c, 1, 1), (c, 1), (d,), ...: it spreads over a sample
     scale: Tensor
     rows: Tensor  # (n,) int64: the user's own row number of each training sample

@@ -32,9 +32,18 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
             "cnn", "resnet8", ...); None takes "mlp" for tables and "cnn" for images.
         teacher: the name of a method, or a teacher.
         internal: the layer whose input the teacher reads; the last linear layer unless given.
+        epochs: passes through X.
+        batch_size: samples of a step.
+        lr: the student's learning rate at the start.
+        momentum: of SGD.
+        weight_decay: L2 regularisation of the student.
+        interval: steps between updates of the teacher (20 or fewer unless given).
+        window: steps that the meta-gradient looks back through.
         valid_fraction: the stratified part of X split off as trusted where `fit` gets no
             X_valid, with a warning.
         suspect_threshold: samples below this weight (1 is the mean) are suspects.
+        device: "auto", "cpu", "cuda", ...
+        random_state: of everything that is drawn; None draws it anew in every `fit`.
         settings: any other field of `deepteach.training.config.Config`.
 
     Attributes:
@@ -89,7 +98,19 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
         X_valid: Any = None,
         y_valid: Any = None,
     ) -> TeachClassifier:
-        """Train on (X, y), teaching from the trusted (X_valid, y_valid)."""
+        """Train on (X, y), teaching from the trusted (X_valid, y_valid).
+
+        Args:
+            X: `(n, d)` or with more axes, numbers.
+            y: `(n,)` labels of any kind, possibly wrong.
+            X_valid: trusted samples, as X.
+            y_valid: their labels, among those of y.
+
+        Raises:
+            ValueError: of scikit-learn's own checks.
+            DataError: data that cannot be trained on.
+            ConfigError: one trusted part without the other, or settings that do not go together.
+        """
         if (X_valid is None) != (y_valid is None):
             raise ConfigError("X_valid and y_valid go together: give both or neither")
         checked, labels = validate_data(
@@ -128,7 +149,7 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """`(n, classes)` probabilities in the order of `classes_`."""
+        """`(n, classes)` probabilities in the order of `classes_`. Raises NotFittedError."""
         check_is_fitted(self)
         checked = validate_data(self, X, allow_nd=True, dtype="numeric", reset=False)
         # As the training samples came to the student: channels first, normalised.
@@ -138,7 +159,7 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
         return scores.double().softmax(1).numpy()
 
     def predict(self, X: Any) -> NDArray:
-        """`(n,)` labels."""
+        """`(n,)` labels, of the kind of y. Raises NotFittedError."""
         check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(1)]
 

@@ -30,7 +30,14 @@ __all__ = [
 
 
 class Internal(Feature):
-    """The internal state itself (I0 to I3, by the layer that the `Student` names)."""
+    """The internal state itself (I0 to I3, by the layer that the `Student` names).
+
+    Args:
+        width: of the state of one sample.
+
+    Raises:
+        ConfigError: states of another width, when they are first seen.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -46,7 +53,15 @@ class Internal(Feature):
 
 
 class Label(Feature):
-    """M0: the given label through an embedding E `(classes, dim)`, which the teacher learns."""
+    """M0: the given label through an embedding E `(classes, dim)`, which the teacher learns.
+
+    Args:
+        classes: C; labels are 0..C-1.
+        dim: numbers for each class.
+
+    Raises:
+        ConfigError: labels that are no class indices, when they are first seen.
+    """
 
     def __init__(self, classes: int, dim: int = 16) -> None:
         super().__init__()
@@ -63,6 +78,9 @@ class Surface(Feature):
     Progress, mean training loss so far, best validation accuracy so far, predicted label, margin.
     The paper leaves the encoding of the predicted label open; here it is its index scaled
     to [0, 1]. The margin is p_y - max over the other classes (Fan et al., 2018).
+
+    Raises:
+        ConfigError: labels that are no class indices, when they are first seen.
     """
 
     width = 5
@@ -83,7 +101,7 @@ class Surface(Feature):
 
 
 class Loss(Feature):
-    """The sample's training loss, the only input of Meta-Weight-Net."""
+    """The sample's training loss, the only input of Meta-Weight-Net (Shu et al., NeurIPS 2019)."""
 
     width = 1
 

@@ -17,8 +17,15 @@ from deepteach.teachers.method import Method, recipe
 class Focal(AbstractTeacher):
     """w = (1 - p_y)^gamma, not normalised: L = (1/n) sum w l (Lin et al., ICCV 2017).
 
-    The source differentiates through w; `through=False` takes it as a constant weight, as
-    the L2T papers describe it. It raises the weight of high losses, wrong labels among them.
+    It raises the weight of high losses, wrong labels among them.
+
+    Args:
+        gamma: 0 is plain training.
+        through: differentiate through w, as the source does; False takes it as a constant
+            weight, as the L2T papers describe it.
+
+    Raises:
+        ConfigError: a gamma that is negative or not finite.
     """
 
     normalised = False

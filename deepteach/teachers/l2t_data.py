@@ -31,21 +31,27 @@ DECAY = 5e-4
 class L2TData(AbstractTeacher):
     """q_i = sigmoid(phi s_i + b), a_i ~ Bernoulli(q_i): kept samples weigh 1, others 0.
 
-    s_i: one-hot label, softmax, -log p_y, margin, progress, mean training loss / log C and
-    best validation accuracy so far (the paper has the best loss). b starts at 2, so nearly
-    everything is kept; `hidden=12` is the paper's tanh network. The policy learns between
-    episodes, by `ScoreFunction`. The reward is speed: tau_k are `thresholds` of validation
-    accuracy, n_k the samples accepted before tau_k is reached (n if never), and
+    Fan et al., ICLR 2018. s_i: one-hot label, softmax, -log p_y, margin, progress, mean
+    training loss / log C and best validation accuracy so far (the paper has the best loss). b
+    starts at 2, so nearly everything is kept. The policy learns between episodes, by
+    `ScoreFunction`. The reward is speed: tau_k are `thresholds` of validation accuracy, n_k the
+    samples accepted before tau_k is reached (n if never), and
 
         r = sum_k c_k (-log(n_k / n)),     c = (1, 2, 3, ...) / sum
 
-    With `relative` tau_k is that share of the best accuracy of the first episode, which then
-    serves as the baseline only; the published MNIST values are the default shares.
-
     Call `report(accuracy)` as often as validation accuracy is known; set `Coach(interval=)`
-    to the steps of an episode. Draws are named by (seed, episode, step). With `pooled` the
-    loop itself pools what `draw` keeps to full minibatches, and all of a batch weigh alike.
-    A look at the weights without gradients, as `coach.weights` takes, shows q_i.
+    to the steps of an episode. A look at the weights without gradients, as `coach.weights`
+    takes, shows q_i.
+
+    Args:
+        classes: C.
+        hidden: units of a tanh layer, 12 in the paper; 0 for none.
+        thresholds: tau_k, rising, in (0, 1]; the published values for MNIST unless given.
+        relative: tau_k is that share of the best accuracy of the first episode, which then
+            serves as the baseline only.
+        pooled: the loop itself pools what `draw` keeps to full minibatches, of which all
+            samples weigh alike.
+        seed: names the draws, together with episode and step.
 
     Raises:
         ConfigError: no thresholds, or not rising ones in (0, 1].

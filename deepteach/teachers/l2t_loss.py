@@ -18,11 +18,14 @@ class L2TLoss(AbstractTeacher):
     """l_i = -sigmoid( [W_t^T log p_i + b_t]_{y_i} ), W_t = sum_k a_k W_k, a = softmax(V s_t).
 
     s_t is the teacher's state: progress, accuracy on the batch, accuracy on the last trusted
-    batch and its precision per class. `slots` matrices W_k start at the identity, with a
-    little noise that lets them part, b_k and V at 0 and noise: teaching begins at the loss
-    -sigmoid(log p_y). `mix` adds that share of cross-entropy (the authors' code has 0.5).
+    batch and its precision per class (Wu et al., NeurIPS 2018). The W_k start at the identity,
+    with a little noise that lets them part, b_k and V at 0 and noise: teaching begins at the
+    loss -sigmoid(log p_y). The sample weights are all 1.
 
-    The sample weights are all 1.
+    Args:
+        classes: C.
+        slots: how many W_k there are.
+        mix: share of cross-entropy in the loss, in [0, 1] (the authors' code has 0.5).
 
     Raises:
         ConfigError: no slots, a mix outside [0, 1], or labels that are not class indices.

@@ -17,13 +17,16 @@ class Teacher(AbstractTeacher):
     """w = sigmoid(z), z a linear map or an MLP of the concatenated features.
 
     With `hidden_layers=0` and the features `Internal`, `Label` this is the paper's teacher
-    sigmoid(W_I I + W_M E y + b) (Fan et al., section 3.3). Each hidden layer is followed by
-    a ReLU and is as wide as the input unless `hidden_width` says otherwise.
+    sigmoid(W_I I + W_M E y + b) (Fan et al., arXiv 2007.04649, section 3.3). The last layer
+    starts near zero: teaching begins as plain training.
 
-    The last layer starts near zero: teaching begins as plain training.
+    Args:
+        features: what it reads of a sample, side by side.
+        hidden_layers: 0, 1, 2 are the paper's MLP-0, MLP-1, MLP-2; each is followed by a ReLU.
+        hidden_width: of each of them; the width of the input unless given.
 
     Raises:
-        ConfigError: no features, or something that is not a `Feature`.
+        ConfigError: no features, something that is not a `Feature`, or fewer than 0 layers.
     """
 
     def __init__(

@@ -57,6 +57,8 @@ def fit_mentor(
 ) -> MentorNetwork:
     """A network that tells right from wrong labels, `v* = clean`, by cross-entropy.
 
+    MentorNet DD of Jiang et al., ICML 2018: `MentorNet("data-driven").adopt(network)`.
+
     Args:
         losses: `(epochs, m)` loss of each flagged sample after each epoch of a plain training.
         clean: `(m,)` whether its label was right.

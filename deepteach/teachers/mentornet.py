@@ -51,13 +51,21 @@ def predefined_weights(kind: str, losses: Tensor, differences: Tensor, percent: 
 class MentorNet(AbstractTeacher):
     """v(l, d, e) in closed form or by a frozen network; L = (1/n) sum v l.
 
-    The network comes from `fit_mentor`, or is given later by `adopt`; until then all weigh
-    alike. Data-driven weights are 1 below `burn_in` percent, where e then stays. A random
-    share of each batch is dropped; the draw is named by `seed` and the step. The source
-    also scales its weight decay by the mean weight; here that is the optimizer's own.
+    Jiang et al., ICML 2018. The network comes from `fit_mentor` and is given by `adopt`; until
+    then all weigh alike. The source also scales its weight decay by the mean weight; here
+    that is the optimizer's own.
 
     Nothing here is learned by meta-gradients. The moving average is the only memory. A look
     at the weights without gradients, as `coach.weights` takes, neither drops nor remembers.
+
+    Args:
+        kind: a closed form ("published", "spl", "hard", "focal", "linear"), or "data-driven".
+        percentile: p of the batch's losses, in [0, 1].
+        decay: of its moving average m.
+        burn_in: percent of training below which data-driven weights are 1, and at which e
+            then stays.
+        dropout: pairs (share of a batch dropped at random, for how many percent of training).
+        seed: names the draws, together with the step.
 
     Raises:
         ConfigError: an unknown kind, or a setting outside its range.

@@ -13,12 +13,16 @@ from deepteach.teachers.method import Method, recipe, teacher_nesterov
 
 
 class MetaWeightNet(Teacher):
-    """w = sigmoid(W2 relu(W1 l + b1) + b2) of the loss alone, 100 hidden units.
+    """w = sigmoid(W2 relu(W1 l + b1) + b2) of the loss l alone (Shu et al., NeurIPS 2019).
 
-    Shu et al., NeurIPS 2019, with torch's default initialisation throughout, as there. One
-    published script normalises the weights in a batch, the other does not (`normalised`).
-    The published training is `Coach(..., MetaWeightNet(), interval=1, window=1,
-    adjoint=Lookahead())`; any other adjoint teaches the same network by a longer window.
+    With torch's default initialisation throughout, as there. The published training is
+    `Coach(..., MetaWeightNet(), interval=1, window=1, adjoint=Lookahead())`; any other adjoint
+    teaches the same network by a longer window.
+
+    Args:
+        hidden: units of the hidden layer.
+        normalised: divide by the sum of a batch's weights, as one published script does; the
+            other divides by the batch size.
     """
 
     def __init__(self, hidden: int = 100, *, normalised: bool = True) -> None:

@@ -25,11 +25,13 @@ class MethodContext:
     """The run that a method is made for: all that a recipe may depend on."""
 
     classes: int
+    """C, the number of classes."""
     width: int
     """Numbers in the internal state of one sample."""
     steps: int
     """Optimizer steps of one training of the student."""
     seed: int = 0
+    """The run's; for what the recipe itself draws."""
     teacher_from: str | None = None
     """Folder of a finished run whose teacher, or weights, are used."""
 
@@ -46,24 +48,27 @@ def teacher_nesterov(parameters: Parameters, rate: float, decay: float) -> torch
 
 @dataclass(frozen=True)
 class Method:
-    """A teacher, how it learns, and what on.
-
-    `interval` and `window` are None where the run decides, `adjoint` and `validation_loss`
-    where the teacher or the Coach does.
-    """
+    """A teacher, how it learns, and what on; None where run, teacher or Coach decides."""
 
     teacher: AbstractTeacher
     adjoint: AbstractAdjoint | None = None
+    """How its meta-gradient is computed."""
     interval: int | None = None
+    """Optimizer steps between its updates (K)."""
     window: int | None = None
+    """Steps that the meta-gradient looks back through (B <= K)."""
     teacher_rate: float = 1e-2
+    """Learning rate of its own optimizer at the start."""
     teacher_decay: float = 0.0
+    """L2 regularisation of its parameters."""
     make_optimizer: Callable[[Parameters, float, float], torch.optim.Optimizer] = teacher_adam
     """From parameters, `teacher_rate` and `teacher_decay`."""
     follows_schedule: bool = True
     """The teacher's rate drops with the student's."""
     validation_loss: str | None = None
+    """What it lowers: a name of `core.losses.VALIDATION_LOSSES`."""
     curriculum: Curriculum = field(default_factory=Curriculum)
+    """What each epoch draws from; all training samples unless it says otherwise."""
 
     def optimizer(self) -> torch.optim.Optimizer | None:
         """The teacher's optimizer; None where it has nothing to learn."""

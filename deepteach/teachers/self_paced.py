@@ -21,9 +21,8 @@ Pace = Literal["linear", "geometric"]
 class SelfPaced(AbstractTeacher):
     """Easy samples first: the share r of a batch with the lowest losses (Kumar et al., 2010).
 
-    r grows from `start` to `end` with the progress of training, linearly or geometrically
-    (`pace`), reaching `end` at `full`. lambda is the r-quantile of the batch's losses, so the
-    pace means the same on any data and at any stage. v, zero above lambda but for the last:
+    lambda is the r-quantile of the batch's losses, so the pace means the same on any data and
+    at any stage. v by `kind`, zero above lambda but for the last:
 
         hard 1;  linear 1 - l/lambda;  logarithmic log(.9 l/lambda + .1) / log .1;
         logistic (1 + e^-lambda) / (1 + e^(l - lambda))
@@ -31,6 +30,16 @@ class SelfPaced(AbstractTeacher):
     The logarithmic form is published for 0 < lambda < 1: here the loss is measured in units
     that put lambda at 0.9. Weights are normalised, so that a step is as long for few samples
     as for many. Nothing is remembered between batches.
+
+    Args:
+        kind: "hard", "linear", "logarithmic" or "logistic".
+        start: r at the start, in (0, 1].
+        end: r from `full` on, in [start, 1].
+        full: fraction of the training at which r reaches `end`, in (0, 1].
+        pace: "linear" or "geometric" growth of r between them.
+
+    Raises:
+        ConfigError: an unknown kind or pace, or a share outside its range.
     """
 
     per_sample = False

@@ -28,9 +28,14 @@ class TrustedProbe(Feature):
     of the given label, clamped at `floor`, and its margin over the best other class.
 
     Until it has seen trusted samples, and for labels without any, both numbers are 0; so they
-    are for negative labels, which losses ignore. Time
-    and memory follow the number of trusted samples: not the square of the states' width, and
-    not the number of classes without a trusted sample.
+    are for negative labels, which losses ignore. Time and memory follow the number of trusted
+    samples: not the square of the states' width, and not the number of classes without a
+    trusted sample.
+
+    Args:
+        shrinkage: s, in [0, 1].
+        folds: parts of the cross-fitting.
+        floor: least log-probability.
 
     Raises:
         ConfigError: labels that are no class indices, when they are first seen; or a

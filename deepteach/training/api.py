@@ -39,9 +39,16 @@ OWN = ("optimizer", "loss", "augment")
 class Result:
     """A finished run.
 
-    `summary` holds the fields of summary.json; `trust` the training samples as the teacher
-    sees them at the end; `beside` the runs trained on the same schedule, "uniform" among
-    them unless `baseline` was off.
+    Args:
+        model: the trained student; the module that was given.
+        coach: with the teacher and the optimizer as they are at the end.
+        config: the settings, resolved.
+        summary: the fields of summary.json.
+        metrics: a mapping per epoch, the lines of metrics.jsonl.
+        trust: the training samples as the teacher sees them at the end.
+        path: the run's folder; None where nothing was written.
+        beside: summaries of the runs trained on the same schedule, by method; "uniform" is
+            among them unless `baseline` was off.
     """
 
     model: nn.Module
@@ -69,19 +76,34 @@ def train(
 ) -> Result:
     """Train `model` (in place) with a teacher that learns from the trusted `valid_data`.
 
-    Each of the data sets is a pair `(x, y)` of arrays or tensors, or a map-style Dataset;
-    `train_data` may be `(x, y, group)`, `group` naming the source of each sample. Without
-    `valid_data` a stratified part of the training data is split off. A module gets floating
-    inputs and whole numbers (tokens) as they are, of any shape; bytes (pixels) are normalised
-    per channel by the training samples, and for a model by name all whole numbers are.
-    `teacher` is what `teachers.registry.method` takes: a method's name, a teacher, a feature,
-    or a function or class that makes one. `settings` are the fields of
-    `deepteach.training.config.Config` (epochs, batch_size, lr, out, seed, ...); `optimizer`,
-    `loss` and `augment` also take a function: of the parameters, of `(logits, y)` to
-    `(batch,)`, of `(x, generator)` to x.
+    A module gets floating inputs and whole numbers (tokens) as they are, of any shape; bytes
+    (pixels) are normalised per channel by the training samples, and for a model by name all
+    whole numbers are.
+
+    Args:
+        model: a module, or the name of a student ("mlp", "cnn", "resnet8", ...).
+        train_data: `(x, y)` or `(x, y, group)` of arrays or tensors with a row per sample,
+            `group` naming the source of each; or a map-style Dataset of such items. x and y
+            are what `from_arrays` takes.
+        valid_data: trusted samples, as train_data. Without them a stratified part of the
+            training data is split off, with a warning.
+        test_data: samples that only measure.
+        teacher: what `teachers.registry.method` takes: a method's name, a teacher, a feature,
+            or a function or class that makes one.
+        y_clean: `(n,)` the truth of the training labels, where known; only measures.
+        classes: their number, unless it is to be read off the labels.
+        resume: go on in the folder `out` from its newest verified checkpoint.
+        watch: told of every step and epoch, as `deepteach.training.progress` does.
+        settings: the fields of `deepteach.training.config.Config` (epochs, batch_size, lr, out,
+            seed, ...); `optimizer`, `loss` and `augment` also take a function: of the
+            parameters, of `(logits, y)` to `(batch,)`, of `(x, generator)` to x.
 
     Raises:
-        DataError, ConfigError: before anything is trained; one line with the remedy.
+        DataError: data that cannot be trained on, before anything is trained.
+        ConfigError: settings that are unknown or do not go together, likewise.
+        NumericError: a loss or a state is not finite; the last checkpoint is good.
+        CheckpointError: with `resume`, all checkpoints are damaged or do not fit.
+        StorageError: the disk, or the folder, failed.
     """
     given = {"train_data": train_data, "valid_data": valid_data, "test_data": test_data}
     splits = [part_of(source, name) for name, source in given.items()]

@@ -82,6 +82,12 @@ class ExactSGD(torch.optim.Optimizer):
     grid is finer than float32 (2^-48); the parameters are moved onto it when they are given.
     Memory: 28 bytes per float32 parameter, and the limbs while an `Exact` asks for them.
 
+    Args:
+        params: as `torch.optim.SGD` takes them.
+        lr: eta, 0 or more.
+        momentum: mu, strictly between 0 and 1.
+        weight_decay: lambda, 0 or more.
+
     Raises:
         ConfigError: a momentum whose n/d is not strictly between 0 and 1, or a negative rate
             or decay.
@@ -287,9 +293,13 @@ def _mismatch(name: str) -> ReplayError:
 class Exact(AbstractAdjoint):
     """Undoes the steps of an `ExactSGD` bit for bit, over any window.
 
-    Beside the last state it takes log2(d/n) bits per parameter and step (0.15 at momentum
-    0.9), in int64 limbs. A checksum of every state is compared on the way back: what comes
-    out is the state that was, or a ReplayError.
+    The idea is that of Maclaurin et al., arXiv 1502.03492, in fixed point. Beside the last
+    state it takes log2(d/n) bits per parameter and step (0.15 at momentum 0.9), in int64
+    limbs. A checksum of every state is compared on the way back.
+
+    Raises:
+        ConfigError: when the Coach is made: another optimizer than `ExactSGD`.
+        ReplayError: in an update: what came out is not the state that was.
     """
 
     same_kernels = True

@@ -22,8 +22,9 @@ class Lookahead(AbstractAdjoint):
 
         d_omega = -grad_omega sum_k u_k <eta grad L_valid(theta^), grad l_k(theta)>
 
-    As published the virtual step is plain SGD, without momentum and weight decay. With
-    `momentum` it is the step that the optimizer would really take.
+    Args:
+        momentum: take the step that the optimizer would really take; as published the virtual
+            step is plain SGD, without momentum and weight decay.
     """
 
     before_step = True
@@ -68,7 +69,9 @@ class FirstOrder(AbstractAdjoint):
     of theta stay those of the recorded step, so that as eps -> 0 this is the one-step
     meta-gradient divided by the rate. It is biased: it ignores momentum and curvature.
 
-    `radius` 0.01 is that of DARTS and of the authors' library.
+    Args:
+        radius: length of the step to either side; 0.01 is that of DARTS and of the authors'
+            library.
     """
 
     shares = False

@@ -16,9 +16,17 @@ from deepteach.tree import Params, clone, distance
 class Reversed(AbstractAdjoint):
     """Algorithm 1: undo the optimizer's steps from the last state. No memory per step.
 
+    Fan et al., arXiv 2007.04649, with the corrections of docs/paper.md; options as in
+    `AbstractAdjoint`.
+
     Undoing a step divides the momentum by mu, which grows rounding errors; a window too
     long for momentum and precision is refused, and a copy of the state that opens the
     window is compared with its reconstruction: a relative `tolerance` is enforced.
+
+    Raises:
+        ConfigError: when the Coach is made: a step that cannot be undone (momentum 0,
+            Nesterov), or too long a window.
+        ReplayError: in an update: the recovered states are not the true ones.
     """
 
     undoes = True

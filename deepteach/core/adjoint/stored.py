@@ -16,7 +16,13 @@ from deepteach.tree import Params
 
 
 class Stored(AbstractAdjoint):
-    """Keeps a copy of the state before each step of the window: exact for any rule."""
+    """Keeps a copy of the state before each step of the window: exact for any rule.
+
+    Memory: B states of parameters and optimizer slots. Options as in `AbstractAdjoint`.
+
+    Raises:
+        ReplayError: in an update: a step did not lead to the state that was reached.
+    """
 
     def keep(self, state: State, position: int, window: int) -> State | None:
         return copy(state)
@@ -40,6 +46,9 @@ class Checkpointed(AbstractAdjoint):
     Any rule, any window: about 2 sqrt(B) states in memory, and one more training pass over
     the window. With B = K = a whole short training it is the paper's "all student models on
     the trajectory".
+
+    Raises:
+        ReplayError: in an update: a step did not lead to the state that was reached.
     """
 
     def spare(self, window: int) -> int:

@@ -14,7 +14,10 @@ from deepteach.tree import distance
 
 
 class Unrolled(Stored):
-    """Plain automatic differentiation through the window: slow, and the oracle of the rest."""
+    """Plain automatic differentiation through the window: slow, and the oracle of the rest.
+
+    Memory: B states and the second-order graph of all B steps.
+    """
 
     shares = False
 
