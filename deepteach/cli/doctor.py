@@ -21,7 +21,7 @@ def add(parser: Parser, full: bool) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings, a line each."""
-    from deepteach.data import readers as sources
+    from deepteach.data.readers import load
     from deepteach.training.doctor import examine
 
     given = options.flags.given(options)
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("doctor needs --student: name a model; see deepteach doctor --help")
     config = configuration.make({"data": "digits", **given})
     own = is_path(config.student)
-    data = sources.load(config.data, config.seed, group=config.group, as_given=own)
+    data = load(config.data, config.seed, group=config.group, as_given=own)
     for line in examine(config, data):
         print(line)
     return 0

@@ -31,7 +31,7 @@ def add(parser: Parser, full: bool) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train, show a table of the run and those beside it, write the report."""
     from deepteach.data import noise
-    from deepteach.data import readers as sources
+    from deepteach.data.readers import load
     from deepteach.report.compare import method_results, results_table
     from deepteach.report.html import write_report
     from deepteach.runs.reader import open_run
@@ -40,9 +40,7 @@ def run(options: argparse.Namespace) -> int:
     config = _config(options)
     console = Console()
     own = is_path(config.student)
-    data = sources.load(
-        *(config.data, config.seed, config.valid_size), group=config.group, as_given=own
-    )
+    data = load(*(config.data, config.seed, config.valid_size), group=config.group, as_given=own)
     kind, rate, seed = config.noise.kind, config.noise.rate, config.noise.seed
     data = noise.corrupt(data, kind, rate, config.seed if seed is None else seed)
     for note in data.notes:

@@ -19,9 +19,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from deepteach.errors import ConfigError, DataError
+from deepteach.report import plots
 from deepteach.report.compare import Comparison, Setting, compare, method_results, results_table
 from deepteach.report.pairing import UNIFORM, flat
-from deepteach.report.plots import figures as plots
 from deepteach.report.plots.curves import CURVES, DIAGNOSTICS, SHARES, runs_beside
 from deepteach.report.plots.style import to_svg
 from deepteach.report.summary import Headline, Suspect, headline_of, suspects_of

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deepteach.errors import DataError
 from deepteach.report.pairing import UNIFORM, setting_of
-from deepteach.report.plots.figures import displayable
+from deepteach.report.plots.samples import displayable
 from deepteach.report.table import TextTable, number, percent, times
 from deepteach.runs.reader import Run
 from deepteach.runs.weights import Weights

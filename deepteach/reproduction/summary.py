@@ -42,7 +42,7 @@ def summarise(rows: Rows, scale: str) -> tuple[TextTable, ...]:
     groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in SETTING), []).append(row)
-    tables = [_sheet(key, group, published, scale) for key, group in groups.items()]
+    tables = [_table(key, group, published, scale) for key, group in groups.items()]
     missing = not_reproduced(rows[0]["table"], scale)
     if missing:
         lines = tuple(tuple(reason.split(": ", 1)) for reason in missing)
@@ -73,7 +73,7 @@ def _key(cell: Cell) -> tuple[str, ...]:
     return tuple(str(getattr(cell, name)) for name in (*SETTING, "method", "variant"))
 
 
-def _sheet(
+def _table(
     key: tuple[str, ...], rows: Rows, published: Mapping[tuple[str, ...], float], scale: str
 ) -> TextTable:
     by_method: dict[tuple[str, str], dict[str, Mapping[str, str]]] = {}

@@ -21,11 +21,11 @@ from torch import Tensor
 
 import deepteach as dt
 from deepteach.core import objective, student
-from deepteach.core import optim as rules
 from deepteach.core.adjoint import base as adjoint
 from deepteach.core.adjoint import guards
 from deepteach.core.adjoint import one_step as lookahead_module
 from deepteach.core.look_back import LookBack
+from deepteach.core.optim import MomentumSGD
 from deepteach.core.record import Step
 from deepteach.core.validation import Validation
 
@@ -148,21 +148,21 @@ MUTATIONS = [
     ),
     Mutation(
         "weight decay dropped in g of the reversal",
-        *(rules.MomentumSGD, "previous_slots"),
+        *(MomentumSGD, "previous_slots"),
         "alpha=h.weight_decay",
         "alpha=0",
         reversed_gap,
     ),
     Mutation(
         "weight decay dropped in the Hessian term",
-        *(rules.MomentumSGD, "pull"),
+        *(MomentumSGD, "pull"),
         "alpha=h.weight_decay",
         "alpha=0",
         stored_gap,
     ),
     Mutation(
         "v - g / mu instead of (v - g) / mu",
-        *(rules.MomentumSGD, "previous_slots"),
+        *(MomentumSGD, "previous_slots"),
         "(velocity[name] - g) / h.momentum",
         "velocity[name] - g / h.momentum",
         reversed_gap,
@@ -176,7 +176,7 @@ MUTATIONS = [
     ),
     Mutation(
         "momentum dropped from its cotangent",
-        *(rules.MomentumSGD, "pull"),
+        *(MomentumSGD, "pull"),
         "through_v * h.momentum",
         "through_v",
         stored_gap,
@@ -241,14 +241,14 @@ MUTATIONS = [
     ),
     Mutation(
         "first momentum buffer mu g",
-        *(rules.MomentumSGD, "step"),
+        *(MomentumSGD, "step"),
         "torch.add(g, velocity[name] * h.momentum)",
         "torch.add(g if velocity[name].any() else g * h.momentum, velocity[name] * h.momentum)",
         first_step_gap,
     ),
     Mutation(
         "first momentum buffer detached, as in torch.optim",
-        *(rules.MomentumSGD, "step"),
+        *(MomentumSGD, "step"),
         "torch.add(g, velocity[name] * h.momentum)",
         "torch.add(g if velocity[name].any() else g.detach(), velocity[name] * h.momentum)",
         first_step_gap,

@@ -13,8 +13,8 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 
 from deepteach.errors import DataError
-from deepteach.report.plots import figures as plots
-from deepteach.report.plots.figures import displayable
+from deepteach.report import plots
+from deepteach.report.plots.samples import displayable
 from deepteach.report.plots.style import FRAME, INK, plain, to_svg
 from deepteach.report.stats import paired_gains
 from deepteach.runs.reader import Run, open_run

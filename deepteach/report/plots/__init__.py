@@ -1,7 +1,7 @@
 """The figures of a run, as matplotlib figures: `learning_curves(run).savefig("a.svg")`."""
 
 from deepteach.report.plots.curves import diagnostics, gain_intervals, learning_curves, mean_curves
-from deepteach.report.plots.figures import (
+from deepteach.report.plots.samples import (
     figure2,
     states_by_class,
     states_by_weight,

@@ -1,4 +1,4 @@
-"""The figures of a run, as matplotlib figures: `learning_curves(run).savefig("a.svg")`.
+"""Figures of single samples: weights, losses, maps of states, pictures; and the paper's Figure 2.
 
 Each function takes a `Run` or plain arrays, returns a `Figure` with a transparent
 background, and touches no global state of matplotlib (no pyplot, no rcParams).
@@ -15,17 +15,10 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from deepteach.errors import DataError
-from deepteach.report.plots.curves import diagnostics, gain_intervals, learning_curves, mean_curves
 from deepteach.report.plots.scatter import class_map, heat_map, loss_panel
 from deepteach.report.plots.style import INK, RIGHT, WRONG, Theme, finish, legend, panels, plain
 from deepteach.runs.reader import Run
 from deepteach.runs.weights import Weights, class_order
-
-__all__ = [
-    "diagnostics", "figure2", "gain_intervals", "learning_curves", "mean_curves",
-    "states_by_class", "states_by_weight", "states_map", "suspects_grid",
-    "weight_against_loss", "weight_histogram", "weights_over_time",
-]  # fmt: skip
 
 
 def weight_against_loss(
