@@ -1,4 +1,7 @@
-"""The Coach: taught training for a loop, an optimizer and a schedule of the user's own."""
+"""The Coach: taught training for a loop, an optimizer and a schedule of the user's own.
+
+Long, because the public contract is documented where it is kept: half of it is docstrings.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepteach.core.accumulation import refuse_accumulation
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.distributed_batch import (
@@ -17,7 +21,7 @@ from deepteach.core.distributed_batch import (
     refuse_batchwise,
     refuse_empty,
 )
-from deepteach.core.gradient_audit import GradientAudit
+from deepteach.core.gradient_audit import GradientAudit, weakly
 from deepteach.core.linearised import deliver
 from deepteach.core.look_back import LookBack
 from deepteach.core.losses import (
@@ -69,6 +73,7 @@ class Coach:
             `torch.nn.utils.clip_grad_norm_`.
         rule: how the optimizer steps, for one that deepteach does not know.
         total_steps: length of the training, for features that read its progress.
+        accumulate: every `coach.loss(...).backward()` since the last step is a part of the next.
         ranks: the processes that train together; those of the initialised process group
             unless given.
 
@@ -95,6 +100,7 @@ class Coach:
         clip_norm: float | None = None,
         rule: Rule | None = None,
         total_steps: int | None = None,
+        accumulate: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
         if not 1 <= window <= interval:
@@ -129,9 +135,11 @@ class Coach:
             self.optimizer,
             self.rule,
             GradientAudit(scaled=mixed, changed=mixed or clip_norm is not None),
+            weakly(self._gradient_again),
             length=window + self.adjoint.spare(window),
             clock=Clock(total=total_steps),
             ranks=ranks,
+            accumulates=accumulate,
         )
         self._training_pass = TrainingPass(student, self.recorder, self.adjoint)
         self._look_back = LookBack(self.objective, self.recorder, self.adjoint)
@@ -143,6 +151,8 @@ class Coach:
         refuse_batchwise(self.ranks, self.teacher)
         if len({leaf.device for leaf in named.values()}) > 1:
             raise ConfigError("the student's parameters must be on one device")
+        if self.recorder.accumulates:
+            refuse_accumulation(self.objective, self.adjoint)
         hyper = list(self.recorder.hyper(named).values())
         if self._learns:  # else no window is ever crossed
             self._look_back.check(hyper, self.window, {leaf.dtype for leaf in named.values()})
@@ -198,7 +208,7 @@ class Coach:
         recording, device = torch.is_grad_enabled(), device_of_batch(labels)
         self.recorder.learn_names()
         if recording:
-            self.recorder.refuse_unfinished()
+            self.recorder.begin()
             self._training_pass.refuse_autocast(device)
         if self.ranks.count > 1:
             refuse_empty(size_of(labels))
@@ -207,7 +217,7 @@ class Coach:
                 self._proved = True
         buffers = self.student.buffers()
         drawn = generator_states(device)
-        shares = recording and self._learns
+        shares = recording and self._learns and not self.recorder.accumulates
         theta = self._training_pass.shared_theta(self.interval, self.window) if shares else None
         outputs = self._training_pass(inputs, theta)
         drew = not same_states(drawn, generator_states(device))
@@ -255,8 +265,20 @@ class Coach:
             value = deliver(graph, self.recorder.parameters())
         if self.recorder.totals is not None:
             value = shown(value, self.recorder.totals.value)
-        self.recorder.expect(step, value, graph)
+        parts = self.recorder.accumulates
+        mass = self.objective.log_mass(omega, step.snapshot) if parts else 0.0
+        self.recorder.expect(step, value, graph, mass)
         return value
+
+    def discard(self) -> None:
+        """Drop the last batch: its pass is undone in the buffers, its gradients are cleared."""
+        self.recorder.discard()
+        self.optimizer.zero_grad()
+
+    def _gradient_again(self, step: Step) -> Params:
+        theta = self.recorder.parameters()
+        gradient = self.objective.linearised(theta, step, self.omega, first_order=True).gradient
+        return self.ranks.summed(gradient, "replays")
 
     def trust(self, valid: Iterable | tuple) -> None:
         """Name the trusted data without teaching: for `Lookahead`, before the first step.

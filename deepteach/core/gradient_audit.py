@@ -23,13 +23,24 @@ class GradientAudit:
     `scaled`: a GradScaler may scale the loss. `changed`: gradients may be changed in place,
     as by a clipping that the rule models; whether that explains the step is checked later,
     when the recorded step must lead to the next state.
+
+    Something that writes a gradient need not change it: `clip_grad_norm_(..., inf)` only
+    measures. Once a gradient has been written, those of the following steps are copied as
+    they arrive, and must be those bits still when the optimizer steps.
     """
 
     def __init__(self, *, scaled: bool, changed: bool) -> None:
         self.scaled, self.changed = scaled, changed
-        self._accumulated: dict[str, tuple[Tensor, int]] = {}
+        self._copies = False
+        self._accumulated: dict[str, tuple[Tensor, int, Tensor | None]] = {}
+
+    @property
+    def arrived(self) -> bool:
+        """Whether a gradient of the present batch has come."""
+        return bool(self._accumulated)
 
     def clear(self) -> None:
+        """Before a new batch."""
         self._accumulated.clear()
 
     def at_backward(self, scale: Tensor, parameters: Params) -> None:
@@ -39,52 +50,108 @@ class GradientAudit:
                 f"the loss was scaled by {float(scale):g} before backward(): call "
                 "coach.loss(x, y).backward() as it is (no GradScaler, no accumulation)"
             )
-        if any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in parameters.values()):
+        if any(has_gradient(leaf) for leaf in parameters.values()):
             raise ConfigError(
                 "gradients are left over from before coach.loss: call optimizer.zero_grad() "
                 "before each backward()"
             )
 
-    def at_accumulation(self, name: str, leaf: Tensor) -> None:
-        """When a parameter's gradient has arrived."""
-        assert leaf.grad is not None
-        self._accumulated[name] = (leaf.grad, leaf.grad._version)
+    def at_part(self, scale: Tensor, share: float, parameters: Params) -> Tensor:
+        """When backward() of a part begins: the scale to go on with. Raises ConfigError.
 
-    def at_step(self, active: Params) -> None:
+        A constant factor on the loss, as the 1/parts that loops put there, is left out: the
+        weights' normaliser spans the parts. What the earlier parts left was rescaled.
+        """
+        if not 0 < float(scale) <= 1:
+            raise ConfigError(
+                f"the loss of a part was scaled by {float(scale):g} before backward(): accumulate "
+                "works without a GradScaler"
+            )
+        if not self.arrived and any(map(has_gradient, parameters.values())):
+            raise ConfigError(
+                "gradients are left over from before coach.loss: call optimizer.zero_grad() "
+                "before the first part of a step"
+            )
+        for name in list(self._accumulated):
+            self.at_accumulation(name, parameters[name])
+        return torch.full_like(scale, share)
+
+    def at_accumulation(self, name: str, leaf: Tensor) -> None:
+        """When a parameter's gradient has arrived. Raises ConfigError: it is sparse."""
+        grad = leaf.grad
+        assert grad is not None
+        if grad.is_sparse:
+            raise ConfigError(
+                f"the gradient of {name!r} is sparse, which replays do not repeat: make the "
+                "embedding with sparse=False"
+            )
+        self._accumulated[name] = (grad, grad._version, grad.clone() if self._copies else None)
+
+    def at_step(self, active: Params, again: Callable[[], Params]) -> None:
         """Before optimizer.step(), for the parameters that have a gradient.
+
+        `again` computes the gradients of the pending batch once more.
 
         Raises:
             ConfigError: a gradient is not the one that arrived.
             NumericError: a gradient is not finite.
         """
+        written: Params = {}
         for name, leaf in active.items():
             grad, seen = leaf.grad, self._accumulated.get(name)
             if self.changed and seen is not None:
                 continue
             if seen is None and grad is not None and not grad.any():
                 continue  # zeroed and not reached by this loss: torch steps on the zeros
-            if grad is None or seen is None or seen[0] is not grad or seen[1] != grad._version:
-                raise ConfigError(
-                    f"the gradient of {name!r} was changed between backward() and "
-                    "optimizer.step() (clipping, unscaling, a second loss?), which the "
-                    "meta-gradient would not see: remove it; clipping is Coach(clip_norm=...), "
-                    "and a parameter unfrozen since needs a new Coach"
-                )
+            if grad is None or seen is None or seen[0] is not grad:
+                raise ConfigError(_changed(name))
+            if seen[1] != grad._version:
+                written[name] = grad
         if not all_finite(leaf.grad for leaf in active.values() if leaf.grad is not None):
             raise NumericError(
                 "a gradient of the student is not finite; the step was not taken: lower the "
                 "learning rate or check the batch"
             )
+        if written:
+            self._compare(written, again)
+
+    def _compare(self, written: Params, again: Callable[[], Params]) -> None:
+        """Were gradients only written, or changed? The first time by computing them again."""
+        fresh = {} if self._copies else again()
+        for name, grad in written.items():
+            copy = self._accumulated[name][2]
+            if copy is not None:
+                same = torch.equal(copy, grad)
+            else:
+                slack = 1e-3 if grad.dtype != torch.float64 else 1e-9
+                error = torch.linalg.vector_norm(fresh[name] - grad)
+                same = bool(error <= slack * torch.linalg.vector_norm(grad))
+            if not same:
+                raise ConfigError(_changed(name))
+        self._copies = True
+
+
+def has_gradient(leaf: Tensor) -> bool:
+    """Whether a parameter holds a gradient that is not 0."""
+    return leaf.grad is not None and bool(leaf.grad.any())
+
+
+def _changed(name: str) -> str:
+    return (
+        f"the gradient of {name!r} was changed between backward() and "
+        "optimizer.step() (clipping, unscaling, a second loss?), which the "
+        "meta-gradient would not see: remove it; clipping is Coach(clip_norm=...), "
+        "and a parameter unfrozen since needs a new Coach"
+    )
 
 
 def weakly(method: Callable) -> Callable:
     """A bound method that does not keep its object alive."""
     reference = weakref.WeakMethod(method)
 
-    def call(*args: Any) -> None:
+    def call(*args: Any) -> Any:
         target = reference()
-        if target is not None:
-            target(*args)
+        return None if target is None else target(*args)
 
     return call
 
@@ -94,13 +161,16 @@ def attach(
     optimizer: torch.optim.Optimizer,
     parameters: Params,
     *,
-    before: Callable[[], None],
+    before: Callable[[Any, tuple, dict], Any],
     after: Callable[[], None],
     accumulate: Callable[[str, Tensor], None],
 ) -> None:
-    """Hooks around optimizer.step() and at each gradient; they vanish with `owner`."""
+    """Hooks around optimizer.step() and at each gradient; they vanish with `owner`.
+
+    `before` is given the optimizer and the arguments of its step, and may answer with others.
+    """
     handles: list[Any] = [
-        optimizer.register_step_pre_hook(lambda *_: before()),
+        optimizer.register_step_pre_hook(before),
         optimizer.register_step_post_hook(lambda *_: after()),
     ]
     for name, leaf in parameters.items():

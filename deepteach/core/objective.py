@@ -7,6 +7,7 @@ regulariser lambda R is the optimizer's own weight decay and belongs to `optim`.
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +27,7 @@ from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError
 from deepteach.rng import replayed
-from deepteach.tree import Params
+from deepteach.tree import Params, dot
 
 
 @dataclass
@@ -49,6 +50,10 @@ class Objective:
     through_weights: bool
     forward_mode: bool = True
     examined: bool = False
+    faithful: bool = True
+    """The student's gradients are those of its losses, as far as was examined."""
+    examined_structure: object = None
+    """The student's structure when that was examined."""
     ranks: Ranks = field(default_factory=Ranks)
 
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
@@ -84,6 +89,12 @@ class Objective:
         if self.teacher.normalised:
             return normalise(log_weights).to(seen.losses.dtype)
         return (log_weights.exp() / len(log_weights)).to(seen.losses.dtype)
+
+    def log_mass(self, omega: Params, snapshot: Snapshot) -> float:
+        """log sum w of a batch, or log n where weights are not normalised."""
+        if not self.teacher.normalised:
+            return math.log(len(snapshot.losses))
+        return float(functional_call(self.teacher, omega, (snapshot,)).double().logsumexp(0))
 
     def losses(self, omega: Params, logits: Tensor, snapshot: Snapshot) -> Tensor:
         """l(z; omega), `(batch,)`, as a teacher shapes it that reads `snapshot`."""
@@ -205,6 +216,23 @@ class Objective:
             if self.teacher.shapes_loss:
                 values, moved = forward_ad.unpack_dual(snapshot.logits)
         return losses, torch.zeros_like(values) if moved is None else moved
+
+    def slopes(self, theta: Params, step: Step, along: Params) -> Tensor:
+        """Derivative of the losses in a direction of theta, `(batch,)`, by forward mode."""
+        with torch.no_grad(), forward_ad.dual_level():
+            pairs = theta.items()
+            dual = {n: forward_ad.make_dual(leaf.detach(), along[n]) for n, leaf in pairs}
+            losses, slopes = forward_ad.unpack_dual(self.replay(dual, step).losses)
+        return torch.zeros_like(losses) if slopes is None else slopes
+
+    def slopes_by_reverse(self, theta: Params, step: Step, along: Params) -> Tensor:
+        """The same by differentiating the gradient that training uses."""
+        theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+        with torch.enable_grad(), TwiceDifferentiable():
+            losses = self.replay(theta, step).losses
+            weights = torch.ones_like(losses).requires_grad_()
+            gradient = gradients(weights @ losses, theta, create_graph=True)
+            return gradients(dot(gradient, along), {"": weights})[""]
 
     def teacher_gradient(self, omega: Params, held: Snapshot, moved: Tensor) -> Params:
         """grad_omega of the derivative of L in a direction of theta.

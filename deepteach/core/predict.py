@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from deepteach.core.student import logits_of
+
 CHUNK = 512
 """Samples per evaluation pass."""
 
@@ -35,7 +37,7 @@ def logits(module: nn.Module, inputs: Tensor) -> Tensor:
     device = device_of(module)
     with evaluating(module):
         parts = [module(part.to(device)) for part in inputs.split(CHUNK)]
-    return torch.cat([getattr(part, "logits", part).float().cpu() for part in parts])
+    return torch.cat([logits_of(part).float().cpu() for part in parts])
 
 
 def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:

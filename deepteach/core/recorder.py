@@ -7,16 +7,18 @@ complete and joins the window; nobody changes it afterwards.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deepteach.core.accumulation import Accumulation
 from deepteach.core.distributed_batch import BAD_WEIGHTS, Totals, sum_gradients, totals
-from deepteach.core.gradient_audit import GradientAudit, attach, weakly
+from deepteach.core.gradient_audit import GradientAudit, attach, has_gradient, weakly
 from deepteach.core.linearised import Linearised
 from deepteach.core.losses import effective_fraction
 from deepteach.core.objective import Objective
@@ -38,9 +40,11 @@ class Recorder:
         optimizer: gets hooks around `step`, which vanish with this object.
         rule: how it steps.
         audit: watches the gradients between `backward()` and `step()`.
+        again: the gradients of a pending step, computed once more.
         length: steps to remember.
         clock: where training stands.
         ranks: the processes that train together.
+        accumulates: several batches may make one step.
 
     Raises:
         ConfigError: the optimizer holds parameters that are not the student's, or none.
@@ -52,13 +56,15 @@ class Recorder:
         optimizer: torch.optim.Optimizer,
         rule: Rule,
         audit: GradientAudit,
+        again: Callable[[Step], Params],
         *,
         length: int,
         clock: Clock,
         ranks: Ranks,
+        accumulates: bool = False,
     ) -> None:
         self.student, self.optimizer, self.rule = student, optimizer, rule
-        self.ranks, self.clock = ranks, clock
+        self.ranks, self.clock, self.accumulates = ranks, clock, accumulates
         self.steps: deque[Step] = deque(maxlen=length)
         self.pending: Step | None = None
         """The batch of the last `coach.loss`, until the optimizer steps."""
@@ -67,11 +73,14 @@ class Recorder:
         self.since_update = 0
         self.last_step: Step | None = None
         self._graph: Linearised | None = None
+        self._again = again
+        self._accumulation, self._mass = Accumulation(), 0.0
+        self._batch = 0
+        self._passed_back = False
         self._effective = torch.zeros(())
         self._audit = audit
         self.learn_names()
-        if not self.parameters():
-            raise ConfigError("the optimizer holds no trainable parameter of the student")
+        self._refuse_strangers()
         attach(
             self,
             optimizer,
@@ -99,6 +108,20 @@ class Recorder:
                     named[self._names[id(leaf)]] = leaf
         return named
 
+    def _refuse_strangers(self) -> None:
+        """Refuse parameters that something else would have to train, and an optimizer of none."""
+        named = self.parameters()
+        if not named:
+            raise ConfigError("the optimizer holds no trainable parameter of the student")
+        free = {n: p for n, p in self.student.module.named_parameters() if p.requires_grad}
+        others = [name for name in free if name not in named]
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            raise ConfigError(
+                f"the optimizer does not train {others[0]!r}{more}: give it all parameters that "
+                "require a gradient, or freeze the others with requires_grad_(False)"
+            )
+
     def hyper(self, active: Params) -> dict[str, Hyper]:
         """What a step of `active` would use now, by name."""
         names = {id(leaf): name for name, leaf in active.items()}
@@ -117,13 +140,30 @@ class Recorder:
         """What the optimizer holds, by parameter."""
         return {n: self.optimizer.state.get(p, {}) for n, p in self.parameters().items()}
 
-    def refuse_unfinished(self) -> None:
-        """Raises ConfigError: the last batch was not stepped on."""
-        if self.pending is not None:
-            raise ConfigError(
-                "coach.loss was called twice without optimizer.step(): gradient accumulation "
-                "is not supported; step once per batch, or call it under torch.no_grad()"
-            )
+    def begin(self) -> None:
+        """Make room for a new batch: one whose loss was dropped is forgotten.
+
+        Raises:
+            ConfigError: its gradients are still there, and would be added to.
+        """
+        left = any(map(has_gradient, self.parameters().values())) if self._unfinished else False
+        if not left:
+            self._accumulation.clear()
+        if self.pending is not None and self._passed_back and left:
+            if not self.accumulates:
+                raise ConfigError(
+                    "the gradients of the last coach.loss were not stepped on: call "
+                    "optimizer.step() once per batch, drop that batch by optimizer.zero_grad() or "
+                    "coach.discard(), or add them up on purpose with Coach(accumulate=True)"
+                )
+            self._accumulation.add(self.pending, self._mass)
+        self.pending, self._graph = None, None
+        if not self._accumulation.parts:
+            self._audit.clear()
+
+    @property
+    def _unfinished(self) -> bool:
+        return self.pending is not None or bool(self._accumulation.parts)
 
     def weighed(self, objective: Objective, seen: Pass, snapshot: Snapshot) -> Step:
         """The step about to be taken, as the teacher weighs it now; on all ranks together.
@@ -142,16 +182,25 @@ class Recorder:
             raise NumericError(BAD_WEIGHTS)
         return step
 
-    def expect(self, step: Step, value: Tensor, graph: Linearised | None) -> None:
-        """The optimizer is about to step on this batch, after `value.backward()`."""
-        self.pending, self._graph = step, graph
-        self._audit.clear()
-        value.register_hook(weakly(self._before_backward))
+    def expect(
+        self, step: Step, value: Tensor, graph: Linearised | None, mass: float = 0.0
+    ) -> None:
+        """The optimizer is about to step on this batch, after `value.backward()`.
+
+        `mass` is the logarithm of its weights' sum, where it is a part of the step.
+        """
+        self.pending, self._graph, self._mass = step, graph, mass
+        self._passed_back = False
+        if not self._accumulation.parts:
+            self._audit.clear()
+        self._batch += 1
+        value.register_hook(partial(weakly(self._before_backward), self._batch))
 
     def discard(self) -> None:
         """Forget the pending batch, and undo what its pass did to the student's buffers."""
-        if self.pending is not None:
-            self.student.restore_buffers(self.pending.passes[0].buffers)
+        first = self._accumulation.parts[0] if self._accumulation.parts else self.pending
+        if first is not None:
+            self.student.restore_buffers(first.passes[0].buffers)
         self._forget()
 
     def last_trust(self, teacher: AbstractTeacher) -> Tensor:
@@ -180,13 +229,24 @@ class Recorder:
         """Mean effective sample size since the window began, as a fraction of the batch."""
         return float(self._effective) / max(self.since_update, 1)
 
-    def _before_backward(self, scale: Tensor) -> None:
+    def _before_backward(self, batch: int, scale: Tensor) -> Tensor | None:
+        if batch != self._batch or self.pending is None:
+            raise ConfigError(
+                "backward() of a loss that is not of the last coach.loss: call backward() and "
+                "optimizer.step() before the next batch"
+            )
+        named, self._passed_back = self.parameters(), True
+        if self.accumulates:
+            return self._audit.at_part(
+                scale, self._accumulation.make_room(self._mass, named), named
+            )
         with self._abandoning():
-            self._audit.at_backward(scale, self.parameters())
+            self._audit.at_backward(scale, named)
         if self.ranks.count > 1:
             # When the last gradient has arrived, before backward() returns.
             engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
             engine.queue_callback(weakly(self._after_backward))
+        return None
 
     def _after_backward(self) -> None:
         """Several ranks: from here on gradients and statistics are those of the whole batch."""
@@ -204,13 +264,22 @@ class Recorder:
         for name, leaf in reached.items():
             self._audit.at_accumulation(name, leaf)
 
-    def _before_step(self) -> None:
+    def _before_step(self, _optimizer: Any, args: tuple, kwargs: dict) -> Any:
+        """Complete the record; a closure is called here, for the step must know its batch."""
+        given, closure = None, closure_of(args, kwargs)
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+            given = with_closure(args, kwargs, lambda: value)
         if self.pending is None:
-            return
+            return given
         active = {n: p for n, p in self.parameters().items() if p.grad is not None}
+        self.pending = self._accumulation.whole(self.pending, self._mass)
+        self._accumulation.clear()
         with self._abandoning():
-            self._audit.at_step(active)
+            self._audit.at_step(active, partial(self._again, self.pending))
             self.pending = replace(self.pending, hyper=self.hyper(active))
+        return given
 
     @contextmanager
     def _abandoning(self) -> Iterator[None]:
@@ -226,6 +295,7 @@ class Recorder:
 
     def _forget(self) -> None:
         self.pending, self._graph = None, None
+        self._accumulation.clear()
         self._audit.clear()
 
     def _after_step(self) -> None:
@@ -235,12 +305,6 @@ class Recorder:
             # A step without coach.loss cannot be replayed: the window starts afresh.
             self.restart()
             return
-        if not step.hyper:
-            self.restart()
-            raise ConfigError(
-                "coach.loss was called inside optimizer.step(closure): call "
-                "coach.loss(x, y).backward() before a plain optimizer.step()"
-            )
         self.steps.append(step)
         self.last_step = step
         self.since_update += 1
@@ -254,7 +318,7 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-exact resume needs. `steps` are those of this rank."""
-        if self.pending is not None:
+        if self._unfinished:
             raise ConfigError("save between optimizer.step() and the next coach.loss")
         return {
             "clock": asdict(self.clock),
@@ -273,3 +337,16 @@ class Recorder:
         kinds = {name: type(h) for name, h in self.hyper(self.parameters()).items()}
         self.steps = deque((unpack_step(item, kinds) for item in state["steps"]), self.steps.maxlen)
         self._forget()
+
+
+def closure_of(args: tuple, kwargs: dict) -> Callable[[], Any] | None:
+    """The closure that `optimizer.step` was given; `args` begin with the optimizer."""
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    return closure if callable(closure) else None
+
+
+def with_closure(args: tuple, kwargs: dict, closure: Callable[[], Any]) -> tuple[tuple, dict]:
+    """The same arguments of `optimizer.step` with another closure."""
+    if len(args) > 1:
+        return (args[0], closure, *args[2:]), kwargs
+    return args, {**kwargs, "closure": closure}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from deepteach.errors import ConfigError
 from deepteach.tree import Params
 
-Inputs = Tensor | tuple | dict
+Inputs = Tensor | tuple | Mapping[str, Any]
 """What the module takes: a tensor, positional arguments, or keyword arguments."""
 
 
@@ -38,11 +38,13 @@ class Student:
     """A module and the layer whose input (or output) the teacher reads.
 
     Args:
-        module: returns `(batch, classes)` logits, or an object with `.logits`; unchanged.
+        module: returns `(batch, classes)` logits, or what `logits_of` finds them in; unchanged.
         internal: name of the submodule, as in `module.named_modules()`. Its state of
             `(batch, channels, ...)` is flattened to `(batch, width)`.
         side: "input" or "output" of that submodule.
         pool: "avg" averages the state over every dimension after the second first.
+        logits: picks the logits out of what the module returns, where `logits_of` does not
+            find them.
 
     Raises:
         ConfigError: no such submodule (the message lists candidates), or the module is
@@ -56,6 +58,7 @@ class Student:
         *,
         side: str = "input",
         pool: str | None = None,
+        logits: Callable[[Any], Tensor] | None = None,
     ) -> None:
         if side not in ("input", "output"):
             raise ConfigError(f"side must be 'input' or 'output', got {side!r}")
@@ -74,13 +77,14 @@ class Student:
         self.internal = internal
         self.side = side
         self.pool = pool
+        self._logits = logits or logits_of
         self._layer = layers[internal]
 
     def __call__(self, inputs: Inputs) -> Outputs:
         """The module's own pass, as in plain training: its buffers are updated as usual."""
         with self._tapped() as seen:
             raw = _call(self.module, inputs)
-        return Outputs(_logits(raw), self._state(seen))
+        return Outputs(self._logits(raw), self._state(seen))
 
     def functional(
         self, params: Params, buffers: Params, inputs: Inputs, *, update: bool = False
@@ -96,7 +100,7 @@ class Student:
         tensors = {**params, **used}
         with self._tapped() as seen, _plain_kernels():
             raw = functional_call(self.module, tensors, args, kwargs)
-        return Outputs(_logits(raw), self._state(seen))
+        return Outputs(self._logits(raw), self._state(seen))
 
     def buffers(self) -> Params:
         """Copies of the module's buffers as they are now."""
@@ -107,6 +111,18 @@ class Student:
         with torch.no_grad():
             for name, leaf in self.module.named_buffers():
                 leaf.copy_(saved[name])
+
+    def structure(self) -> tuple[tuple[int, ...], ...]:
+        """What decides how the module differentiates: its layers, their modes and their hooks."""
+        return tuple(
+            (
+                id(layer),
+                layer.training,
+                *map(len, (layer._forward_hooks, layer._forward_pre_hooks)),
+                *map(len, (layer._backward_hooks, layer._backward_pre_hooks)),
+            )
+            for layer in self.module.modules()
+        )
 
     def modes(self) -> tuple[bool, ...]:
         """The `training` flag of every submodule, in the order of `modules()`."""
@@ -156,8 +172,8 @@ class Student:
 
 
 def _arguments(inputs: Inputs) -> tuple[tuple, dict]:
-    if isinstance(inputs, dict):
-        return (), inputs
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
@@ -166,11 +182,26 @@ def _call(module: nn.Module, inputs: Inputs) -> Any:
     return module(*args, **kwargs)
 
 
-def _logits(raw: Any) -> Tensor:
-    logits = raw if isinstance(raw, Tensor) else getattr(raw, "logits", None)
+def logits_of(raw: Any) -> Tensor:
+    """The logits that a module returns.
+
+    They are the result itself, its `logits` (attribute or key), or the first item of a tuple
+    or list.
+
+    Raises:
+        ConfigError: none of these is a tensor.
+    """
+    logits = raw
+    if isinstance(raw, Mapping):
+        logits = raw.get("logits")
+    elif hasattr(raw, "logits"):
+        logits = raw.logits
+    elif isinstance(raw, tuple | list) and raw:
+        logits = raw[0]
     if not isinstance(logits, Tensor):
         raise ConfigError(
-            f"the module must return logits or an object with .logits, got {type(raw).__name__}"
+            "the module must return logits, an object or mapping with logits, or a tuple that "
+            f"begins with them, got {type(raw).__name__}: pick them with dt.Student(logits=...)"
         )
     return logits
 

@@ -68,8 +68,21 @@ class Validation:
         return self._objective.snapshot(self.outputs, self._labels, clock)
 
     def accuracy(self) -> float | None:
-        """Share of right predictions, where labels are class indices."""
+        """Share of right predictions, where labels are class indices of these logits.
+
+        One logit decides between 0 and 1 at the threshold 0.
+        """
         assert self.outputs is not None
-        if self._labels.is_floating_point() or self._labels.dim() != 1:
+        logits, labels = self.outputs.logits, self._labels
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
             return None
-        return float((self.outputs.logits.argmax(1) == self._labels).float().mean())
+        logits = logits.unsqueeze(1) if logits.dim() == 1 else logits
+        if logits.dim() != 2 or len(logits) != len(labels):
+            return None
+        if logits.shape[1] == 1:
+            if not bool(((labels == 0) | (labels == 1)).all()):
+                return None
+            predicted = (logits[:, 0] > 0).to(labels.dtype)
+        else:
+            predicted = logits.argmax(1)
+        return float((predicted == labels).float().mean())

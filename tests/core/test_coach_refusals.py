@@ -105,7 +105,7 @@ def test_stored_takes_what_cannot_be_undone(options: dict[str, Any]) -> None:
 def test_two_losses_without_a_step() -> None:
     run, coach = started()
     coach.loss(*run.batches[0]).backward()
-    with pytest.raises(dt.ConfigError, match="gradient accumulation"):
+    with pytest.raises(dt.ConfigError, match="accumulate=True"):
         coach.loss(*run.batches[0])
 
 

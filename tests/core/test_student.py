@@ -105,7 +105,7 @@ class Wordy(nn.Module):
 
 
 def test_module_without_logits_is_refused() -> None:
-    with pytest.raises(dt.ConfigError, match=r"\.logits, got dict"):
+    with pytest.raises(dt.ConfigError, match=r"begins with them, got dict"):
         dt.Student(Wordy(), "fc")(torch.randn(4, 3))
 
 

@@ -60,6 +60,11 @@ class Window:
     memo: dict[Any, Any] = field(default_factory=dict)
     """The adjoint's own scratch of one sweep."""
 
+    @property
+    def length(self) -> int:
+        """Steps that are looked back through."""
+        return len(self.steps) - self.start
+
 
 @dataclass(frozen=True)
 class MetaGradient:
@@ -187,6 +192,7 @@ class AbstractAdjoint:
         objective, rule, ranks = window.objective, window.rule, window.objective.ranks
         theta = window.final.theta
         d_theta = validation.gradient(theta)
+        guards.examine(objective, theta, window.steps[-1], d_theta, window.length)
         d_slots = {slot: zeros_like(d_theta) for slot in rule.slot_names}
         cotangent = State(d_theta, d_slots)
         d_omega = zeros_like(window.omega)

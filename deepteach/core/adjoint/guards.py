@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
+from deepteach.core.objective import Objective
 from deepteach.core.record import Step
-from deepteach.errors import ReplayError
+from deepteach.errors import ConfigError, ReplayError
 from deepteach.tree import Params, norm, tree_map
 
 
@@ -55,3 +56,41 @@ def kept_intact() -> Iterator[None]:
             "a tensor of a recorded step was changed in place after coach.loss: give each batch "
             "tensors of its own, and leave the student's buffers alone"
         ) from None
+
+
+def examine(objective: Objective, theta: Params, step: Step, along: Params, window: int) -> None:
+    """Are the gradients that the student is trained with those of its losses?
+
+    Hooks, reversed gradients and a backward pass of the user's own change them on their way
+    back. Forward mode passes that by, and torch's second derivative applies it twice, both in
+    silence. So the slopes of the losses are compared, by forward and by reverse mode, once
+    for each structure of the module: where they differ, one step is crossed by reverse mode,
+    which is exact there, and several are refused.
+
+    Raises:
+        ConfigError: changed gradients in a window of several steps.
+    """
+    structure = objective.student.structure()
+    if objective.examined_structure != structure:
+        objective.examined_structure = structure
+        objective.faithful = _faithful(objective, theta, step, along)
+    if not objective.faithful:
+        objective.forward_mode = False
+        if window > 1:
+            raise ConfigError(
+                "something changes the student's gradients on their way back (a hook, a gradient "
+                "reversal, a backward pass of its own), so that second derivatives are not those "
+                "of its training: remove it, or use window=1"
+            )
+
+
+def _faithful(objective: Objective, theta: Params, step: Step, along: Params) -> bool:
+    """Whether both modes say the same slopes; True where there is no forward mode to ask."""
+    try:
+        slopes = objective.slopes(theta, step, along)
+    except (NotImplementedError, RuntimeError):
+        return True
+    found = objective.slopes_by_reverse(theta, step, along)
+    slack = 1e-2 if found.dtype != torch.float64 else 1e-7
+    error = torch.linalg.vector_norm(found - slopes)
+    return bool(error <= slack * torch.linalg.vector_norm(found) + 1e-30)

@@ -1,0 +1,90 @@
+"""Gradients of several passes, one step: the weights' normaliser spans all of them.
+
+The mass of a part is log sum w (log n where weights are not normalised). A part's loss is
+normalised by its own mass; when its backward() begins, what the earlier parts left in the
+gradients is rescaled, so that after every part the gradients are those of the parts so far
+as one batch. Clipping and stepping then see what they would see of the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deepteach.core.adjoint.base import AbstractAdjoint
+from deepteach.core.objective import Objective
+from deepteach.core.record import Step
+from deepteach.errors import ConfigError
+from deepteach.tree import Params
+
+
+def refuse_accumulation(objective: Objective, adjoint: AbstractAdjoint) -> None:
+    """Raises ConfigError: what ties the samples of a step together beyond their weights' sum."""
+    teacher = type(objective.teacher).__name__
+    if not objective.held:
+        raise ConfigError("accumulate needs constant weights: drop it, or through_weights")
+    if not objective.teacher.per_sample:
+        raise ConfigError(f"accumulate splits a batch, which {teacher} weighs as one: drop it")
+    if adjoint.before_step:
+        raise ConfigError(f"{type(adjoint).__name__} teaches before a batch: drop accumulate")
+    if objective.ranks.count > 1:
+        raise ConfigError("accumulate works in one process: use larger batches on the ranks")
+
+
+@dataclass
+class Accumulation:
+    """The parts of the step that is being prepared, with the masses of their weights."""
+
+    parts: list[Step] = field(default_factory=list)
+    masses: list[float] = field(default_factory=list)
+
+    def add(self, step: Step, mass: float) -> None:
+        """A part whose gradients have arrived."""
+        self.parts.append(step)
+        self.masses.append(mass)
+
+    def clear(self) -> None:
+        """The step was taken, or dropped."""
+        self.parts.clear()
+        self.masses.clear()
+
+    @torch.no_grad()
+    def make_room(self, mass: float, parameters: Params) -> float:
+        """Rescale the gradients so far for a part of this mass; its own share."""
+        if not self.masses:
+            return 1.0
+        before = _log_sum(self.masses)
+        after = _log_sum([before, mass])
+        for leaf in parameters.values():
+            if leaf.grad is not None:
+                leaf.grad.mul_(math.exp(before - after))
+        return math.exp(mass - after)
+
+    def whole(self, last: Step, mass: float) -> Step:
+        """All parts and the last as one step."""
+        if not self.parts:
+            return last
+        steps, masses = [*self.parts, last], [*self.masses, mass]
+        total = _log_sum(masses)
+        shares = [math.exp(own - total) for own in masses]
+        first, *others = (step.snapshot for step in steps)
+        return Step(
+            passes=tuple(part for step in steps for part in step.passes),
+            snapshot=first.followed_by(*others),
+            weights=torch.cat([s * step.weights for s, step in zip(shares, steps, strict=True)]),
+            value=_dot(shares, [step.value for step in steps]),
+            hyper=last.hyper,
+            state=self.parts[0].state,
+        )
+
+
+def _log_sum(logs: list[float]) -> float:
+    top = max(logs)
+    return top + math.log(sum(math.exp(value - top) for value in logs))
+
+
+def _dot(shares: list[float], values: list[Tensor]) -> Tensor:
+    return torch.stack([s * v for s, v in zip(shares, values, strict=True)]).sum()
