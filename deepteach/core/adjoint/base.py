@@ -192,7 +192,7 @@ class AbstractAdjoint:
         objective, rule, ranks = window.objective, window.rule, window.objective.ranks
         theta = window.final.theta
         d_theta = validation.gradient(theta)
-        guards.examine(objective, theta, window.steps[-1], d_theta, window.length)
+        guards.examine_gradients(objective, theta, window.steps[-1], d_theta, window.length)
         d_slots = {slot: zeros_like(d_theta) for slot in rule.slot_names}
         cotangent = State(d_theta, d_slots)
         d_omega = zeros_like(window.omega)

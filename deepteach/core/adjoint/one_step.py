@@ -51,7 +51,7 @@ class Lookahead(AbstractAdjoint):
         gradient = ranks.summed(graph.gradient, "replays")
         later = rule.step(state, gradient, hyper)
         d_theta = validation.gradient(later.theta)
-        guards.examine(window.objective, theta, step, d_theta, 1)
+        guards.examine_gradients(window.objective, theta, step, d_theta, 1)
         cotangent = State(d_theta, {slot: zeros_like(d_theta) for slot in rule.slot_names})
         along = rule.pull(state, gradient, hyper, cotangent).gradient
         part = self.teacher_part(theta, step, window, along)

@@ -24,7 +24,9 @@ class Unrolled(Stored):
     def gradient(self, window: Window, validation: Validation) -> MetaGradient:
         objective, rule, ranks = window.objective, window.rule, window.objective.ranks
         d_theta = validation.gradient(window.final.theta)
-        guards.examine(objective, window.final.theta, window.steps[-1], d_theta, window.length)
+        guards.examine_gradients(
+            objective, window.final.theta, window.steps[-1], d_theta, window.length
+        )
         omega = {name: leaf.detach().requires_grad_() for name, leaf in window.omega.items()}
         state = kept(window.steps[window.start])
         with torch.enable_grad():
