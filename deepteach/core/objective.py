@@ -217,22 +217,22 @@ class Objective:
                 values, moved = forward_ad.unpack_dual(snapshot.logits)
         return losses, torch.zeros_like(values) if moved is None else moved
 
-    def slopes(self, theta: Params, step: Step, along: Params) -> tuple[Tensor, Tensor]:
-        """The losses and their derivative in a direction, `(batch,)` each, by forward mode."""
+    def slopes(self, theta: Params, step: Step, along: Params) -> Tensor:
+        """Derivative of the losses in a direction of theta, `(batch,)`, by forward mode."""
         with torch.no_grad(), forward_ad.dual_level():
             pairs = theta.items()
             dual = {n: forward_ad.make_dual(leaf.detach(), along[n]) for n, leaf in pairs}
             losses, slopes = forward_ad.unpack_dual(self.replay(dual, step).losses)
-        return losses, torch.zeros_like(losses) if slopes is None else slopes
+        return torch.zeros_like(losses) if slopes is None else slopes
 
-    def slopes_by_reverse(self, theta: Params, step: Step, along: Params) -> tuple[Tensor, Tensor]:
+    def slopes_by_reverse(self, theta: Params, step: Step, along: Params) -> Tensor:
         """The same by differentiating the gradient that training uses."""
         theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
         with torch.enable_grad(), TwiceDifferentiable():
             losses = self.replay(theta, step).losses
             weights = torch.ones_like(losses).requires_grad_()
             gradient = gradients(weights @ losses, theta, create_graph=True)
-            return losses.detach(), gradients(dot(gradient, along), {"": weights})[""]
+            return gradients(dot(gradient, along), {"": weights})[""]
 
     def teacher_gradient(self, omega: Params, held: Snapshot, moved: Tensor) -> Params:
         """grad_omega of the derivative of L in a direction of theta.

@@ -317,14 +317,18 @@ class Recorder:
         self.clock = replace(self.clock, step=seen + 1, mean_loss=mean)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a bit-exact resume needs. `steps` are those of this rank."""
+        """All that a bit-exact resume needs. `steps` are those of this rank.
+
+        The newest step's graph, which no file holds, is let go: a replay may differ from it by
+        a rounding, and what goes on from here must do what goes on from the file.
+        """
         if self._unfinished:
             raise ConfigError("save between optimizer.step() and the next coach.loss")
+        self._graph = None
         return {
             "clock": asdict(self.clock),
             "since_update": self.since_update,
             "effective": self._effective,
-            # A graph is only a short cut: without it the sweep replays the step.
             "steps": [pack_step(step) for step in self.steps],
         }
 
