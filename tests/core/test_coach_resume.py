@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from oracles import off, record, unrolled
 from torch import Tensor, nn
 
 import deepteach as dt
+from deepteach.core.optim import Hyper, MomentumSGD, State
+from deepteach.tree import Params
 
 
 @pytest.mark.parametrize("place", ["before loss", "before step", "after step", "after update"])
@@ -141,3 +144,37 @@ def test_state_is_saved_between_steps_only() -> None:
     coach.loss(*run.batches[0])
     with pytest.raises(dt.ConfigError, match="between optimizer.step"):
         coach.state_dict()
+
+
+@dataclass(frozen=True)
+class OwnHyper(Hyper):
+    """A setting that no other optimizer has."""
+
+    bias: float = 0.0
+
+
+class OwnRule(MomentumSGD):
+    """Momentum SGD with a constant added to each gradient."""
+
+    def hyper(self, group: dict, held: dict) -> OwnHyper:
+        return OwnHyper(**vars(super().hyper(group, held)), bias=0.0)
+
+    def step(self, state: State, gradient: Params, hyper: dict[str, Any]) -> State:
+        moved = {name: g + hyper[name].bias for name, g in gradient.items() if name in hyper}
+        return super().step(state, {**gradient, **moved}, hyper)
+
+
+def test_a_rule_of_ones_own_resumes() -> None:
+    """Its settings come back as the class that they were."""
+    run = bench(CASE["mlp"], Setting(window=3))
+    coach = run.coach(dt.Stored(), rule=OwnRule())
+    run.train(coach)
+    again = bench(CASE["mlp"], Setting(window=3))
+    other = again.coach(dt.Stored(), rule=OwnRule())
+    again.module.load_state_dict(run.module.state_dict())
+    again.optimizer.load_state_dict(run.optimizer.state_dict())
+    other.load_state_dict(coach.state_dict())
+    assert all(type(h) is OwnHyper for s in other.recorder.steps for h in s.hyper.values())
+    want = coach.meta_gradient(*run.valid)
+    found = other.meta_gradient(*run.valid)
+    assert all(torch.equal(found[name], want[name]) for name in want)
