@@ -180,7 +180,7 @@ class Coach:
     @property
     def omega(self) -> Params:
         """The teacher's parameters by name, detached."""
-        return {name: leaf.detach() for name, leaf in self.teacher.named_parameters()}
+        return self.objective.omega
 
     def loss(
         self,
@@ -203,7 +203,7 @@ class Coach:
 
         Raises:
             NumericError: a loss is not finite; nothing was changed.
-            ConfigError: a second call before `optimizer.step()`, or autocast.
+            ConfigError: gradients of an earlier call that were not stepped on, or autocast.
         """
         recording, device = torch.is_grad_enabled(), device_of_batch(labels)
         self.recorder.learn_names()

@@ -43,8 +43,7 @@ class LookBack:
             ConfigError: the teacher changed inside the window.
             NumericError: something is not finite, or a step could not be replayed.
         """
-        teacher, recorder = self.objective.teacher, self.recorder
-        omega = {name: leaf.detach() for name, leaf in teacher.named_parameters()}
+        recorder, omega = self.recorder, self.objective.omega
         for step in steps:
             if step.hyper:
                 self._check_unchanged(omega, step)

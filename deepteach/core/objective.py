@@ -74,6 +74,11 @@ class Objective:
         return Snapshot(outputs.internal, outputs.logits, labels, losses, clock, index, group)
 
     @property
+    def omega(self) -> Params:
+        """The teacher's parameters by name, detached."""
+        return {name: leaf.detach() for name, leaf in self.teacher.named_parameters()}
+
+    @property
     def held(self) -> bool:
         """What the teacher reads is constant in theta."""
         return not (self.through_weights or self.teacher.through)

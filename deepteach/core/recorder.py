@@ -171,8 +171,7 @@ class Recorder:
         Raises:
             NumericError: losses or weights are not finite, on any rank.
         """
-        teacher = objective.teacher
-        omega = {name: leaf.detach() for name, leaf in teacher.named_parameters()}
+        omega = objective.omega
         weights = objective.weights(omega, snapshot).detach()
         value = objective.value(omega, snapshot, weights).detach()
         step = Step((seen,), snapshot, weights, value, {}, None)
