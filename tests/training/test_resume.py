@@ -7,25 +7,12 @@ from typing import Any
 
 import pytest
 from left_behind import results, state
-from resuming import EPOCHS, INTERVAL, PER_EPOCH, STEPS, break_file, crash, go, stop, toy_data
+from resuming import EPOCHS, INTERVAL, PER_EPOCH, STEPS, break_file, crash, go, stop
 from toy import Probe, files
 
 from deepteach.data.dataset import Data
 from deepteach.errors import CheckpointError, ConfigError
 from deepteach.training.signals import Interrupted
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    return toy_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def straight(data: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The results of the run that nothing stopped."""
-    out = tmp_path_factory.mktemp("straight") / "run"
-    go(data, out)
-    return results(out)
 
 
 def test_the_problem_is_what_the_tests_assume(straight: dict[str, Any]) -> None:

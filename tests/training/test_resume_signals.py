@@ -14,26 +14,13 @@ from typing import Any
 import pytest
 from left_behind import results, state
 from paths import SUPPORT
-from resuming import PER_EPOCH, break_file, go, stop, toy_data
+from resuming import PER_EPOCH, break_file, go, stop
 from toy import Command, Probe, command, noisy, settings, write_npz
 
 from deepteach.data.dataset import Data
 from deepteach.training.api import run
 from deepteach.training.config import dump
 from deepteach.training.signals import Interrupted
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    return toy_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def straight(data: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The results of the run that nothing stopped."""
-    out = tmp_path_factory.mktemp("straight") / "run"
-    go(data, out)
-    return results(out)
 
 
 def test_sigint_has_its_own_code(data: Data, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from left_behind import results
-from resuming import go, stop, toy_data
+from resuming import go, stop
 from toy import Probe
 
 from deepteach.data.dataset import Data
@@ -17,20 +17,6 @@ from deepteach.runs.checkpoint import Store
 from deepteach.training.resume import state_of
 from deepteach.training.run import MethodRun
 from deepteach.training.signals import Interrupted
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    return toy_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def straight(data: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The results of the run that nothing stopped."""
-    out = tmp_path_factory.mktemp("straight") / "run"
-    go(data, out)
-    return results(out)
-
 
 ITEMS: dict[str, tuple[str, ...]] = {
     "step": ("training", "step"),
