@@ -23,6 +23,8 @@ MEASURES = {
     "test_accuracy_selected": "test accuracy, at the epoch selected on validation",
     "valid_accuracy_best": "best validation accuracy (optimistic; a run has no test set)",
 }
+EMA_LAST = "EMA, last %"
+"""Column of the moving averages of the students, where there are any."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class MethodResult:
     auroc: float | None
     seconds: float | None
     relative_cost: float | None  # seconds over those of the uniform baseline
+    last_ema: float | None = None  # of the moving average of the student, where one was kept
 
 
 def method_result(
@@ -52,6 +55,7 @@ def method_result(
         auroc=summary.get("noise_auroc"),
         seconds=seconds,
         relative_cost=relative,
+        last_ema=summary.get("test_accuracy_ema_last"),
     )
 
 
@@ -67,13 +71,16 @@ def results_table(rows: Sequence[MethodResult]) -> TextTable:
     columns = (
         "method", "selected %", "last %", "optimistic best %", "AUROC", "seconds", "cost",
     )  # fmt: skip
+    averaged = any(row.last_ema is not None for row in rows)
     cells = tuple(
         (
             row.method, percent(row.selected), percent(row.last), percent(row.best),
             number(row.auroc, 3), number(row.seconds, 1), times(row.relative_cost),
+            *((percent(row.last_ema),) if averaged else ()),
         )
         for row in rows
     )  # fmt: skip
+    columns = (*columns, *((EMA_LAST,) if averaged else ()))
     notes = (
         "test accuracy; selected: at the epoch with the best validation accuracy;",
         "optimistic best: over epochs, chosen on the test set itself;",
@@ -107,7 +114,13 @@ class Setting:
             "method", "n", accuracy, "gain, points", "95 % interval", "reading", "p (t, Holm)",
             "p (Wilcoxon)", "last %", "optimistic best %", "AUROC", "seconds",
         )  # fmt: skip
-        return TextTable(self.title, columns, tuple(map(_table_row, self.methods)), self.notes)
+        rows = [_table_row(found) for found in self.methods]
+        averaged = [_summaries(found, "test_accuracy_ema_last", 100) for found in self.methods]
+        if any(averaged):
+            columns = (*columns, EMA_LAST)
+            pairs = zip(rows, averaged, strict=True)
+            rows = [(*row, mean_std(values)) for row, values in pairs]
+        return TextTable(self.title, columns, tuple(rows), self.notes)
 
 
 @dataclass(frozen=True)
@@ -131,7 +144,7 @@ class Comparison:
         """One line per setting and method, numbers unrounded, with every run's number."""
         head = (
             "setting measure method n mean std last_mean best_mean gain gain_std low high "
-            "p p_holm p_wilcoxon noise_auroc seconds reading by_seed"
+            "p p_holm p_wilcoxon noise_auroc seconds reading by_seed ema_last_mean"
         ).split()
         lines = [
             _csv_line(setting, found) for setting in self.settings for found in setting.methods
@@ -275,6 +288,7 @@ def _csv_line(setting: Setting, found: MethodRuns) -> tuple[object, ...]:
         mean(_summaries(found, "noise_auroc")), mean(_summaries(found, "seconds")),
         gain.verdict if gain else None,
         "; ".join(f"{seed}: {value:.4f}" for seed, value in found.accuracy.items()),
+        mean(_summaries(found, "test_accuracy_ema_last", 100)),
     )  # fmt: skip
 
 

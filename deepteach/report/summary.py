@@ -115,6 +115,8 @@ def facts_of(run: Run, base: Mapping[str, Any] | None) -> tuple[Fact, ...]:
         Fact("Test, last", percent(s.get("test_accuracy_last")) + " %", "after the last epoch"),
         Fact("Test, best", percent(s.get("test_accuracy_best")) + " %",
              "optimistic: chosen on the test set"),
+        Fact("Test, average", percent(s.get("test_accuracy_ema_last")) + " %",
+             "of the moving average of the student, after the last epoch"),
         Fact("Validation, best", percent(s.get("valid_accuracy_best")) + " %"),
         Fact("Wrong labels found", number(s.get("noise_auroc"), 3),
              "AUROC of low weight; 0.5 is chance"),

@@ -31,6 +31,9 @@ COLUMNS = (
     "table data noise rate student method variant seed test_error_last test_error_best "
     "test_error_selected noise_auroc seconds command commit"
 ).split()
+KINDS = ("last", "best", "selected")
+EMA_COLUMNS = tuple(f"test_error_ema_{kind}" for kind in KINDS)
+"""Columns behind the others, in a file where any run kept a moving average of its student."""
 COMMANDS, LOGS = "commands", "logs"
 """Folders in `--out` beside the runs."""
 
@@ -230,14 +233,19 @@ def result_rows(
             "seconds": _figure(summary["seconds"], 2),
             **record,
         }
-        rows.append({name: str(values[name]) for name in COLUMNS})
+        named = (*COLUMNS, *(name for name in EMA_COLUMNS if name in values))
+        rows.append({name: str(values[name]) for name in named})
     return rows
 
 
 def figures_of(summary: Mapping[str, Any]) -> dict[str, str]:
     """What a run found, as it stands in its row: the same again, to the last digit."""
-    kinds = ("last", "best", "selected")
-    errors = {f"test_error_{kind}": _error(summary[f"test_accuracy_{kind}"]) for kind in kinds}
+    errors = {
+        f"test_error{whose}_{kind}": _error(summary[f"test_accuracy{whose}_{kind}"])
+        for whose in ("", "_ema")
+        for kind in KINDS
+        if not whose or f"test_accuracy{whose}_{kind}" in summary
+    }
     return {**errors, "noise_auroc": _figure(summary["noise_auroc"], 6)}
 
 
@@ -251,7 +259,8 @@ def _figure(value: float | None, digits: int) -> str:
 
 def write_csv(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     """Replace the file at once, so that it is whole at every instant."""
-    text = csv_text([COLUMNS, *([row[name] for name in COLUMNS] for row in rows)])
+    columns = [*COLUMNS, *(EMA_COLUMNS if any(row.keys() & {*EMA_COLUMNS} for row in rows) else ())]
+    text = csv_text([columns, *([row.get(name, "") for name in columns] for row in rows)])
     write_atomic(path, text.encode())
 
 
@@ -263,6 +272,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
             rows, columns = list(reader), list(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV ({error})") from error
-    if columns != COLUMNS or any(None in row.values() for row in rows):
+    known = columns in (COLUMNS, [*COLUMNS, *EMA_COLUMNS])
+    if not known or any(None in row.values() for row in rows):
         raise DataError(f"{path} is not a file of results: its columns must be {','.join(COLUMNS)}")
     return rows

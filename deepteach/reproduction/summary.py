@@ -25,6 +25,8 @@ HEAD = (
     "last, error %", "gain at last", "optimistic best %", "AUROC", "seconds", "paper %",
     "paper's gain",
 )  # fmt: skip
+EMA_HEAD = ("EMA at last, error %", "gain of EMAs")
+"""Columns behind those where runs kept a moving average of their student."""
 
 
 def summarise(rows: Rows, scale: str) -> tuple[TextTable, ...]:
@@ -82,7 +84,10 @@ def _table(
     selected = {name: _values(seeds, "test_error_selected") for name, seeds in by_method.items()}
     last = {name: _values(seeds, "test_error_last") for name, seeds in by_method.items()}
     plain = (UNIFORM, "")
+    averaged = {name: _values(seeds, "test_error_ema_last") for name, seeds in by_method.items()}
+    shown = any(averaged.values())
     gains = _gains(selected, plain)
+    of_averages = _gains(averaged, plain)
     at_last = _gains(last, plain)
     base = published.get((*key, *plain))
     lines = []
@@ -106,11 +111,14 @@ def _table(
             _auroc(list(_values(seeds, "noise_auroc").values())),
             mean_std(list(_values(seeds, "seconds").values()), 0),
             number(number_there, 2), theirs,
+            *((mean_std(list(averaged[name].values())),
+               _points(of_averages[name]) if name in of_averages else UNKNOWN) if shown else ()),
         ))  # fmt: skip
     data, noise, rate, student = key
     noisy = "clean labels" if noise == "none" else f"{noise} {100 * float(rate):g} %"
     title = f"{rows[0]['table']} at scale {scale}: {data}, {noisy}, {student}"
-    return TextTable(title, HEAD, tuple(lines), _notes(selected))
+    head = (*HEAD, *EMA_HEAD) if shown else HEAD
+    return TextTable(title, head, tuple(lines), _notes(selected))
 
 
 def _points(gain: Gain) -> str:
@@ -155,6 +163,6 @@ def _values(seeds: Mapping[str, Mapping[str, str]], column: str) -> dict[str, fl
     """The figures of a column by seed, in the order of seeds; empty ones left out."""
     try:
         ordered = sorted(seeds, key=int)
-        return {seed: float(seeds[seed][column]) for seed in ordered if seeds[seed][column]}
+        return {seed: float(seeds[seed][column]) for seed in ordered if seeds[seed].get(column)}
     except ValueError as error:
         raise DataError(f"a figure of column {column} is not a number: {error}") from error

@@ -25,7 +25,8 @@ from deepteach.runs.weights import GroupWeight, Weights, damaged, read_groups, r
 BASELINE_FOLDER = "baseline"  # the sub-folder of the uniform run on the same schedule
 _NUMBERS = (  # fields of summary.json that are a number, or null where unknown
     "seed epochs steps seconds test_accuracy_last test_accuracy_best noise_auroc "
-    "test_accuracy_selected valid_accuracy_best teacher_parameters"
+    "test_accuracy_selected valid_accuracy_best teacher_parameters "
+    "test_accuracy_ema_last test_accuracy_ema_best test_accuracy_ema_selected"
 ).split()
 
 

@@ -49,6 +49,7 @@ class Result:
         path: the run's folder; None where nothing was written.
         beside: summaries of the runs trained on the same schedule, by method; "uniform" is
             among them unless `baseline` was off.
+        model_ema: the moving average of the student; None where `ema` is off.
     """
 
     model: nn.Module
@@ -59,6 +60,7 @@ class Result:
     trust: Trust
     path: Path | None
     beside: dict[str, dict[str, Any]]
+    model_ema: nn.Module | None = None
 
 
 def train(
@@ -223,7 +225,11 @@ def run(
             other.go(watch, resume)
             beside[name] = other.finish({})
         summary = main.finish(beside)
-    return Result(module, main.coach, config, summary, main.log.metrics, main.trust, folder, beside)
+    average = main.loop.average
+    return Result(
+        module, main.coach, config, summary, main.log.metrics, main.trust, folder, beside,
+        model_ema=None if average is None else average.module,
+    )  # fmt: skip
 
 
 def _beside(config: Config, folder: Path | None) -> Iterator[Config]:

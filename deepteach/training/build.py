@@ -27,6 +27,7 @@ from deepteach.models import build
 from deepteach.names import brief
 from deepteach.teachers.method import Method, MethodContext
 from deepteach.teachers.registry import method
+from deepteach.training.averaged import MovingAverage
 from deepteach.training.choices import (
     OptimizerOf,
     Overrides,
@@ -119,6 +120,8 @@ def training(
         interval=interval,
         window=window,
         valid_batch=config.valid_batch,
+        shape=config.schedule,
+        warmup=config.warmup,
     )
     return assemble(config, data, wrapped, chosen, schedule, overrides, ranks)
 
@@ -166,6 +169,7 @@ def assemble(
         seed=config.seed,
         augment=overrides.augment or augment.resolve(config.augment),
         step_rule=StepRule(config.clip_norm, config.precision),
+        average=None if config.ema is None else MovingAverage(student.module, config.ema),
     )
     return Built(loop, partial(_copied, coach, make_coach, make_optimizer), notes)
 

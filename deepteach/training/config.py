@@ -33,6 +33,7 @@ from deepteach.errors import ConfigError
 from deepteach.names import hint, is_path, known
 from deepteach.runs import safe_yaml
 from deepteach.training.optimizers import OPTIMIZERS
+from deepteach.training.schedule import Shape
 
 GROUPS = ("data", "model", "teacher", "training", "run")
 """The groups of the settings, in the order of the help."""
@@ -215,11 +216,15 @@ class Config(BaseModel):
     optimizer: Annotated[str, _one_of("optimizer", OPTIMIZERS, path=True)] = setting(
         "sgd", "training", f"{', '.join(OPTIMIZERS)} or package.module:name", common=True
     )
-    lr: float = setting(0.05, "training", "learning rate at the start", common=True, gt=0, le=1e3)
+    lr: float = setting(0.05, "training", "learning rate at its height", common=True, gt=0, le=1e3)
+    schedule: Shape = setting(
+        "step", "training", "of the rate: step, cosine, constant", common=True
+    )
+    warmup: float = setting(0, "training", "epochs in which the rate rises from 0", ge=0, le=1e6)
     momentum: float = setting(0.9, "training", "of Adam: beta_1", ge=0, lt=1)
     weight_decay: float = setting(5e-4, "training", "pull of every parameter to 0", ge=0, le=1e3)
     milestones: tuple[NonNegativeInt, ...] | None = setting(
-        None, "training", "epochs that divide the rate by 10 (default: 2/3 and 5/6 of them)"
+        None, "training", "step: epochs that divide the rate by 10 (default: 2/3 and 5/6 of them)"
     )
     loss: Annotated[str | None, BeforeValidator(_path_or_none)] = setting(
         None,
@@ -236,6 +241,13 @@ class Config(BaseModel):
     precision: Literal["float32", "bf16"] = setting(
         "float32", "training", "bf16: passes of the student in bfloat16, parameters in float32"
     )
+    ema: float | None = setting(
+        None,
+        "training",
+        "decay of a moving average of the student, evaluated beside it: 0.999 (default: none)",
+        gt=0,
+        lt=1,
+    )
 
     seed: int = setting(0, "run", "of everything that is drawn", common=True, ge=0, lt=2**32)
     baseline: bool = setting(True, "run", "train plainly on the same schedule, too", common=True)
@@ -247,6 +259,19 @@ class Config(BaseModel):
     out: str | None = setting(
         None, "run", "the run's folder (default: a new one in runs/)", common=True
     )
+
+    @model_validator(mode="after")
+    def _rates_agree(self) -> Config:
+        if self.milestones is not None and self.schedule != "step":
+            raise ValueError(
+                f"milestones are those of schedule step, not of {self.schedule}: leave one out"
+            )
+        if self.warmup >= self.epochs:
+            raise ValueError(
+                f"warmup {self.warmup:g} must end before the last of {self.epochs} epochs does: "
+                "lower it, or train longer"
+            )
+        return self
 
     @property
     def decay_epochs(self) -> tuple[int, ...]:

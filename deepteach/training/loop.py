@@ -20,6 +20,7 @@ from deepteach.data.augment import Augmentation, identity
 from deepteach.errors import ConfigError, NumericError
 from deepteach.rng import stream
 from deepteach.teachers.curriculum import Curriculum
+from deepteach.training.averaged import MovingAverage
 from deepteach.training.device_data import DeviceData
 from deepteach.training.schedule import (
     Rates,
@@ -30,6 +31,9 @@ from deepteach.training.schedule import (
 )
 from deepteach.training.step import StepRule
 from deepteach.tree import all_finite, clone
+
+SETTLING_SAMPLES = 2048
+"""Samples by which the batch statistics of a moving average are found, at most."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,11 @@ class TrainingLoop:
         coach: the student, its optimizer and its teacher, ready to step.
         data: the samples, on the student's device.
         schedule: length and batches; its interval and window are the coach's.
-        rates: learning rates at the start.
+        rates: learning rates at their full height.
         curriculum: what each epoch draws from.
         augment: `(x, generator) -> x`, before every pass.
         step_rule: clipping and precision of a step.
+        average: of the student, if one is kept.
         seed: names all random draws.
 
     Raises:
@@ -78,10 +83,12 @@ class TrainingLoop:
         seed: int,
         augment: Augmentation = identity,
         step_rule: StepRule | None = None,
+        average: MovingAverage | None = None,
     ) -> None:
         self.coach, self.data, self.schedule, self.rates = coach, data, schedule, rates
         self.curriculum, self.seed = curriculum, seed
         self.augment, self.step_rule = augment, step_rule or StepRule()
+        self.average = average
         self.ranks, self.optimizer = coach.ranks, coach.optimizer
         self.module: nn.Module = coach.student.module
         self.x, self.y = data.x, data.y
@@ -93,6 +100,7 @@ class TrainingLoop:
         # Only a curriculum that starts over needs the student as it was at first.
         self.initial = clone(self.module.state_dict()) if curriculum.episodes > 1 else {}
         self.step, self.episode = 0, 0
+        self._rows = torch.arange(len(self.y))
         self.weights = torch.ones(len(self.y), device=self.device)
         self._clear_epoch()
 
@@ -133,15 +141,13 @@ class TrainingLoop:
             self.episode, epoch_within = divmod(epoch, self.schedule.epochs)
             if self.episode and epoch_within == 0 and start == 0:
                 self.start_over()
-            rows = self.curriculum.rows(self)
+            rows = self._rows = self.curriculum.rows(self)
             order = batches(
                 len(rows),
                 self.schedule.batch_size,
                 stream(self.seed, "order", epoch),
                 len(self.y),
             )
-            factor = self.schedule.rate(epoch_within)
-            self.rates.apply(self.optimizer, self.coach.teacher_optimizer, factor)
             for positions in order[start:-1]:
                 self.take_step(rows[positions])
                 yield None
@@ -155,12 +161,16 @@ class TrainingLoop:
         """A new student, as at first, for the same teacher."""
         self.module.load_state_dict(self.initial)
         self.optimizer.state.clear()
+        if self.average is not None:
+            self.average.start_over()
         fresh = {"clock": asdict(Clock(total=self.coach.clock.total)), "since_update": 0}
         self.coach.load_state_dict({**self.coach.state_dict(), **fresh, "steps": []})
 
     def take_step(self, rows: Tensor) -> None:
         """One student step, and one teacher update where it is due."""
         self.module.train()
+        factor = self.schedule.rate(self.step - self.episode * self.per_episode, self.per_epoch)
+        self.rates.apply(self.optimizer, self.coach.teacher_optimizer, factor)
         rows = self.curriculum.choose(self, rows)
         x, y = self.samples(rows)
         trusted = self.trusted(self.step)
@@ -172,6 +182,8 @@ class TrainingLoop:
         loss = self.step_rule.take(
             *(self.coach, part(x), part(y), part(index)), None if group is None else part(group)
         )
+        if self.average is not None:
+            self.average.update(self.module)
         self._note(rows, loss)
         record = self.coach.update(trusted)
         if record is None:
@@ -205,6 +217,20 @@ class TrainingLoop:
         drawn = torch.randperm(count, generator=stream(self.seed, "trusted", step))[:size]
         chosen = drawn.to(self.device)
         return self.x_valid[chosen], self.y_valid[chosen]
+
+    def settle_average(self, average: MovingAverage) -> None:
+        """Give the average batch statistics of its own, of samples that this epoch drew from.
+
+        Up to `SETTLING_SAMPLES` of them, not augmented, in batches as in training; the same
+        ones on every rank.
+        """
+        size, count = self.schedule.batch_size, len(self._rows)
+        length = min(max(count, size), SETTLING_SAMPLES)
+        generator = stream(self.seed, "settle", self.step)
+        parts = batches(count, size, generator, length)
+        average.settle(
+            (self.samples(self._rows[part])[0] for part in parts), generator.initial_seed()
+        )
 
     def _note(self, rows: Tensor, loss: float) -> None:
         weights = self.ranks.whole(self.coach.last_weights, len(rows))
@@ -272,6 +298,7 @@ class TrainingLoop:
             "curriculum": self.curriculum.state_dict(),
             "initial": self.initial,
             "weights": self.weights,
+            "average": None if self.average is None else self.average.state_dict(),
             "epoch": [self._losses, self._effective, self._updates, *self._records, self._drift],
         }
 
@@ -283,5 +310,7 @@ class TrainingLoop:
         self.curriculum.load_state_dict(state["curriculum"])
         self.initial = state["initial"]
         self.weights.copy_(state["weights"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self._losses, self._effective, self._updates, *rest = state["epoch"]
         self._records, self._drift = list(rest[:2]), rest[2]

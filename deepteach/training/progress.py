@@ -71,7 +71,8 @@ class Bar:
 def describe(line: dict) -> str:
     """The figures of one line of metrics.jsonl."""
     parts = [f"loss {line['train_loss']:.3f}"]
-    for key, name in (("valid_accuracy", "valid"), ("test_accuracy", "test")):
+    shown = ("valid_accuracy", "valid"), ("test_accuracy", "test"), ("test_accuracy_ema", "ema")
+    for key, name in shown:
         if line.get(key) is not None:
             parts.append(f"{name} {line[key]:.1%}")
     return "  ".join(parts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepteach.core.predict import accuracy
 from deepteach.data.dataset import Data
@@ -151,6 +151,8 @@ class MethodRun:
         summary = self._summary(beside)
         if self.folder is not None:
             modules = {"student": self.loop.module, "teacher": self.coach.teacher}
+            if self.loop.average is not None:
+                modules["student_ema"] = self.loop.average.module
             folder, history = self.folder, self.log.history
             self.ranks.lead(
                 lambda: write_results(folder, self.data, self.trust, history, modules, summary)
@@ -158,10 +160,12 @@ class MethodRun:
         return summary
 
     def _line(self, end: EpochEnd) -> dict[str, Any]:
-        data = self.data
-        tested = None
-        if data.x_test is not None and data.y_test is not None:
-            tested = self._accuracy(data.x_test, data.y_test)
+        valid, tested = self._accuracies(self.loop.module)
+        averaged: dict[str, Any] = {}
+        if self.loop.average is not None:
+            self.loop.settle_average(self.loop.average)
+            pair = self._accuracies(self.loop.average.module)
+            averaged = {"valid_accuracy_ema": pair[0], "test_accuracy_ema": pair[1]}
         return {
             "epoch": end.epoch,
             "step": end.step,
@@ -169,8 +173,9 @@ class MethodRun:
             "lr": self.loop.optimizer.param_groups[0]["lr"],
             "train_loss": end.train_loss,
             "valid_loss": end.valid_loss,
-            "valid_accuracy": self._accuracy(data.x_valid, data.y_valid),
+            "valid_accuracy": valid,
             "test_accuracy": tested,
+            **averaged,
             "effective_sample_size": end.effective_sample_size,
             "updates": end.updates,
             "drift": end.drift,
@@ -179,10 +184,8 @@ class MethodRun:
         }
 
     def _summary(self, beside: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        config, metrics = self.config, self.log.metrics
-        best = max(range(len(metrics)), key=lambda i: metrics[i]["valid_accuracy"])
-        tests = [line["test_accuracy"] for line in metrics]
-        known = tests[0] is not None
+        config = self.config
+        averaged = {} if self.loop.average is None else self._figures("_ema")
         plain = beside.get("uniform")
         return {
             "method": config.method,
@@ -195,21 +198,39 @@ class MethodRun:
             "interval": self.coach.interval,
             "window": self.coach.window,
             "seconds": round(self.log.seconds, 2),
-            "test_accuracy_last": tests[-1],
-            "test_accuracy_best": max(tests) if known else None,
-            "test_accuracy_selected": tests[best],
-            "valid_accuracy_best": metrics[best]["valid_accuracy"],
-            "valid_accuracy_last": metrics[-1]["valid_accuracy"],
+            **self._figures(""),
+            **averaged,
             "noise_auroc": noise_auroc(self.trust.weight, self.wrong),
             "gradient_quality": self.log.quality or None,
             "teacher_parameters": sum(p.numel() for p in self.coach.teacher.parameters()),
             "baseline": plain,
         }
 
-    def _accuracy(self, inputs: Tensor, labels: Tensor) -> float:
+    def _figures(self, whose: str) -> dict[str, Any]:
+        """Accuracies over the epochs; `whose` ends the names of what is not the student's."""
+        valids = [line[f"valid_accuracy{whose}"] for line in self.log.metrics]
+        tests = [line[f"test_accuracy{whose}"] for line in self.log.metrics]
+        best = max(range(len(valids)), key=valids.__getitem__)
+        return {
+            f"test_accuracy{whose}_last": tests[-1],
+            f"test_accuracy{whose}_best": None if tests[0] is None else max(tests),
+            f"test_accuracy{whose}_selected": tests[best],
+            f"valid_accuracy{whose}_best": valids[best],
+            f"valid_accuracy{whose}_last": valids[-1],
+        }
+
+    def _accuracies(self, module: nn.Module) -> tuple[float, float | None]:
+        """Of the trusted and of the test samples."""
+        data = self.data
+        valid = self._accuracy(module, data.x_valid, data.y_valid)
+        if data.x_test is None or data.y_test is None:
+            return valid, None
+        return valid, self._accuracy(module, data.x_test, data.y_test)
+
+    def _accuracy(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
         """Each rank sees its part of the samples."""
         ranks, own = self.ranks, self.ranks.part(labels)
         if ranks.count == 1:
-            return accuracy(self.loop.module, inputs, labels)
-        share = accuracy(self.loop.module, ranks.part(inputs), own) if len(own) else 0.0
+            return accuracy(module, inputs, labels)
+        share = accuracy(module, ranks.part(inputs), own) if len(own) else 0.0
         return float(ranks.table(round(share * len(own))).sum()) / len(labels)

@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from deepteach.errors import ConfigError
 
+Shape = Literal["step", "cosine", "constant"]
+"""How the rate falls: by 10 at milestones, along half a cosine to 0, or not at all."""
+
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length, batches and updates of a run, and when its rates drop."""
+    """Length, batches and updates of a run, and the course of its rates."""
 
     epochs: int
     batch_size: int
     milestones: tuple[int, ...]
-    """Epochs (counted from 0) at whose start the rate is divided by 10."""
+    """Epochs (counted from 0) at whose start the rate is divided by 10, where it falls in steps."""
     interval: int
     window: int
     valid_batch: int
+    shape: Shape = "step"
+    warmup: float = 0.0
+    """Epochs in which the rate rises linearly, a step at a time, to its full height."""
 
-    def rate(self, epoch: int) -> float:
-        """Factor on every learning rate in `epoch`."""
-        return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+    def rate(self, step: int, per_epoch: int) -> float:
+        """Factor on every learning rate at a step (from 0), above 0.
+
+        (t + 1) / W in the W = warmup * per_epoch steps of the warm-up. Beside it, by `shape`:
+        0.1 to the number of milestones passed; from the end of the warm-up on
+        (1 + cos(pi (t - W) / (T - W))) / 2, T steps in all (Loshchilov & Hutter, ICLR 2017,
+        without restarts); or 1.
+        """
+        rising = self.warmup * per_epoch
+        risen = min(1.0, (step + 1) / rising) if rising else 1.0
+        match self.shape:
+            case "step":
+                return risen * 0.1 ** sum(step >= m * per_epoch for m in self.milestones)
+            case "cosine":
+                done = max(0.0, step - rising) / (self.epochs * per_epoch - rising)
+                return risen * 0.5 * (1 + math.cos(math.pi * done))
+            case "constant":
+                return risen
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates at the start of a training, one for each parameter group."""
+    """Learning rates at their full height, one for each parameter group."""
 
     student: tuple[float, ...]
     teacher: tuple[float, ...]
     follows: bool = True
-    """The teacher's rates drop with the student's: Adam removes the meta-gradient's scale,
+    """The teacher's rates rise and fall with the student's: Adam removes the meta-gradient's scale,
     which shrinks with the student's rate."""
 
     @classmethod
@@ -51,7 +74,7 @@ class Rates:
     def apply(
         self, student: torch.optim.Optimizer, teacher: torch.optim.Optimizer | None, factor: float
     ) -> None:
-        """Set the rates of both optimizers to `factor` of what they were at the start."""
+        """Set the rates of both optimizers to `factor` of their full height."""
         for group, rate in zip(student.param_groups, self.student, strict=True):
             group["lr"] = rate * factor
         groups = teacher.param_groups if teacher else []

@@ -221,6 +221,8 @@ def test_a_signal_to_one_rank(both: list[Answers], folder: Path) -> None:
         assert found["said"][0] == "resumed at step 8 of 15"
         assert same(found["resumed"], found["straight"])
     assert same(both[0]["runs"]["straight"], both[1]["runs"]["straight"])
+    averages = [average for answers in both for average in answers["runs"]["averages"]]
+    assert len(averages) == 4 and all(same(averages[0], other) for other in averages[1:])
     for name in ("student.safetensors", "weights.csv", "baseline/weights.csv"):
         left, right = ((folder / run / name).read_bytes() for run in ("straight", "stopped"))
         assert left == right

@@ -208,3 +208,19 @@ def test_cells_cannot_break_a_table() -> None:
     console.print(table.to_rich())
     text = console.export_text()
     assert "[link=x]" in text and "[red]t" in text and "[bold]n" in text
+
+
+def test_averages_are_shown_where_there_are_any(tmp_path: Path) -> None:
+    runs = _runs(tmp_path, "uniform", UNIFORM) + _runs(tmp_path, "deep", DEEP)
+    assert "EMA" not in compare(runs).to_text()
+    assert "EMA" not in results_table(method_results(runs[0])).to_text()
+    runs += _runs(tmp_path, "focal", FOCAL, averaged=0.875)
+    (table,) = compare(runs).tables()
+    assert table.columns[-1] == "EMA, last %"
+    shown = {row[0]: row[-1] for row in table.rows}
+    assert shown == {"uniform": "-", "deep": "-", "focal": "87.50 ± 0.00"}
+    lines = list(csv.DictReader(io.StringIO(compare(runs).to_csv())))
+    means = {line["method"]: line["ema_last_mean"] for line in lines}
+    assert means == {"uniform": "", "deep": "", "focal": "87.5"}
+    one = results_table(method_results(runs[-1]))
+    assert (one.columns[-1], one.rows[0][-1]) == ("EMA, last %", "87.50")

@@ -383,6 +383,32 @@ def test_weights_that_are_all_alike_rank_nothing() -> None:
     assert sorted(shown)[:2] == ["-", "-"] and sorted(shown)[-1] == "0.633 ± 0.231"
 
 
+def test_averages_are_columns_where_a_run_kept_one(tmp_path: Path) -> None:
+    """Files without any have the columns that they always had."""
+    rows = made_up()
+    reproduce.write_csv(rows, tmp_path / "none.csv")
+    assert read_csv(tmp_path / "none.csv") == rows
+    accuracies = {f"test_accuracy{e}_last": 0.5 for e in ("", "_ema")}
+    kinds = {f"test_accuracy{e}_{k}": 0.25 for e in ("", "_ema") for k in ("best", "selected")}
+    found = reproduce.figures_of({**kinds, **accuracies, "noise_auroc": None})
+    assert found["test_error_ema_last"] == "50.0000"
+    assert found["test_error_ema_selected"] == found["test_error_ema_best"] == "75.0000"
+    for row in rows:
+        if row["method"] != "mwn":
+            error = float(row["test_error_last"]) - (3 if row["method"] == "paper" else 1)
+            row |= {name: str(error) for name in reproduce.EMA_COLUMNS}
+    reproduce.write_csv(rows, tmp_path / "some.csv")
+    again = read_csv(tmp_path / "some.csv")
+    assert list(again[0]) == [*COLUMNS, *reproduce.EMA_COLUMNS]
+    assert [row["test_error_ema_last"] for row in again if row["method"] == "mwn"] == [""] * 3
+    table = summary.summarise(again, "cpu")[0]
+    lines = {line[0]: line[-2:] for line in table.rows}
+    assert table.columns[-2:] == summary.EMA_HEAD
+    assert lines["mwn"] == ("-", "-") and lines["uniform"] == ("45.00 ± 1.00", "-")
+    gained = np.subtract(ERRORS["uniform"], ERRORS["paper"]) + 2
+    assert lines["paper"][1] == f"{gained.mean():+.2f} ± {gained.std(ddof=1):.2f}"
+
+
 def test_the_order_of_rows_does_not_matter() -> None:
     one, other = (summary.summarise(rows, "cpu")[0] for rows in (made_up(), made_up()[::-1]))
     assert sorted(one.rows) == sorted(other.rows)

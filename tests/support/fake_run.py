@@ -43,6 +43,7 @@ def make_run(
     sources: tuple[str, ...] = (),
     samples: bool = True,
     seconds: float = 20.0,
+    averaged: float | None = None,
     **config: Any,
 ) -> Path:
     """Write a run of `n` samples whose wrong labels (a fifth) mostly get little weight."""
@@ -66,6 +67,8 @@ def make_run(
         "teacher_parameters": 0 if method == "uniform" else 225,
         "gradient_quality": None if method == "uniform" else {"start": QUALITY},
     }
+    if averaged is not None:
+        summary |= {f"test_accuracy_ema_{kind}": averaged for kind in ("last", "best", "selected")}
     lines = [_epoch(e, epochs, selected, method, rng) for e in range(1, epochs + 1)]
     true = rng.integers(len(classes), size=n)
     wrong = np.arange(n) % 5 == 0

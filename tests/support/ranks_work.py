@@ -265,6 +265,7 @@ def whole_runs(folder: Path) -> dict[str, Any]:
         "window": 3,
         "valid_batch": 9,
         "baseline": True,
+        "ema": 0.8,
     }
 
     def go(name: str, probe: Probe, resume: bool = False, **changes: Any) -> Any:
@@ -293,6 +294,7 @@ def whole_runs(folder: Path) -> dict[str, Any]:
     probe = Probe()
     again = go("stopped", probe, resume=True)
     found["resumed"] = [tensors(again.model), again.trust.weight]
+    found["averages"] = [tensors(run.model_ema) for run in (straight, again)]
     found["said"] = probe.said
     found["thin"] = raised(lambda: go("thin", Probe(), batch_size=77))
     found["settings"] = raised(lambda: go("other", Probe(), seed=rank))

@@ -69,6 +69,9 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "loss": st.none() | PATH,
     "clip_norm": st.none() | positive(1e6),
     "precision": st.sampled_from(["float32", "bf16"]),
+    "schedule": st.just("step"),  # another with milestones is refused
+    "warmup": st.floats(0, 1, exclude_max=True),
+    "ema": st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
     "lr": positive(1e3),
     "momentum": st.floats(0, 1, exclude_max=True),
     "weight_decay": st.floats(0, 1e3),
@@ -168,6 +171,9 @@ WRONG: dict[str, list[Any]] = {
     "loss": ["nll", 3, "mine:", ["mine:loss"]],
     "clip_norm": [0, -1, float("nan"), "nan", -float("inf"), "-inf", "much"],
     "precision": ["float16", "bfloat16", None, 32],
+    "schedule": ["linear", None, 1, "steps"],
+    "warmup": [-1, 60, 10**7, None, "long", float("nan"), float("inf")],
+    "ema": [0, 1, -0.5, 1.5, "much", float("nan")],
     "through_weights": ["perhaps", 2, None],
     "validation_loss": ["mse", None],
     "teacher_from": [3, ["a"]],
@@ -289,6 +295,19 @@ def test_demo_only_where_nothing_is_named() -> None:
 def test_decay_epochs_follow_the_length() -> None:
     assert make({"epochs": 60}).decay_epochs == (40, 50)
     assert make({"epochs": 60, "milestones": []}).decay_epochs == ()
+
+
+@pytest.mark.parametrize("shape", ["cosine", "constant"])
+def test_milestones_are_of_steps(shape: str) -> None:
+    with pytest.raises(ConfigError, match=rf"not of {shape}: leave one out"):
+        make({"data": "digits", "schedule": shape, "milestones": [3]})
+    assert make({"data": "digits", "schedule": shape}).schedule == shape
+
+
+def test_a_warm_up_ends_before_the_training_does() -> None:
+    with pytest.raises(ConfigError, match="warmup 2.5 must end before the last of 2 epochs does"):
+        make({"data": "digits", "epochs": 2, "warmup": 2.5})
+    assert make({"data": "digits", "epochs": 2, "warmup": "1.5"}).warmup == 1.5
 
 
 def test_runtime_keys_are_settings() -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -19,6 +20,7 @@ import deepteach as dt
 from deepteach.data.dataset import Data, from_arrays
 from deepteach.errors import ConfigError
 from deepteach.rng import stream
+from deepteach.teachers.confident_learning import Pruned
 from deepteach.teachers.method import Method
 from deepteach.training.loop import EpochEnd, TrainingLoop
 from deepteach.training.schedule import batches, steps_per_epoch
@@ -54,8 +56,49 @@ def test_streams_differ_by_every_part_of_their_name() -> None:
 
 @given(st.lists(st.integers(0, 9), max_size=4), st.integers(0, 12))
 def test_the_rate_drops_at_each_milestone(milestones: list[int], epoch: int) -> None:
-    rate = replace(SCHEDULE, milestones=tuple(milestones)).rate(epoch)
-    assert rate == pytest.approx(10.0 ** -len([m for m in milestones if m <= epoch]))
+    schedule = replace(SCHEDULE, milestones=tuple(milestones))
+    for step in (7 * epoch, 7 * epoch + 6):
+        assert schedule.rate(step, 7) == 0.1 ** len([m for m in milestones if m <= epoch])
+
+
+def test_rates_of_every_shape() -> None:
+    """Four epochs of 5 steps, of which one and a half warm up."""
+    cosine = replace(SCHEDULE, shape="cosine")
+    found = [cosine.rate(step, 5) for step in range(20)]
+    assert found == pytest.approx([(1 + np.cos(np.pi * t / 20)) / 2 for t in range(20)])
+    assert found == sorted(found, reverse=True) and found[0] == 1 and found[-1] > 0
+    ramp = [(t + 1) / 7.5 for t in range(7)]
+    for shape, rest in (
+        ("constant", [1.0] * 13),
+        ("step", [1.0] * 3 + [0.1] * 5 + [0.01] * 5),
+        ("cosine", [(1 + np.cos(np.pi * max(t - 7.5, 0) / 12.5)) / 2 for t in range(7, 20)]),
+    ):
+        warm = replace(SCHEDULE, shape=shape, warmup=1.5)
+        assert [warm.rate(step, 5) for step in range(20)] == pytest.approx([*ramp, *rest])
+
+
+def test_a_step_has_the_rate_of_its_schedule(data: Data) -> None:
+    """Student and teacher alike, in the step itself and in what is recorded of it."""
+    made = training(data, replace(SCHEDULE, shape="cosine", warmup=0.6, window=3))
+    teacher = made.coach.teacher_optimizer
+    assert teacher is not None
+    first, seen, factor = teacher.param_groups[0]["lr"], 0, 1.0
+    for end in made.epoch_steps():
+        factor = made.schedule.rate(made.step - 1, 5)
+        assert made.optimizer.param_groups[0]["lr"] == LR * factor
+        assert teacher.param_groups[0]["lr"] == first * factor
+        seen += end is not None
+    assert seen == 4 and factor < 0.01
+
+
+def test_an_episode_has_the_whole_schedule(data: Data) -> None:
+    made = training(
+        data,
+        replace(SCHEDULE, shape="cosine", epochs=2),
+        method=Method(dt.Uniform(), curriculum=Pruned(2)),
+    )
+    rates = [made.optimizer.param_groups[0]["lr"] for _ in made.epoch_steps()]
+    assert len(rates) == 30 and rates[:10] == rates[10:20] == rates[20:]
 
 
 def test_epochs_and_steps(data: Data) -> None:

@@ -22,6 +22,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "clipped": {"clip_norm": 0.5},
     "bf16": {"precision": "bf16"},
     "checkpointed": {"adjoint": "checkpointed"},
+    "cosine": {"schedule": "cosine", "milestones": None, "warmup": 0.7},
+    "average": {"ema": 0.8},
     "a path": {"optimizer": "own_things:two_rates", "loss": "own_things:smoothed"},
 }
 
