@@ -58,6 +58,13 @@ class Curriculum:
     episodes: int = 1
     """Trainings in all."""
 
+    def epochs_of(self, episode: int, epochs: int) -> int:
+        """Epochs of an episode of a run of `epochs`: of the last, all of them.
+
+        A shorter one follows the beginning of the run's schedule.
+        """
+        return epochs
+
     def rows(self, training: TrainingView) -> Tensor:
         """Rows `(any,)` that this epoch draws from, asked for at its start and on a resume."""
         return torch.arange(len(training.y))

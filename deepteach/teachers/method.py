@@ -34,6 +34,12 @@ class MethodContext:
     """The run's; for what the recipe itself draws."""
     teacher_from: str | None = None
     """Folder of a finished run whose teacher, or weights, are used."""
+    counts: tuple[int, ...] = ()
+    """Training labels of each class; empty where labels are no class indices."""
+    samples: int = 0
+    """n, the number of training samples: the indices from n on are trusted ones."""
+    groups: int = 0
+    """Sources of the training samples; 0 where none are known."""
 
 
 def teacher_adam(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:

@@ -11,7 +11,6 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -28,9 +27,13 @@ FIRST = (
     *("deep", "paper", "uniform"),
     *("focal", "spl", "mwn", "mwn-sgd", "mwn-adam", "l2rw", "mentornet", "mentornet-dd"),
     *("l2t-data", "l2t-loss", "sama"),
-    *("trusted-only", "merged", "fine-tune", "probe", "gce", "cleanlab"),
+    *("trusted-only", "merged", "fine-tune", "probe"),
+    *("gce", "cleanlab", "jtt", "class-balanced", "logit-adjustment"),
 )
 """The order in which methods are listed; others follow by name."""
+
+BY_NAME = ("classes", "width", "steps", "seed", "teacher_from")
+"""Parts of a context that a signature may name; the others it takes from `context` itself."""
 
 
 def _find() -> None:
@@ -71,8 +74,7 @@ def method(asked: Any, context: MethodContext) -> Method:
 
 def _as_method(name: str, found: Any, settings: list[str], context: MethodContext) -> Method:
     finished = isinstance(found, Method | AbstractTeacher | Feature)
-    parts = {field.name: getattr(context, field.name) for field in fields(context)}
-    offered = {"context": context, **parts}
+    offered = {"context": context, **{name: getattr(context, name) for name in BY_NAME}}
     takes = {} if finished else _parameters(found)
     chosen = _checked(name, {k: p for k, p in takes.items() if k not in offered}, settings)
     if not finished:

@@ -25,7 +25,7 @@ from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, DeepTeachError
 from deepteach.models import build
 from deepteach.names import brief
-from deepteach.teachers.method import Method, MethodContext
+from deepteach.teachers.method import Method
 from deepteach.teachers.registry import method
 from deepteach.training.averaged import MovingAverage
 from deepteach.training.choices import (
@@ -38,7 +38,12 @@ from deepteach.training.config import Config
 from deepteach.training.device_data import DeviceData
 from deepteach.training.loop import TrainingLoop
 from deepteach.training.schedule import Rates, Schedule, refuse_large_batches, steps_per_epoch
-from deepteach.training.settle import settle_adjoint, settle_pace, settle_validation
+from deepteach.training.settle import (
+    settle_adjoint,
+    settle_context,
+    settle_pace,
+    settle_validation,
+)
 from deepteach.training.step import StepRule
 from deepteach.training.transfer import adopt
 
@@ -194,7 +199,7 @@ def _copied(
 def settle_method(config: Config, data: Data, student: Student, teacher: Any, steps: int) -> Method:
     """The teacher and how it is taught: by name, or around a teacher at hand."""
     width = state_width(student, data, config.student)
-    context = MethodContext(data.classes, width, steps, config.seed, config.teacher_from)
+    context = settle_context(config, data, width, steps)
     chosen = method(config.method if teacher is None else teacher, context)
     if config.teacher_from is not None and list(chosen.teacher.parameters()):
         here = {"student": config.student, "data": config.data, "internal": student.internal}

@@ -6,6 +6,8 @@ follows a schedule is a function of the step, so a run continues from any step e
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -97,6 +99,9 @@ class TrainingLoop:
         refuse_large_batches(len(self.y), schedule.batch_size)
         self._refuse_thin_batches()
         self.per_epoch = steps_per_epoch(len(self.y), schedule.batch_size)
+        episodes = range(curriculum.episodes)
+        lengths = [curriculum.epochs_of(i, schedule.epochs) for i in episodes]
+        self.begins = list(itertools.accumulate(lengths, initial=0))
         # Only a curriculum that starts over needs the student as it was at first.
         self.initial = clone(self.module.state_dict()) if curriculum.episodes > 1 else {}
         self.step, self.episode = 0, 0
@@ -123,23 +128,30 @@ class TrainingLoop:
 
     @property
     def per_episode(self) -> int:
+        """Steps of the episode that is reported."""
         return self.per_epoch * self.schedule.epochs
 
     @property
     def total(self) -> int:
-        return self.per_episode * self.curriculum.episodes
+        return self.per_epoch * self.begins[-1]
+
+    @property
+    def within(self) -> int:
+        """Steps of the present episode done."""
+        return self.step - self.per_epoch * self.begins[self.episode]
 
     @property
     def progress(self) -> float:
         """Fraction of the present episode done."""
-        return (self.step - self.episode * self.per_episode) / self.per_episode
+        epochs = self.begins[self.episode + 1] - self.begins[self.episode]
+        return self.within / (self.per_epoch * epochs)
 
     def epoch_steps(self) -> Iterator[EpochEnd | None]:
         """Train from the present step on: `EpochEnd` after an epoch's last step, else None."""
         while self.step < self.total:
             epoch, start = divmod(self.step, self.per_epoch)
-            self.episode, epoch_within = divmod(epoch, self.schedule.epochs)
-            if self.episode and epoch_within == 0 and start == 0:
+            self.episode = bisect.bisect_right(self.begins, epoch) - 1
+            if self.episode and self.within == 0:
                 self.start_over()
             rows = self._rows = self.curriculum.rows(self)
             order = batches(
@@ -153,9 +165,9 @@ class TrainingLoop:
                 yield None
             self.take_step(rows[order[-1]])
             self.curriculum.epoch_end(self)
-            if epoch_within + 1 == self.schedule.epochs:
+            if epoch + 1 == self.begins[self.episode + 1]:
                 self.curriculum.episode_end(self)
-            yield self._epoch_end(epoch_within + 1)
+            yield self._epoch_end(epoch + 1 - self.begins[self.episode])
 
     def start_over(self) -> None:
         """A new student, as at first, for the same teacher."""
@@ -169,7 +181,7 @@ class TrainingLoop:
     def take_step(self, rows: Tensor) -> None:
         """One student step, and one teacher update where it is due."""
         self.module.train()
-        factor = self.schedule.rate(self.step - self.episode * self.per_episode, self.per_epoch)
+        factor = self.schedule.rate(self.within, self.per_epoch)
         self.rates.apply(self.optimizer, self.coach.teacher_optimizer, factor)
         rows = self.curriculum.choose(self, rows)
         x, y = self.samples(rows)

@@ -10,8 +10,9 @@ from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.adjoint.stored import Stored
 from deepteach.core.losses import VALIDATION_LOSSES, SampleLoss, ValidationLoss
 from deepteach.core.optim import rule_for
+from deepteach.data.dataset import Data
 from deepteach.names import known
-from deepteach.teachers.method import Method
+from deepteach.teachers.method import Method, MethodContext
 from deepteach.training.config import Config
 
 WANTED_UPDATES = 200
@@ -32,6 +33,22 @@ def settle_pace(config: Config, chosen: Method, steps: int, *, leads: bool) -> t
     if not leads or window is None:
         window = min(chosen.window or window or 2, interval)
     return interval, window
+
+
+def settle_context(config: Config, data: Data, width: int, steps: int) -> MethodContext:
+    """The run as a recipe sees it."""
+    labels, group = data.y_train, data.group
+    are_classes = labels.dim() == 1 and not labels.is_floating_point()
+    return MethodContext(
+        data.classes,
+        width,
+        steps,
+        config.seed,
+        config.teacher_from,
+        counts=tuple(labels.bincount(minlength=data.classes).tolist()) if are_classes else (),
+        samples=len(labels),
+        groups=0 if group is None else max(len(data.group_names), int(group.max()) + 1),
+    )
 
 
 def settle_adjoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,13 +12,13 @@ from toy import CLASSES, FEATURES
 import deepteach as dt
 from deepteach.data.dataset import Data
 from deepteach.distributed.collectives import Ranks
-from deepteach.teachers.method import MethodContext
 from deepteach.teachers.registry import method
 from deepteach.training.build import assemble
 from deepteach.training.choices import Overrides
 from deepteach.training.config import make
 from deepteach.training.loop import TrainingLoop
 from deepteach.training.schedule import Schedule
+from deepteach.training.settle import settle_context
 
 
 def trained(data: Data, text: str, epochs: int = 2) -> TrainingLoop:
@@ -27,7 +28,9 @@ def trained(data: Data, text: str, epochs: int = 2) -> TrainingLoop:
     module = nn.Sequential()
     for name, layer in layers.items():
         module.add_module(name, layer)
-    chosen = method(text, MethodContext(CLASSES, 6, 10 * epochs))
+    config = make({"data": "toy", "lr": 0.1, "seed": 5})
+    context = settle_context(config, data, 6, 10 * epochs)
+    chosen = method(text, replace(context, seed=0))
     schedule = Schedule(
         epochs=epochs,
         batch_size=20,
@@ -36,7 +39,6 @@ def trained(data: Data, text: str, epochs: int = 2) -> TrainingLoop:
         window=chosen.window or 2,
         valid_batch=30,
     )
-    config = make({"data": "toy", "lr": 0.1, "seed": 5})
     student = dt.Student(module, "fc")
     return assemble(config, data, student, chosen, schedule, Overrides(), Ranks()).loop
 

@@ -27,13 +27,14 @@ from deepteach.training.api import run
 from deepteach.training.build import settle_method
 from deepteach.training.config import make
 
-CONTEXT = MethodContext(CLASSES, 6, 60)
+CONTEXT = MethodContext(CLASSES, 6, 60, counts=(30, 20, 10), samples=60)
 
 
 SHORT = {
     "l2t-data": "l2t-data+episodes=1",
     "cleanlab": "cleanlab+folds=2",
     "l2t-loss": "l2t-loss+slots=2",
+    "jtt": "jtt+first=2",
 }
 
 
@@ -150,6 +151,7 @@ def test_the_paper_s_hidden_layers() -> None:
 def test_pooled_maps_are_as_wide_as_their_channels() -> None:
     module, data = build("resnet8", (3, 16, 16), 10, 0)[0], SimpleNamespace()
     data.x_train, data.classes, data.input_shape = torch.randn(4, 3, 16, 16), 10, ()
+    data.y_train, data.group = torch.arange(4), None
     config, widths = make({"data": "x", "method": "paper"}), []
     for pool in (None, "avg"):
         student = dt.Student(module, "layer2.0.bn2", pool=pool)

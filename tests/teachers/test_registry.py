@@ -20,7 +20,7 @@ from deepteach.teachers.method import METHODS, Method, MethodContext, recipe
 from deepteach.teachers.registry import FIRST, method
 from deepteach.training.api import run, train
 
-CONTEXT = MethodContext(CLASSES, 6, 60, seed=7)
+CONTEXT = MethodContext(CLASSES, 6, 60, seed=7, counts=(30, 20, 10), samples=60)
 
 OWN = """
 from __future__ import annotations
@@ -150,6 +150,17 @@ def test_a_new_method_is_one_new_recipe(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("", "a+b", "a:b", "a b"):
         with pytest.raises(ConfigError, match="name has none of"):
             recipe(name)
+
+
+def test_what_only_the_context_tells_may_be_a_setting_of_ones_own() -> None:
+    seen = []
+
+    def mine(context: MethodContext, samples: int = 3, groups: int = 4) -> Method:
+        seen.append((samples, groups, context.samples))
+        return Method(dt.Uniform())
+
+    made(mine)
+    assert seen == [(3, 4, CONTEXT.samples)]
 
 
 @pytest.mark.parametrize("name", FIRST)

@@ -15,7 +15,7 @@ from deepteach.teachers.registry import METHODS, method
 from deepteach.training.api import Result, run
 
 DEMO = ("deep", "paper", "mwn", "uniform")
-CONTEXT = MethodContext(classes=3, width=64, steps=100)
+CONTEXT = MethodContext(classes=3, width=64, steps=100, counts=(30, 20, 10), samples=60)
 
 
 @pytest.fixture(scope="module")
