@@ -27,6 +27,7 @@ from deepteach.core.look_back import LookBack
 from deepteach.core.losses import (
     SampleLoss,
     ValidationLoss,
+    counted,
     cross_entropy,
     normalise,
     validation_loss_of,
@@ -342,8 +343,9 @@ class Coach:
 
         Of a teacher that distrusts a label otherwise than by its sample's weight, its trust.
         """
+        seen = self.look(inputs, labels, index=index, group=group)
         with torch.no_grad():
-            trust = self.teacher.log_trust(self.look(inputs, labels, index=index, group=group))
+            trust, _ = counted(self.teacher.log_trust(seen), seen.ignored())
         return normalise(trust) * len(trust)
 
     @torch.no_grad()

@@ -80,13 +80,16 @@ def totals(ranks: Ranks, step: Step) -> Totals:
     losses, weights = step.snapshot.losses.double(), step.weights.double()
     bad = (~torch.isfinite(losses)).sum()
     own = [len(losses), bad, losses.sum(), step.value, weights.sum(), weights.square().sum()]
-    count, bad, total, value, mass, squares = ranks.table(*own).sum(0)
+    left_out = step.snapshot.ignored()
+    live = len(losses) if left_out is None else (~left_out).sum()
+    count, bad, total, value, mass, squares, live = ranks.table(*own, live).sum(0)
+    live = live.clamp(min=1)
     if bad > 0:
         raise NumericError(bad_losses(step.snapshot, int(bad), int(count)))
     if not all_finite([value, mass, squares]):
         raise NumericError(BAD_WEIGHTS)
-    effective = mass.square() / (count * squares)
-    return Totals(int(count), float(total / count), effective, float(value))
+    effective = mass.square() / (live * squares)
+    return Totals(int(count), float(total / live), effective, float(value))
 
 
 @torch.no_grad()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deepteach.core.snapshot import Snapshot
+from deepteach.core.ignored import ignored, integral, mean_counted
+from deepteach.core.nested import size_of
 from deepteach.errors import ConfigError
 from deepteach.names import known
 
@@ -27,19 +30,104 @@ def normalise(log_weights: Tensor) -> Tensor:
     return torch.softmax(log_weights, 0)
 
 
-def effective_fraction(weights: Tensor) -> Tensor:
-    """Effective sample size (sum u)^2 / (n sum u^2): 1 for equal weights, 1/n for one sample."""
-    return weights.sum().square() / (len(weights) * weights.square().sum())
+def counted(log_weights: Tensor, left_out: Tensor | None) -> tuple[Tensor, int | Tensor]:
+    """Log weights that leave those samples out, and how many samples there are then."""
+    if left_out is None:
+        return log_weights, len(log_weights)
+    return torch.where(left_out, NOTHING, log_weights), (~left_out).sum()
+
+
+def effective_fraction(weights: Tensor, left_out: Tensor | None = None) -> Tensor:
+    """Effective sample size (sum u)^2 / (n sum u^2): 1 for equal weights, 1/n for one sample.
+
+    n are the samples that are not left out.
+    """
+    count = len(weights) if left_out is None else (~left_out).sum()
+    return weights.sum().square() / (count * weights.square().sum())
+
+
+IGNORED = -100
+"""The label that torch's cross-entropy leaves out."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Per-sample cross-entropy, `(batch,)`."""
+    """Per-sample cross-entropy, `(batch,)`, of classes or of their probabilities.
+
+    Raises:
+        ConfigError: other labels, or one logit, whose cross-entropy is always 0.
+    """
+    _refuse_unreadable(logits, labels, "loss", soft=True)
     return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean of `cross_entropy` over the labels that are not ignored, a scalar."""
+    _refuse_unreadable(logits, labels, "validation_loss", soft=True)
+    return nn.functional.cross_entropy(logits, labels)
 
 
 def expected_accuracy_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - mean p_y: one minus the expected accuracy of Wu et al., NeurIPS 2018."""
-    return 1 - logits.softmax(1).gather(1, labels.unsqueeze(1)).mean()
+    _refuse_unreadable(logits, labels, "validation_loss", soft=False)
+    own = logits.softmax(1).gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
+    return 1 - mean_counted(own, labels < 0)
+
+
+def _refuse_unreadable(logits: Tensor, labels: Any, given: str, *, soft: bool) -> None:
+    """Raises ConfigError: labels that are neither classes nor, if `soft`, their probabilities."""
+    remedy = f"give dt.Coach({given}=...) a loss of your own"
+    if not isinstance(labels, Tensor):
+        came = f"labels of type {type(labels).__name__}"
+    elif logits.dim() != 2 or logits.shape[1] < 2:
+        came = f"logits of shape {tuple(logits.shape)}"
+    elif soft and labels.is_floating_point() and labels.shape == logits.shape:
+        return
+    elif labels.dtype in (torch.int64, torch.uint8) and labels.shape == logits.shape[:1]:
+        if labels.device.type != "cpu":
+            return  # to look at the values would be to wait for the device
+        strange = labels[(labels >= logits.shape[1]) | ((labels < 0) & (labels != IGNORED))]
+        if not len(strange):
+            return
+        came = f"label {int(strange[0])} among {logits.shape[1]} classes"
+        remedy = f"number them from 0, and mark those to be ignored by {IGNORED}"
+    else:
+        came = f"{str(labels.dtype).removeprefix('torch.')} labels of shape {tuple(labels.shape)}"
+        if integral(labels) and labels.shape == logits.shape[:1]:
+            remedy = "cast them by .long()"
+    probabilities = ", or their probabilities (batch, classes)," if soft else ""
+    raise ConfigError(
+        f"cross-entropy reads int64 classes (batch,){probabilities} and logits (batch, classes), "
+        f"got {came}: {remedy}"
+    )
+
+
+def refuse_shape(losses: Any, logits: Tensor, labels: Any, states: int, name: str) -> None:
+    """Raises ConfigError: what `name` returned is not one value for each of `states` samples."""
+    if isinstance(losses, Tensor) and losses.shape == (states,):
+        return
+    remedy = "use reduction='none'"
+    if not isinstance(losses, Tensor):
+        came = type(losses).__name__
+    elif losses.dim() == 0:
+        came, remedy = "()", f"{remedy} and average each sample's own values alone"
+    elif losses.dim() == 1 and len(losses) == size_of(labels):
+        came = f"{tuple(losses.shape)} beside internal states of {states} rows"
+        remedy = (
+            "name a layer whose state begins with the batch, or reorder it by a pool of your own"
+        )
+    else:
+        came = str(tuple(losses.shape))
+        if losses.dim() > 1 and isinstance(labels, Tensor) and labels.dim() != logits.dim():
+            came += f" of logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
+        if losses.shape == (states, states):
+            remedy = "give logits and labels one shape, which were spread over each other"
+        elif losses.dim() > 1 and len(losses) == states:
+            remedy += " and then the mean a sample, .flatten(1).mean(1)"
+        else:
+            remedy += " and the mean over each sample's own values"
+    raise ConfigError(
+        f"{name} must return one value per sample, shape ({states},), got {came}: {remedy}"
+    )
 
 
 NOTHING = -1e4
@@ -49,13 +137,6 @@ NOTHING = -1e4
 def log_of(weights: Tensor) -> Tensor:
     """Log weights, `NOTHING` where a weight is 0."""
     return torch.where(weights > 0, weights.clamp(min=1e-30).log(), NOTHING)
-
-
-def log_probability(snapshot: Snapshot) -> Tensor:
-    """log p_y of the given labels, `(batch,)`."""
-    if snapshot.labels.is_floating_point() or snapshot.labels.dim() != 1:
-        raise ConfigError("this teacher needs integer labels of shape (batch,): use another one")
-    return snapshot.logits.log_softmax(1).gather(1, snapshot.labels.unsqueeze(1)).squeeze(1)
 
 
 def smooth_error(logits: Tensor, labels: Tensor, sharpness: float = 50.0) -> Tensor:
@@ -69,13 +150,15 @@ def smooth_error(logits: Tensor, labels: Tensor, sharpness: float = 50.0) -> Ten
         labels: `(batch,)` int64.
         sharpness: k, 50 as in the authors' code.
     """
+    _refuse_unreadable(logits, labels, "validation_loss", soft=False)
     p = logits.softmax(1)
-    own = p.gather(1, labels.unsqueeze(1)).squeeze(1)
-    return (2 * torch.sigmoid(sharpness * (p.amax(1) - own)) - 1).mean()
+    own = p.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
+    each = 2 * torch.sigmoid(sharpness * (p.amax(1) - own)) - 1
+    return mean_counted(each, labels < 0)
 
 
 VALIDATION_LOSSES: dict[str, ValidationLoss] = {
-    "nll": nn.functional.cross_entropy,
+    "nll": mean_cross_entropy,
     "expected_accuracy": expected_accuracy_loss,
     "smooth_error": smooth_error,
 }
@@ -87,14 +170,21 @@ def validation_loss_of(
 ) -> ValidationLoss:
     """The loss of a trusted batch: by name, as given, or the mean of the samples' own loss.
 
+    In that mean, as in torch's, ignored samples do not count.
+
     Raises:
         ConfigError: an unknown name.
     """
     if named is None:
         if sample_loss is cross_entropy:
             return VALIDATION_LOSSES["nll"]
-        return lambda logits, labels: sample_loss(logits, labels).mean()
+        return partial(_mean_of, sample_loss)
     return known("validation_loss", named, VALIDATION_LOSSES) if isinstance(named, str) else named
+
+
+def _mean_of(loss: SampleLoss, logits: Tensor, labels: Tensor) -> Tensor:
+    losses = loss(logits, labels)
+    return mean_counted(losses, ignored(logits, labels, losses))
 
 
 def margin(scores: Tensor, labels: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from deepteach.core.double_backward import TwiceDifferentiable
 from deepteach.core.linearised import Linearised, gradients, refuse_cut
-from deepteach.core.losses import SampleLoss, normalise
+from deepteach.core.losses import NOTHING, SampleLoss, counted, normalise, refuse_shape
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Outputs, Student
@@ -59,7 +59,12 @@ class Objective:
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """`(batch,)` losses; refuses a loss that already averages."""
         losses = self.loss(outputs.logits, labels)
-        self._check_losses(losses, len(outputs.internal), "loss")
+        refuse_shape(losses, outputs.logits, labels, len(outputs.internal), "loss")
+        if outputs.logits.requires_grad and not losses.requires_grad:
+            raise ConfigError(
+                "loss returned values without a gradient: compute them from the logits by torch's "
+                "own operations, without detach() or numpy"
+            )
         return losses
 
     def snapshot(
@@ -87,19 +92,24 @@ class Objective:
         """u(omega) of a batch, `(batch,)`; features detached where they are held."""
         seen = snapshot.detach() if self.held else snapshot
         log_weights = functional_call(self.teacher, omega, (seen,))
+        log_weights, count = counted(log_weights, seen.ignored())
         if self.ranks.count > 1:
-            shares, count = self.ranks.shares(log_weights)
-            raw = shares if self.teacher.normalised else log_weights.exp() / count
+            shares, count = self.ranks.shares(log_weights, count)
+            raw = shares if self.teacher.normalised else log_weights.exp() / max(count, 1)
             return raw.to(seen.losses.dtype)
         if self.teacher.normalised:
             return normalise(log_weights).to(seen.losses.dtype)
-        return (log_weights.exp() / len(log_weights)).to(seen.losses.dtype)
+        if isinstance(count, Tensor):
+            count = count.clamp(min=1)
+        return (log_weights.exp() / count).to(seen.losses.dtype)
 
     def log_mass(self, omega: Params, snapshot: Snapshot) -> float:
         """log sum w of a batch, or log n where weights are not normalised."""
+        log_weights = functional_call(self.teacher, omega, (snapshot,)).double()
+        log_weights, count = counted(log_weights, snapshot.ignored())
         if not self.teacher.normalised:
-            return math.log(len(snapshot.losses))
-        return float(functional_call(self.teacher, omega, (snapshot,)).double().logsumexp(0))
+            return math.log(count) if count else NOTHING
+        return float(log_weights.logsumexp(0))
 
     def losses(self, omega: Params, logits: Tensor, snapshot: Snapshot) -> Tensor:
         """l(z; omega), `(batch,)`, as a teacher shapes it that reads `snapshot`."""
@@ -107,7 +117,7 @@ class Objective:
         shaped = functional_call(
             _SampleLosses(self.teacher), prefixed, (logits, snapshot, self.loss)
         )
-        self._check_losses(shaped, len(snapshot.losses), "sample_losses")
+        refuse_shape(shaped, logits, snapshot.labels, len(snapshot.losses), "sample_losses")
         return shaped.to(snapshot.losses.dtype)
 
     def value(
@@ -255,14 +265,6 @@ class Objective:
             value = weights @ self.losses(omega, logits, held)
             (pull,) = torch.autograd.grad(value, logits, create_graph=True)
             return gradients((pull * moved).sum(), omega)
-
-    @staticmethod
-    def _check_losses(losses: Tensor, count: int, name: str) -> None:
-        if losses.shape != (count,):
-            raise ConfigError(
-                f"{name} must return one value per sample, shape ({count},), got "
-                f"{tuple(losses.shape)}: use reduction='none'"
-            )
 
 
 class _SampleLosses(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor
 from deepteach.core.accumulation import Accumulation
 from deepteach.core.distributed_batch import BAD_WEIGHTS, Totals, sum_gradients, totals
 from deepteach.core.gradient_audit import GradientAudit, attach, has_gradient, weakly
+from deepteach.core.ignored import mean_counted
 from deepteach.core.linearised import Linearised
 from deepteach.core.losses import effective_fraction
 from deepteach.core.objective import Objective
@@ -308,10 +309,14 @@ class Recorder:
         self.last_step = step
         self.since_update += 1
         whole = self.totals
-        effective = effective_fraction(step.weights) if whole is None else whole.effective
+        left_out = step.snapshot.ignored() if whole is None else None
+        effective = effective_fraction(step.weights, left_out) if whole is None else whole.effective
         self._effective = self._effective.to(step.weights) + effective.to(step.weights)
         seen = self.clock.step
-        loss = float(step.snapshot.losses.mean()) if whole is None else whole.mean_loss
+        if whole is None:
+            loss = float(mean_counted(step.snapshot.losses, left_out).nan_to_num())
+        else:
+            loss = whole.mean_loss
         mean = (self.clock.mean_loss * seen + loss) / (seen + 1)
         self.clock = replace(self.clock, step=seen + 1, mean_loss=mean)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deepteach.core.ignored import ignored
 from deepteach.core.nested import joined_batch, rows_of
 
 
@@ -62,6 +63,10 @@ class Snapshot:
             logits=self.logits.detach(),
             losses=self.losses.detach(),
         )
+
+    def ignored(self) -> Tensor | None:
+        """Which samples the loss leaves out, `(batch,)`; None where labels cannot say so."""
+        return ignored(self.logits, self.labels, self.losses)
 
     def rows(self, rows: slice) -> Snapshot:
         """A part of the batch: what has a row per sample is cut, the rest is kept."""

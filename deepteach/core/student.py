@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,9 +41,12 @@ class Student:
     Args:
         module: returns `(batch, classes)` logits, or what `logits_of` finds them in; unchanged.
         internal: name of the submodule, as in `module.named_modules()`. Its state of
-            `(batch, channels, ...)` is flattened to `(batch, width)`.
+            any shape `(batch, ...)` is flattened to `(batch, width)`.
         side: "input" or "output" of that submodule.
-        pool: "avg" averages the state over every dimension after the second first.
+        pool: None flattens. "avg" averages feature maps `(batch, channels, height, width)` over
+            all dimensions after the second; "tokens" averages `(batch, tokens, hidden)` over
+            all between the first and the last. Or a function of the state, or of the state and
+            of what the module was given, to `(batch, ...)`: the mean over a mask, say.
         logits: picks the logits out of what the module returns, where `logits_of` does not
             find them.
 
@@ -57,13 +61,13 @@ class Student:
         internal: str,
         *,
         side: str = "input",
-        pool: str | None = None,
+        pool: str | Callable[..., Tensor] | None = None,
         logits: Callable[[Any], Tensor] | None = None,
     ) -> None:
         if side not in ("input", "output"):
             raise ConfigError(f"side must be 'input' or 'output', got {side!r}")
-        if pool not in (None, "avg"):
-            raise ConfigError(f"pool must be None or 'avg', got {pool!r}")
+        if pool not in (None, "avg", "tokens") and not callable(pool):
+            raise ConfigError(f"pool must be None, 'avg', 'tokens' or a function, got {pool!r}")
         wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
         for wrapped in (layer for layer in module.modules() if isinstance(layer, wrappers)):
             raise ConfigError(
@@ -77,6 +81,7 @@ class Student:
         self.internal = internal
         self.side = side
         self.pool = pool
+        self._pool_reads_inputs = callable(pool) and _required(pool) > 1
         self._logits = logits or logits_of
         self._layer = layers[internal]
 
@@ -84,7 +89,7 @@ class Student:
         """The module's own pass, as in plain training: its buffers are updated as usual."""
         with self._tapped() as seen:
             raw = _call(self.module, inputs)
-        return Outputs(self._logits(raw), self._state(seen))
+        return Outputs(self._logits(raw), self._state(seen, inputs))
 
     def functional(
         self, params: Params, buffers: Params, inputs: Inputs, *, update: bool = False
@@ -100,7 +105,7 @@ class Student:
         tensors = {**params, **used}
         with self._tapped() as seen, _plain_kernels():
             raw = functional_call(self.module, tensors, args, kwargs)
-        return Outputs(self._logits(raw), self._state(seen))
+        return Outputs(self._logits(raw), self._state(seen, inputs))
 
     def buffers(self) -> Params:
         """Copies of the module's buffers as they are now."""
@@ -159,16 +164,45 @@ class Student:
         finally:
             handle.remove()
 
-    def _state(self, seen: list[Tensor]) -> Tensor:
+    def _state(self, seen: list[Tensor], inputs: Inputs) -> Tensor:
         if len(seen) != 1:
             raise ConfigError(
                 f"the internal state must come from one call of {self.internal!r} per pass, "
                 f"but it ran {len(seen)} times: name a submodule that runs once"
             )
         state = seen[0]
-        if state.dim() > 2:
-            state = state.flatten(2).mean(2) if self.pool == "avg" else state.flatten(1)
-        return state.unsqueeze(1) if state.dim() == 1 else state
+        if callable(self.pool):
+            state = self._pooled(self.pool, state, inputs)
+        elif state.dim() > 2 and self.pool == "tokens":
+            state = state.flatten(1, -2).mean(1)
+        elif state.dim() > 2 and self.pool == "avg":
+            if state.dim() == 3 or isinstance(self._layer, nn.Linear):
+                raise ConfigError(
+                    f"pool='avg' averages feature maps (batch, channels, height, width), but the "
+                    f"state of {self.internal!r} is {tuple(state.shape)}: use pool='tokens' for "
+                    "(batch, tokens, hidden), pool=lambda s: s.mean(2) for (batch, channels, time)"
+                )
+            state = state.flatten(2).mean(2)
+        return state.unsqueeze(1) if state.dim() == 1 else state.flatten(1)
+
+    def _pooled(self, pool: Callable[..., Tensor], state: Tensor, inputs: Inputs) -> Tensor:
+        found = pool(state, inputs) if self._pool_reads_inputs else pool(state)
+        if not isinstance(found, Tensor) or found.dim() == 0:
+            raise ConfigError(
+                f"pool must return a tensor that begins with the batch, got {type(found).__name__} "
+                f"for the state {tuple(state.shape)} of {self.internal!r}"
+            )
+        return found
+
+
+def _required(function: Callable[..., Any]) -> int:
+    """How many positional arguments it cannot do without; 1 where it does not say."""
+    try:
+        wanted = inspect.signature(function).parameters.values()
+    except ValueError:  # some functions that are not written in Python
+        return 1
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.default is p.empty and p.kind in kinds for p in wanted)
 
 
 def _arguments(inputs: Inputs) -> tuple[tuple, dict]:

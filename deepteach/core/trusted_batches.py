@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,9 +44,10 @@ class TrustedBatches:
             batch = self._draw(0)
         if batch is None:
             raise DataError("the trusted loader is empty: give it at least one batch")
-        if not _is_batch(batch):
+        if not _is_pair(batch):
             raise DataError(
-                f"a trusted loader must yield (x, y) batches, got {type(batch).__name__}"
+                f"a trusted loader must yield (x, y) batches, got {type(batch).__name__}: pass "
+                "(x_valid, y_valid) or an iterable of such pairs"
             )
         self._position += 1
         return batch[0], batch[1]
@@ -79,5 +80,31 @@ def _private_stream(epoch: int, position: int) -> Iterator[None]:
         yield
 
 
+def _is_pair(value: object) -> bool:
+    """Two things, of which the second can be labels: a tensor, or a tuple or mapping of some."""
+    return isinstance(value, tuple | list) and len(value) == 2 and _labels(value[1])
+
+
 def _is_batch(value: object) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[1], Tensor)
+    """A pair that is not two batches, each a pair of tensors of the same kinds."""
+    if not (isinstance(value, tuple | list) and _is_pair(value)):
+        return False
+    first, second = value
+    if isinstance(second, Tensor | Mapping) or isinstance(first, Tensor | Mapping):
+        return True
+    if not (len(first) == len(second) == 2 and _labels(first)):
+        return True
+    return any(_kind(one) != _kind(two) for one, two in zip(first, second, strict=True))
+
+
+def _labels(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_labels, value.values()))
+    if isinstance(value, tuple | list):
+        return len(value) > 0 and all(isinstance(item, Tensor) for item in value)
+    return isinstance(value, Tensor)
+
+
+def _kind(value: Tensor) -> tuple[torch.dtype, torch.Size]:
+    """What the batches of a sequence have in common."""
+    return value.dtype, value.shape[1:]

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from deepteach.core.accuracy import accuracy
 from deepteach.core.linearised import gradients
 from deepteach.core.losses import ValidationLoss
 from deepteach.core.objective import Objective
@@ -48,9 +49,15 @@ class Validation:
 
     def _scalar(self, logits: Tensor, labels: Tensor) -> Tensor:
         value = self._loss(logits, labels)
-        if value.dim() != 0:
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ConfigError(
-                f"validation_loss must return a scalar, got shape {tuple(value.shape)}"
+                f"validation_loss must return a scalar tensor, got {shape}: end it with .mean()"
+            )
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise ConfigError(
+                "validation_loss returned a value without a gradient: compute it from the logits "
+                "by torch's own operations, without detach() or numpy"
             )
         return value
 
@@ -68,21 +75,6 @@ class Validation:
         return self._objective.snapshot(self.outputs, self._labels, clock)
 
     def accuracy(self) -> float | None:
-        """Share of right predictions, where labels are class indices of these logits.
-
-        One logit decides between 0 and 1 at the threshold 0.
-        """
+        """Share of right predictions; None where it is not known what is right (`accuracy`)."""
         assert self.outputs is not None
-        logits, labels = self.outputs.logits, self._labels
-        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
-            return None
-        logits = logits.unsqueeze(1) if logits.dim() == 1 else logits
-        if logits.dim() != 2 or len(logits) != len(labels):
-            return None
-        if logits.shape[1] == 1:
-            if not bool(((labels == 0) | (labels == 1)).all()):
-                return None
-            predicted = (logits[:, 0] > 0).to(labels.dtype)
-        else:
-            predicted = logits.argmax(1)
-        return float((predicted == labels).float().mean())
+        return accuracy(self.outputs.logits, self._labels, self._objective.loss)

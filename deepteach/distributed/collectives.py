@@ -105,13 +105,13 @@ class Ranks:
                 found[name] = part.view(leaf.shape)
         return {name: found[name] for name in tree}
 
-    def shares(self, log_weights: Tensor) -> tuple[Tensor, int]:
-        """u = w / sum w with the sum over all ranks, and the number of samples on all ranks.
+    def shares(self, log_weights: Tensor, own: int | Tensor) -> tuple[Tensor, int]:
+        """u = w / sum w with the sum over all ranks, and the sum of the ranks' `own` counts.
 
         In float64 logarithms: finite for every finite log weight. Differentiable.
         """
         local = log_weights.double().logsumexp(0)
-        table = self.table(local.detach(), len(log_weights), what="weights")
+        table = self.table(local.detach(), own, what="weights")
         total = _LogTotal.apply(local, table[:, 0].to(local), self)
         return (log_weights.double() - total).exp(), int(table[:, 1].sum())
 

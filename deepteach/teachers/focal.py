@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from deepteach.core.losses import log_probability
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
+from deepteach.teachers.class_indices import log_probability
 from deepteach.teachers.method import Method, recipe
 
 
@@ -25,7 +25,8 @@ class Focal(AbstractTeacher):
             weight, as the L2T papers describe it.
 
     Raises:
-        ConfigError: a gamma that is negative or not finite.
+        ConfigError: a gamma that is negative or not finite; at first use, labels that are no
+            class indices.
     """
 
     normalised = False
@@ -38,7 +39,7 @@ class Focal(AbstractTeacher):
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         # 1 - p from log p keeps its digits near p = 1; at p = 1 the derivative is 0, not NaN.
-        rest = -torch.expm1(log_probability(snapshot))
+        rest = -torch.expm1(log_probability(snapshot, "Focal"))
         return self.gamma * rest.clamp(min=torch.finfo(rest.dtype).tiny).log()
 
 

@@ -6,10 +6,10 @@ import math
 
 from torch import Tensor
 
-from deepteach.core.losses import log_probability
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
+from deepteach.teachers.class_indices import log_probability
 from deepteach.teachers.method import Method, recipe
 
 
@@ -29,7 +29,7 @@ class GeneralisedCrossEntropy(AbstractTeacher):
         self.q = q
 
     def forward(self, snapshot: Snapshot) -> Tensor:
-        return self.q * log_probability(snapshot)
+        return self.q * log_probability(snapshot, "GeneralisedCrossEntropy")
 
 
 @recipe("gce")

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient, Window
-from deepteach.core.losses import log_of, log_probability, margin
+from deepteach.core.losses import log_of, margin
 from deepteach.core.optim import State
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError
 from deepteach.rng import stream
-from deepteach.teachers.class_indices import class_indices
+from deepteach.teachers.class_indices import class_indices, log_probability
 from deepteach.tree import Params
 
 DECAY = 5e-4
@@ -109,11 +109,12 @@ class L2TData(AbstractTeacher):
 
     def features(self, snapshot: Snapshot) -> Tensor:
         """s_i, `(n, 2 C + 5)`."""
-        labels, clock = class_indices(snapshot, "L2TData", "another teacher"), snapshot.clock
+        index = class_indices(snapshot, "L2TData", "another teacher")
+        labels, clock = index.clamp(min=0), snapshot.clock
         seen = replace(snapshot, logits=snapshot.logits[:, : self.classes])
         p = seen.logits.softmax(1)
         given = nn.functional.one_hot(labels, self.classes).to(p.dtype)
-        surprise, lead = -log_probability(seen), margin(p, labels)
+        surprise, lead = -log_probability(seen, "L2TData"), margin(p, labels)
         best = max((accuracy for _, accuracy in self.curve), default=0.0)
         common = p.new_tensor([clock.progress, clock.mean_loss / math.log(self.classes), best])
         columns = [given, p, surprise.unsqueeze(1), lead.unsqueeze(1), common.expand(len(p), 3)]

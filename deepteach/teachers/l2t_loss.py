@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.adjoint.stored import Stored
+from deepteach.core.ignored import mean_counted
 from deepteach.core.losses import SampleLoss
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
@@ -59,25 +60,31 @@ class L2TLoss(AbstractTeacher):
 
     def state(self, snapshot: Snapshot) -> Tensor:
         """s_t, `(3 + classes,)`; a constant of the student."""
-        right = (snapshot.logits.argmax(1) == snapshot.labels).to(self.form.dtype).mean()
+        right = (snapshot.logits.argmax(1) == snapshot.labels).to(self.form.dtype)
+        right = mean_counted(right, snapshot.labels < 0).nan_to_num()
         head = torch.stack([right.new_tensor(snapshot.clock.progress), right, self.accuracy])
         return torch.cat([head, self.precision]).detach()
 
     def sample_losses(self, logits: Tensor, snapshot: Snapshot, loss: SampleLoss) -> Tensor:
-        labels = class_indices(snapshot, "L2TLoss", "another teacher")
+        given = class_indices(snapshot, "L2TLoss", "another teacher")
+        labels = given.clamp(min=0)
         share = (self.attention @ self.state(snapshot)).softmax(0)
         form, offset = torch.einsum("k,kij->ij", share, self.form), share @ self.offset
         scores = logits[:, : self.classes].log_softmax(1).to(form.dtype) @ form + offset
         shaped = -scores.gather(1, labels.unsqueeze(1)).squeeze(1).sigmoid()
+        shaped = torch.where(given < 0, 0.0, shaped)  # what the loss ignores has none
         if not self.mix:
             return shaped
-        return self.mix * loss(logits, labels) + (1 - self.mix) * shaped
+        return self.mix * loss(logits, given) + (1 - self.mix) * shaped
 
     @torch.no_grad()
     def fit(self, trusted: Snapshot) -> None:
         """Note the accuracy and the precision per class; 0 for a class never predicted."""
-        predicted, labels = trusted.logits[:, : self.classes].argmax(1), trusted.labels
-        right = (predicted == labels).to(self.accuracy)
+        kept = class_indices(trusted, "L2TLoss", "another teacher") >= 0
+        if not kept.any():
+            return
+        predicted = trusted.logits[kept, : self.classes].argmax(1)
+        right = (predicted == trusted.labels[kept]).to(self.accuracy)
         member = nn.functional.one_hot(predicted, self.classes).to(right)
         self.accuracy = right.mean()
         self.precision = (member.T @ right) / member.sum(0).clamp(min=1)

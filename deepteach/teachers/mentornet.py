@@ -138,7 +138,7 @@ class MentorNet(AbstractTeacher):
         percent = min(99, math.floor(100 * snapshot.clock.progress + 1e-9))
         if self.learned:
             percent = min(percent, self.burn_in)
-        differences = losses - self._average(losses, snapshot.clock.step).to(losses.dtype)
+        differences = losses - self._average(losses, snapshot).to(losses.dtype)
         if percent < self.burn_in - 1:
             weights = torch.ones_like(losses)
         elif self.learned:
@@ -152,9 +152,12 @@ class MentorNet(AbstractTeacher):
             weights = weights * self._kept(len(losses), percent, snapshot.clock.step).to(losses)
         return log_of(weights)
 
-    def _average(self, losses: Tensor, step: int) -> Tensor:
+    def _average(self, losses: Tensor, snapshot: Snapshot) -> Tensor:
         """m <- decay m + (1 - decay) P_p(losses), counted once per step."""
+        step, left_out = snapshot.clock.step, snapshot.ignored()
         held = self.ahead if step > int(self.step) else self.held
+        if left_out is not None and bool(left_out.any()):
+            losses = losses[~left_out] if not bool(left_out.all()) else losses
         present = percentile(losses, self.percentile).to(held)
         average = self.decay * held + (1 - self.decay) * present
         if torch.is_grad_enabled():

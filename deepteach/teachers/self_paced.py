@@ -73,9 +73,13 @@ class SelfPaced(AbstractTeacher):
         return self.start * (self.end / self.start) ** done
 
     def forward(self, snapshot: Snapshot) -> Tensor:
-        losses = snapshot.losses
-        count = max(1, math.floor(self.share(snapshot.clock.progress) * len(losses) + 0.5))
-        threshold = losses.kthvalue(count).values
+        losses, left_out = snapshot.losses, snapshot.ignored()
+        if left_out is None:
+            left_out = torch.zeros_like(losses, dtype=torch.bool)
+        losses = torch.where(left_out, losses.max() + 1, losses)  # behind all others
+        share = self.share(snapshot.clock.progress)
+        count = (share * (~left_out).sum().double() + 0.5).floor().long().clamp(min=1)
+        threshold = losses.sort().values.gather(0, count.view(1) - 1).squeeze(0)
         weights = _PACED[self.kind](losses, threshold)
         if self.kind != "logistic":
             weights = torch.where(losses <= threshold, weights, 0.0)

@@ -169,7 +169,7 @@ class Config(BaseModel):
 
     student: str = setting("auto", "model", "cnn, resnet8, ... or package.module:name", common=True)
     internal: str | None = setting(None, "model", "layer whose input the teacher reads")
-    pool: Literal["none", "avg"] = setting(
+    pool: Literal["none", "avg", "tokens"] = setting(
         "none", "model", "avg: the mean of each feature map is the teacher's input"
     )
 

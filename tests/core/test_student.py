@@ -56,6 +56,59 @@ def test_sides_and_pools(name: str, side: str, pool: str | None, shape: int) -> 
     assert torch.allclose(state, want[shape])
 
 
+class Reading(nn.Module):
+    """Tokens and a mask to one answer a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        return self.head(self.lift(values) * mask.unsqueeze(2)).sum(1)
+
+
+def masked_mean(state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    mask = inputs["mask"].unsqueeze(2)
+    return (state * mask).sum(1) / mask.sum(1)
+
+
+def test_states_of_tokens() -> None:
+    """Flattened, averaged over tokens, or pooled by a function of the state and the inputs."""
+    module = Reading()
+    x = {"values": torch.randn(5, 6, 3), "mask": (torch.arange(6) < 4).expand(5, 6).float()}
+    state = module.lift(x["values"]) * x["mask"].unsqueeze(2)
+    for pool, want in (
+        (None, state.flatten(1)),
+        ("tokens", state.mean(1)),
+        (lambda s: s[:, 0], state[:, 0]),
+        (lambda s, scale=2: scale * s, 2 * state.flatten(1)),
+        (nn.Flatten(), state.flatten(1)),
+        (masked_mean, state[:, :4].mean(1)),
+    ):
+        student = dt.Student(module, "head", pool=pool)
+        assert torch.allclose(student(x).internal, want)
+        assert torch.allclose(student.functional({}, {}, x).internal, want)
+
+
+def test_tokens_on_a_grid_are_averaged_over_it() -> None:
+    module, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh()), torch.randn(5, 2, 3, 3)
+    state = dt.Student(module, "0", side="output", pool="tokens")(x).internal
+    assert torch.allclose(state, module[0](x).mean((1, 2)))
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 3), (5, 2, 6, 3)])
+def test_an_average_over_the_wrong_axis_is_refused(shape: tuple[int, ...]) -> None:
+    student = dt.Student(nn.Sequential(nn.Linear(3, 4)), "0", pool="avg")
+    with pytest.raises(dt.ConfigError, match=r"use pool='tokens' for .*pool=lambda s: s.mean\(2\)"):
+        student(torch.randn(shape))
+
+
+def test_a_pool_that_gives_no_batch_is_refused() -> None:
+    student = dt.Student(small(), "3", pool=lambda s: s.mean())
+    with pytest.raises(dt.ConfigError, match="begins with the batch"):
+        student(torch.randn(5, 1, 4, 4))
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

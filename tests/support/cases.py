@@ -162,6 +162,11 @@ def _image(n: int, g: Generator) -> Tensor:
     return torch.randn(n, 1, 4, 4, generator=g)
 
 
+def classes(n: int, g: Generator) -> Tensor:
+    """Class indices, the labels of every case that names no others."""
+    return torch.randint(CLASSES, (n,), generator=g)
+
+
 def _conv(norm: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return lambda: Net(nn.Sequential(nn.Conv2d(1, 2, 3), norm(), nn.Tanh(), nn.Flatten()), 8)
 
@@ -180,7 +185,12 @@ class Case:
     width: int = 4
     internal: str = "head"
     side: str = "input"
-    pool: str | None = None
+    pool: Any = None
+    labels: Callable[[int, Generator], Any] = classes
+    loss: Callable[[Tensor, Any], Tensor] | None = None
+    """Of a sample; cross-entropy unless given."""
+    kept: Callable[[Any], Tensor] | None = None
+    """Which samples count, `(batch,)` bool, of labels of which some are ignored."""
     still: bool = True
     """No pass reads a buffer that an earlier pass of the window has moved. Such buffers are
     constants of the meta-gradient, but a finite difference would move them."""
@@ -265,8 +275,8 @@ class Bench:
     module: nn.Module
     optimizer: torch.optim.SGD
     teacher: dt.AbstractTeacher
-    batches: list[tuple[Any, Tensor]]
-    valid: tuple[Any, Tensor]
+    batches: list[tuple[Any, Any]]
+    valid: tuple[Any, Any]
 
     def coach(self, adjoint: dt.AbstractAdjoint | None = None, **changes: Any) -> dt.Coach:
         case, setting = self.case, self.setting
@@ -278,6 +288,8 @@ class Bench:
             "through_weights": setting.through_weights,
             "validation_loss": setting.validation_loss,
         }
+        if case.loss is not None:
+            options["loss"] = case.loss
         teacher = changes.pop("teacher", self.teacher)
         return dt.Coach(student, self.optimizer, teacher, **{**options, **changes})
 
@@ -290,7 +302,8 @@ class Bench:
             self.optimizer.zero_grad()
             before(t)
             if t < self.setting.warmup:
-                nn.functional.cross_entropy(answer(self.module, x), y).backward()
+                loss = self.case.loss or nn.functional.cross_entropy
+                loss(answer(self.module, x), y).mean().backward()
             else:
                 coach.loss(x, y).backward()
             self.optimizer.step()
@@ -360,7 +373,7 @@ def bench(
     batches = []
     for t in range(setting.steps + 1):
         n = setting.sizes[t % len(setting.sizes)] if t < setting.steps else 8
-        batches.append((cast(case.inputs(n, g), dtype), torch.randint(CLASSES, (n,), generator=g)))
+        batches.append((cast(case.inputs(n, g), dtype), cast(case.labels(n, g), dtype)))
     valid = batches.pop()
     optimizer = torch.optim.SGD(groups)
     return Bench(case, setting, module, optimizer, made, batches, valid)

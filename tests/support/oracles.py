@@ -24,8 +24,12 @@ Params = dict[str, Tensor]
 Metric = Callable[[Tensor, Tensor], Tensor]
 
 
-def metric(name: Any) -> Metric:
-    """The validation losses, written again."""
+def metric(name: Any, case: Case | None = None) -> Metric:
+    """The validation losses, written again; None is the mean of the case's own loss."""
+    if name is None:
+        assert case is not None and case.loss is not None
+        own, kept = case.loss, case.kept
+        return lambda z, y: own(z, y).sum() / (len(z) if kept is None else kept(y).sum())
     if name == "nll":
         return lambda z, y: -z.log_softmax(1)[torch.arange(len(y)), y].mean()
     if name == "expected_accuracy":
@@ -35,6 +39,10 @@ def metric(name: Any) -> Metric:
 
 def sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return -logits.log_softmax(1)[torch.arange(len(labels)), labels]
+
+
+def losses_of(case: Case, logits: Tensor, labels: Any) -> Tensor:
+    return (case.loss or sample_losses)(logits, labels)
 
 
 class Shaped(nn.Module):
@@ -49,10 +57,20 @@ class Shaped(nn.Module):
 
 
 def weighted(
-    teacher: dt.AbstractTeacher, omega: Params, seen: dt.Snapshot, logits: Tensor, losses: Tensor
+    teacher: dt.AbstractTeacher,
+    omega: Params,
+    seen: dt.Snapshot,
+    logits: Tensor,
+    losses: Tensor,
+    kept: Callable[[Any], Tensor] | None = None,
 ) -> Tensor:
-    """The training loss as written, of a teacher that reads `seen`."""
+    """The training loss as written, of a teacher that reads `seen`; ignored samples are cut out."""
     w = functional_call(teacher, omega, (seen,)).exp()
+    if kept is not None:
+        rows = kept(seen.labels)
+        if not rows.any():
+            return losses.sum()
+        w, losses = w[rows], losses[rows]
     if teacher.shapes_loss:
         named = {f"inner.{name}": leaf for name, leaf in omega.items()}
         losses = functional_call(Shaped(teacher), named, (logits, seen))
@@ -95,7 +113,12 @@ def look(case: Case, module: nn.Module, theta: Params, x: Any) -> tuple[Tensor, 
         raw = functional_call(module, theta, args, kwargs)
     state = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
     if state.dim() > 2:
-        state = state.mean((2, 3)) if case.pool == "avg" else state.flatten(1)
+        if callable(case.pool):
+            state = case.pool(state)
+        elif case.pool == "tokens":
+            state = state.mean(tuple(range(1, state.dim() - 1)))
+        else:
+            state = state.mean((2, 3)) if case.pool == "avg" else state.flatten(1)
     return (raw if isinstance(raw, Tensor) else raw.logits), state
 
 
@@ -117,7 +140,7 @@ def record(run: Bench, coach: dt.Coach) -> Recording:
         x, y = run.batches[t]
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits, internal = look(run.case, run.module, {}, x)
-        losses = sample_losses(logits, y)
+        losses = losses_of(run.case, logits, y)
         hyper = {
             names[leaf]: (group["lr"], group["momentum"], group["weight_decay"])
             for group in run.optimizer.param_groups
@@ -144,11 +167,11 @@ def unrolled(recording: Recording) -> Params:
         for m in recording.moments:
             torch.set_rng_state(m.generator)
             logits, internal = look(case, m.module, theta, m.inputs)
-            losses = sample_losses(logits, m.labels)
+            losses = losses_of(case, logits, m.labels)
             seen = dt.Snapshot(internal, logits, m.labels, losses, m.snapshot.clock)
             if not (setting.through_weights or run.teacher.through):
                 seen = m.snapshot
-            value = weighted(run.teacher, omega, seen, logits, losses)
+            value = weighted(run.teacher, omega, seen, logits, losses, case.kept)
             grads = torch.autograd.grad(
                 value, list(theta.values()), create_graph=True, allow_unused=True
             )
@@ -162,7 +185,7 @@ def unrolled(recording: Recording) -> Params:
                     theta[name] = theta[name] - lr * step
         torch.set_rng_state(recording.generator)
         logits, _ = look(case, run.module, theta, run.valid[0])
-        end = metric(setting.validation_loss)(logits, run.valid[1])
+        end = metric(setting.validation_loss, case)(logits, run.valid[1])
     found = torch.autograd.grad(end, list(omega.values()), allow_unused=True)
     pairs = zip(omega.items(), found, strict=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
@@ -215,7 +238,7 @@ def train_again(
     run.train(coach, before)
     with torch.no_grad():
         logits = answer(copy.deepcopy(run.module), run.valid[0])
-        return float(metric(setting.validation_loss)(logits, run.valid[1]))
+        return float(metric(setting.validation_loss, run.case)(logits, run.valid[1]))
 
 
 def difference(
