@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_HOME` says the same 
     from deepteach.teachers.meta_weight_net import MetaWeightNet
     from deepteach.teachers.self_paced import SelfPaced
     from deepteach.teachers.trusted_probe import TrustedProbe
+    from deepteach.teachers.trusted_regression import TrustedRegression
     from deepteach.teachers.uniform import Uniform
     from deepteach.training.api import Result, train
 
@@ -74,6 +75,7 @@ __all__ = [
     "Loss",
     "Surface",
     "TrustedProbe",
+    "TrustedRegression",
     # How the meta-gradient is computed.
     "Reversed",
     "Stored",
@@ -133,6 +135,7 @@ _HOME = {
     "teachers.meta_weight_net": "MetaWeightNet",
     "teachers.self_paced": "SelfPaced",
     "teachers.trusted_probe": "TrustedProbe",
+    "teachers.trusted_regression": "TrustedRegression",
     "teachers.uniform": "Uniform",
     "training.api": "Result train",
 }

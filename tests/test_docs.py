@@ -57,7 +57,16 @@ MINOR = ("distributed_batch", "nested", "predict", "training_pass", "trusted_bat
 """Files of the engine that its map need not show."""
 
 
-PROSE = ("design", "extending", "paper", "performance", "distributed", "reliability", "methods")
+PROSE = (
+    "design",
+    "extending",
+    "paper",
+    "performance",
+    "distributed",
+    "reliability",
+    "methods",
+    "objectives",
+)
 
 
 @pytest.mark.parametrize("page", PROSE)

@@ -14,10 +14,10 @@ from deepteach.core.nested import size_of
 from deepteach.errors import ConfigError
 from deepteach.names import known
 
-SampleLoss = Callable[[Tensor, Tensor], Tensor]
+SampleLoss = Callable[[Tensor, Any], Tensor]
 """`(logits, labels) -> (batch,)`."""
 
-ValidationLoss = Callable[[Tensor, Tensor], Tensor]
+ValidationLoss = Callable[[Tensor, Any], Tensor]
 """`(logits, labels) -> scalar`."""
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from deepteach.core.accuracy import accuracy
+from deepteach.core.accuracy import known_accuracy
 from deepteach.core.linearised import gradients
 from deepteach.core.losses import ValidationLoss
 from deepteach.core.objective import Objective
@@ -75,6 +75,6 @@ class Validation:
         return self._objective.snapshot(self.outputs, self._labels, clock)
 
     def accuracy(self) -> float | None:
-        """Share of right predictions; None where it is not known what is right (`accuracy`)."""
+        """Share of right predictions; None where it is not known what is right."""
         assert self.outputs is not None
-        return accuracy(self.outputs.logits, self._labels, self._objective.loss)
+        return known_accuracy(self.outputs.logits, self._labels, self._objective.loss)

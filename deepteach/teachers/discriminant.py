@@ -39,6 +39,38 @@ def discriminant(
     return slope, offset
 
 
+def label_discriminants(states: Tensor, given: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
+    """The discriminant of each of several labels: log odds `states @ slope + offset`, no prior.
+
+    Label l has the within covariance S - v d d^T, where S is the covariance of all states, d the
+    difference of its two means and v = p (1 - p) the variance of the label. The shrunk inverse
+    C^-1 of S therefore serves all: by Sherman and Morrison's identity its slope is
+    C^-1 d / (1 - (1 - s) v d^T C^-1 d).
+
+    Args:
+        states: `(n, width)`, in the precision to compute in.
+        given: `(n, labels)` bool.
+        shrinkage: s, in (0, 1]; 0 needs more samples than columns.
+
+    Returns:
+        slope `(width, labels)`; offset `(labels,)`, -inf where all samples have one value.
+    """
+    member = given.to(states.dtype)
+    ones = member.sum(0)
+    zeros = len(states) - ones
+    known = (ones > 0) & (zeros > 0)
+    upper = (member.T @ states) / ones.clamp(min=1).unsqueeze(1)
+    lower = ((1 - member).T @ states) / zeros.clamp(min=1).unsqueeze(1)
+    apart = (upper - lower) * known.to(states.dtype).unsqueeze(1)
+    solve = _in_the_span if shrinkage > 0 and states.shape[1] > len(states) else _in_full
+    slope = solve(states - states.mean(0), apart, len(states), shrinkage)
+    variance = ones * zeros / len(states) ** 2
+    rest = 1 - (1 - shrinkage) * variance * (apart * slope.T).sum(1)
+    slope = slope / rest.clamp(min=1e-6)
+    offset = -0.5 * ((upper + lower) * slope.T).sum(1)
+    return slope, torch.where(known, offset, -torch.inf)
+
+
 def _in_full(centred: Tensor, means: Tensor, freedom: int, shrinkage: float) -> Tensor:
     """C^-1 M^T by a solution with the `(width, width)` matrix C."""
     covariance = centred.T @ centred / freedom

@@ -2,7 +2,8 @@
 
 A feature maps a `Snapshot` of one batch to `(batch, width)`. The names I0 to I3, M0 and
 M1 are those of Fan et al., arXiv 2007.04649, section 4.3. `Internal` and `Loss` read a
-sample whatever its labels are; the others need class indices.
+sample whatever its labels are; `TrustedProbe` needs classes, or several labels 0 and 1,
+`TrustedRegression` real-valued targets, and the others class indices.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.errors import ConfigError
 from deepteach.teachers.class_indices import class_indices
 from deepteach.teachers.trusted_probe import TrustedProbe
+from deepteach.teachers.trusted_regression import TrustedRegression
 
 __all__ = [
     "Clock",
@@ -26,6 +28,7 @@ __all__ = [
     "Snapshot",
     "Surface",
     "TrustedProbe",
+    "TrustedRegression",
 ]
 
 
@@ -44,10 +47,11 @@ class Internal(Feature):
         self.width = width
 
     def forward(self, snapshot: Snapshot) -> Tensor:
-        if snapshot.internal.shape[1] != self.width:
+        width = snapshot.internal.shape[1]
+        if width != self.width:
             raise ConfigError(
-                f"Internal({self.width}) got states of width {snapshot.internal.shape[1]}: "
-                f"use Internal({snapshot.internal.shape[1]})"
+                f"Internal({self.width}) got states of width {width}: use Internal({width}), or, "
+                "where their length varies with the batch, dt.Student(pool='tokens')"
             )
         return snapshot.internal
 
@@ -60,7 +64,7 @@ class Label(Feature):
         dim: numbers for each class.
 
     Raises:
-        ConfigError: labels that are no class indices, when they are first seen.
+        ConfigError: labels that are no class indices, or more classes, when they are first seen.
     """
 
     def __init__(self, classes: int, dim: int = 16) -> None:
@@ -69,7 +73,13 @@ class Label(Feature):
         self.embedding = nn.Embedding(classes, dim)
 
     def forward(self, snapshot: Snapshot) -> Tensor:
-        return self.embedding(class_indices(snapshot, "Label"))
+        labels, known = class_indices(snapshot, "Label"), self.embedding.num_embeddings
+        if snapshot.logits.shape[1] > known:
+            raise ConfigError(
+                f"Label({known}) got logits of {snapshot.logits.shape[1]} classes: "
+                f"use Label({snapshot.logits.shape[1]})"
+            )
+        return self.embedding(labels.clamp(min=0))
 
 
 class Surface(Feature):
@@ -88,7 +98,8 @@ class Surface(Feature):
     def forward(self, snapshot: Snapshot) -> Tensor:
         clock, logits = snapshot.clock, snapshot.logits
         predicted = logits.argmax(1).to(logits.dtype) / max(logits.shape[1] - 1, 1)
-        gap = margin(logits.softmax(1), class_indices(snapshot, "Surface")).clamp(-1, 1)
+        labels = class_indices(snapshot, "Surface").clamp(min=0)
+        gap = margin(logits.softmax(1), labels).clamp(-1, 1)
         common = [clock.progress, clock.mean_loss, clock.best_accuracy]
         return torch.cat(
             [

@@ -11,8 +11,15 @@ from deepteach.core.feature import Feature
 from deepteach.core.losses import margin
 from deepteach.core.snapshot import Snapshot
 from deepteach.errors import ConfigError
-from deepteach.teachers.class_indices import class_indices
-from deepteach.teachers.discriminant import discriminant
+from deepteach.teachers.calibration import most_likely, turns
+from deepteach.teachers.discriminant import discriminant, label_discriminants
+from deepteach.teachers.fitted import adopt_shapes, refuse_width
+from deepteach.teachers.label_kinds import (
+    OneClass,
+    SeveralLabels,
+    hold_by_themselves,
+    read_labels,
+)
 
 IMPOSSIBLE = -1e4
 """Score of a class that a fold has no sample of: exp of it is 0 in every precision."""
@@ -27,6 +34,12 @@ class TrustedProbe(Feature):
     feature is two numbers that carry none of the student's coordinates: the log-probability
     of the given label, clamped at `floor`, and its margin over the best other class.
 
+    Labels 0 and 1 of one logit are two classes. Of probabilities `(batch, classes)`, the means
+    are those of the likeliest classes, and the first number is the expected log-probability.
+    Several labels of a sample, 0 and 1 in the shape of the logits, have a discriminant each;
+    all share one covariance and one temperature, and each keeps its own share of 1 as prior.
+    The feature is then the mean log-probability of what was given for them, and the least margin.
+
     Until it has seen trusted samples, and for labels without any, both numbers are 0; so they
     are for negative labels, which losses ignore. Time and memory follow the number of trusted
     samples: not the square of the states' width, and not the number of classes without a
@@ -38,8 +51,8 @@ class TrustedProbe(Feature):
         floor: least log-probability.
 
     Raises:
-        ConfigError: labels that are no class indices, when they are first seen; or a
-            shrinkage outside [0, 1].
+        ConfigError: a shrinkage outside [0, 1]; real-valued labels, or those of tokens or pixels,
+            when they are first seen; or states of another width than those fitted on.
     """
 
     width = 2
@@ -55,39 +68,98 @@ class TrustedProbe(Feature):
         # Shapes are known only at the first fit; loading a state adopts the saved shapes.
         self.register_buffer("slope", torch.zeros(0, 0))
         self.register_buffer("offset", torch.zeros(0))
+        # One number for classes; `(labels,)` equal ones where the labels are several.
         self.register_buffer("temperature", torch.ones(()))
-        self.register_load_state_dict_pre_hook(_adopt_shapes)
+        self.register_load_state_dict_pre_hook(_drop_absent)
+        adopt_shapes(self, ("slope", "offset", "temperature"))
+
+    @property
+    def _several(self) -> bool:
+        return cast(Tensor, self.temperature).dim() > 0
 
     def forward(self, snapshot: Snapshot) -> Tensor:
-        states, labels = snapshot.internal, class_indices(snapshot, "TrustedProbe")
+        states = snapshot.internal
         slope, offset = cast(Tensor, self.slope), cast(Tensor, self.offset)
+        read = read_labels(snapshot, "TrustedProbe", several=self._several)
         if slope.numel() == 0:
+            hold_by_themselves(snapshot, "TrustedProbe")  # refuses them now and not later
             return states.new_zeros(len(states), 2)
-        present, given = torch.isfinite(offset), labels.clamp(min=0)
-        known = present[given] & (labels >= 0)
+        refuse_width(states, slope, "TrustedProbe")
+        evidence = states.to(slope.dtype) @ slope
+        if isinstance(read, SeveralLabels):
+            pair = self._of_several(evidence, offset, read.given)
+        else:
+            pair = self._of_one(evidence, offset, read)
+        return pair.to(states.dtype)
+
+    def _of_one(self, evidence: Tensor, offset: Tensor, read: OneClass) -> Tensor:
+        present, given = torch.isfinite(offset), read.column.clamp(min=0)
+        known = present[given] & (read.column >= 0)
         # Found by a sort, which unlike a mask keeps the host from waiting for the device.
-        classes = present.logical_not().byte().argsort(stable=True)[: slope.shape[1]]
+        classes = present.logical_not().byte().argsort(stable=True)[: evidence.shape[1]]
         column = (present.cumsum(0) - 1).clamp(min=0)[given]  # that of an unknown label is any
-        scores = states.to(slope.dtype) @ slope + offset[classes]
-        scores = scores / cast(Tensor, self.temperature)
-        log_probability = scores.log_softmax(1).gather(1, column.unsqueeze(1)).squeeze(1)
-        gap = margin(scores, column)
-        pair = [
-            log_probability.clamp(min=self.floor),
-            gap.clamp(self.floor, -self.floor),
-        ]
-        return (torch.stack(pair, 1) * known.to(slope.dtype).unsqueeze(1)).to(states.dtype)
+        scores = (evidence + offset[classes]) / cast(Tensor, self.temperature)
+        log_p = scores.log_softmax(1)
+        if read.soft is None:
+            expected = log_p.gather(1, column.unsqueeze(1)).squeeze(1).clamp(min=self.floor)
+        else:
+            share = read.soft[:, classes].to(log_p.dtype)
+            total = share.sum(1).clamp(min=torch.finfo(log_p.dtype).tiny)
+            expected = (share * log_p.clamp(min=self.floor)).sum(1) / total
+        gap = margin(scores, column).clamp(self.floor, -self.floor)
+        return torch.stack([expected, gap], 1) * known.to(scores.dtype).unsqueeze(1)
+
+    def _of_several(self, evidence: Tensor, offset: Tensor, given: Tensor) -> Tensor:
+        known = torch.isfinite(offset)
+        scores = evidence / cast(Tensor, self.temperature) + torch.where(known, offset, 0.0)
+        gaps = torch.where(given, scores, -scores)
+        log_p = nn.functional.logsigmoid(gaps).clamp(min=self.floor)
+        mean = torch.where(known, log_p, 0.0).sum(1) / known.sum().clamp(min=1)
+        least = torch.where(known, gaps.clamp(self.floor, -self.floor), -self.floor).amin(1)
+        return torch.stack([mean, least * known.any()], 1)
 
     @torch.no_grad()
     def fit(self, trusted: Snapshot) -> None:
-        labels = class_indices(trusted, "TrustedProbe")
-        counted = labels >= 0  # negative ones are ignored, as by torch's cross-entropy
+        # Labels that once were several stay so, whatever a batch of them sums to.
+        several = hold_by_themselves(trusted, "TrustedProbe") or self._several
+        read = read_labels(trusted, "TrustedProbe", several=several)
+        states = trusted.internal.detach().double()
+        if isinstance(read, SeveralLabels):
+            self._fit_several(states, read.given)
+            return
+        counted = read.column >= 0  # negative ones are ignored, as by torch's cross-entropy
         if not counted.any():
             return
-        states, labels = trusted.internal.detach()[counted].double(), labels[counted]
-        classes = trusted.logits.shape[1]
-        self.slope, self.offset = discriminant(states, labels, classes, self.shrinkage)
-        self.temperature = self._temperature(states, labels, classes)
+        states, labels = states[counted], read.column[counted]
+        self.slope, self.offset = discriminant(states, labels, read.classes, self.shrinkage)
+        self.temperature = self._temperature(states, labels, read.classes)
+
+    def _fit_several(self, states: Tensor, given: Tensor) -> None:
+        slope, offset = label_discriminants(states, given, self.shrinkage)
+        temperature = self._shared_temperature(states, given)
+        self.slope, self.temperature = slope, temperature.expand(len(offset)).clone()
+        self.offset = offset / temperature + prior_log_odds(given)
+
+    def _shared_temperature(self, states: Tensor, given: Tensor) -> Tensor:
+        """The most likely T of several labels, by parts that did not fit the discriminants."""
+        part = turns(torch.arange(len(states), device=states.device), self.folds)
+        scores, priors, labels = [], [], []
+        for held, rest in _splits(part, self.folds):
+            slope, offset = label_discriminants(states[rest], given[rest], self.shrinkage)
+            known = torch.isfinite(offset)
+            scores.append((states[held] @ slope[:, known] + offset[known]).flatten())
+            prior = prior_log_odds(given[rest])[known]
+            priors.append(prior.expand(int(held.sum()), len(prior)).flatten())
+            labels.append(given[held][:, known].flatten())
+        if not sum(map(len, labels)):
+            return states.new_ones(())
+        odds, prior, truth = torch.cat(scores), torch.cat(priors), torch.cat(labels)
+
+        def log_likelihood(t: Tensor) -> Tensor:
+            gaps = odds / t + prior
+            return nn.functional.logsigmoid(torch.where(truth, gaps, -gaps)).mean()
+
+        return most_likely(log_likelihood, odds)
 
     def _temperature(self, states: Tensor, labels: Tensor, classes: int) -> Tensor:
         """The most likely T on parts that did not fit the discriminant.
@@ -95,15 +167,10 @@ class TrustedProbe(Feature):
         The parts take turns within each class. They are found here and not by scikit-learn,
         whose splits live on the CPU: this runs after every update, on the states' device.
         """
-        order = torch.argsort(labels, stable=True)
-        part = torch.empty_like(order)
-        part[order] = torch.arange(len(order), device=order.device) % self.folds
+        part = turns(torch.argsort(labels, stable=True), self.folds)
         present, own = labels.unique(return_inverse=True)
         held_scores, held_labels = [], []
-        for fold in range(self.folds):
-            rest, held = part != fold, part == fold
-            if not held.any() or not rest.any():
-                continue
+        for held, rest in _splits(part, self.folds):
             slope, offset = discriminant(states[rest], labels[rest], classes, self.shrinkage)
             usable = torch.isfinite(offset)[labels[held]]
             scores = states.new_full((int(usable.sum()), len(present)), IMPOSSIBLE)
@@ -113,23 +180,25 @@ class TrustedProbe(Feature):
             held_labels.append(own[held][usable])
         if not held_scores or sum(map(len, held_labels)) == 0:
             return states.new_ones(())
-        scores, truth = torch.cat(held_scores), torch.cat(held_labels)
-        grid = torch.logspace(-1, 3, 81, dtype=scores.dtype, device=scores.device)
-        likelihood = torch.stack(
-            [
-                (scores / t).log_softmax(1).gather(1, truth.unsqueeze(1)).mean()
-                for t in grid.unbind()
-            ]
-        )
-        return grid[likelihood.argmax()]
+        scores, truth = torch.cat(held_scores), torch.cat(held_labels).unsqueeze(1)
+        return most_likely(lambda t: (scores / t).log_softmax(1).gather(1, truth).mean(), scores)
 
 
-def _adopt_shapes(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
+def prior_log_odds(given: Tensor) -> Tensor:
+    """log of the odds of each label `(labels,)`, with half a sample added on either side."""
+    ones = given.double().sum(0)
+    return ((ones + 0.5) / (len(given) - ones + 0.5)).log()
+
+
+def _splits(part: Tensor, folds: int) -> list[tuple[Tensor, Tensor]]:
+    """(held out, the rest) for every part that leaves something on both sides."""
+    pairs = [(part == fold, part != fold) for fold in range(folds)]
+    return [(held, rest) for held, rest in pairs if held.any() and rest.any()]
+
+
+def _drop_absent(_module: nn.Module, state: dict, prefix: str, *_: object) -> None:
+    """Earlier states have columns of absent classes too."""
     if prefix + "slope" in state and prefix + "offset" in state:
         slope, present = state[prefix + "slope"], torch.isfinite(state[prefix + "offset"])
-        if slope.shape[1] == len(present):  # earlier states have columns of absent classes too
+        if slope.shape[1] == len(present) and state[prefix + "temperature"].dim() == 0:
             state[prefix + "slope"] = slope[:, present]
-    for name in ("slope", "offset", "temperature"):
-        if prefix + name in state:
-            saved, present = state[prefix + name], getattr(module, name)
-            setattr(module, name, torch.empty_like(saved, device=present.device))

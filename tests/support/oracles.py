@@ -111,7 +111,7 @@ def look(case: Case, module: nn.Module, theta: Params, x: Any) -> tuple[Tensor, 
     args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
     with sdpa_kernel(SDPBackend.MATH):
         raw = functional_call(module, theta, args, kwargs)
-    state = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    state: Any = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
     if state.dim() > 2:
         if callable(case.pool):
             state = case.pool(state)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 import deepteach as dt
 from deepteach.teachers import features
+from deepteach.teachers.generalised_cross_entropy import GeneralisedCrossEntropy
 
 
 def snapshot(
@@ -53,13 +56,14 @@ def test_wrong_width_names_the_right_one() -> None:
         dt.Internal(5)(snapshot())
 
 
-def probe() -> dt.TrustedProbe:
-    fitted = dt.TrustedProbe()
-    fitted.fit(snapshot(30))
-    return fitted
-
-
-READERS = {"Label": lambda: dt.Label(3), "Surface": dt.Surface, "TrustedProbe": probe}
+READERS: dict[str, Callable[[], Any]] = {
+    "Label": lambda: dt.Label(3),
+    "Surface": dt.Surface,
+    "Focal": dt.Focal,
+    "GeneralisedCrossEntropy": GeneralisedCrossEntropy,
+    "L2TData": lambda: dt.L2TData(3),
+    "L2TLoss": lambda: shaping(dt.L2TLoss(3)),
+}
 UNREADABLE: dict[str, tuple[dict[str, Any], str]] = {
     "real-valued": ({"labels": torch.rand(6)}, r"float32 labels of shape \(6,\)"),
     "soft": ({"labels": torch.rand(6, 3)}, r"float32 labels of shape \(6, 3\)"),
@@ -77,7 +81,7 @@ def test_labels_that_are_no_class_indices_are_refused_by_name(reader: str, kind:
     changes, came = UNREADABLE[kind]
     seen = replace(snapshot(), **changes)
     feature = READERS[reader]()
-    message = f"^{reader} reads class indices: .*{came}.*: use dt.Loss"
+    message = f"^{reader} reads class indices: .*{came}.*: use (dt|another)"
     with pytest.raises(dt.ConfigError, match=message) as told:
         feature(seen)
     assert "\n" not in str(told.value)
@@ -85,10 +89,50 @@ def test_labels_that_are_no_class_indices_are_refused_by_name(reader: str, kind:
     assert torch.equal(dt.Internal(4)(seen), seen.internal)
 
 
-def test_the_probe_is_not_fitted_to_labels_that_it_cannot_read() -> None:
-    for changes, came in UNREADABLE.values():
-        with pytest.raises(dt.ConfigError, match=came):
-            dt.TrustedProbe().fit(replace(snapshot(), **changes))
+PROBES = {"TrustedProbe": dt.TrustedProbe, "TrustedRegression": dt.TrustedRegression}
+TO_PROBES = {
+    "TrustedProbe": {
+        "real-valued": r"float32 labels of shape \(6,\).*use dt.TrustedRegression",
+        "boolean": "bool labels.*use dt.Loss",
+        "several": "type tuple.*use dt.Loss",
+        "tokens": r"logits of shape \(6, 3, 4\).*use dt.Loss",
+        "real of the logits' shape": "of two values.*use dt.TrustedRegression",
+    },
+    "TrustedRegression": {
+        "classes": "int64 labels.*use dt.TrustedProbe",
+        "boolean": "bool labels.*use dt.TrustedProbe",
+        "several": "type tuple.*use dt.Loss",
+    },
+}
+MORE = {
+    "classes": {},
+    "real of the logits' shape": {"labels": torch.randn(6, 3)},
+    **{name: changes for name, (changes, _) in UNREADABLE.items()},
+}
+
+
+@pytest.mark.parametrize("probe, kind", [(p, k) for p, kinds in TO_PROBES.items() for k in kinds])
+def test_probes_name_each_other_at_the_first_look_and_the_first_fit(probe: str, kind: str) -> None:
+    feature, seen = PROBES[probe](), replace(snapshot(), **MORE[kind])
+    for look in (feature, feature.fit):
+        with pytest.raises(dt.ConfigError, match=f"^{probe} reads .*{TO_PROBES[probe][kind]}") as e:
+            look(seen)
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_states_of_varying_length_are_refused_with_the_remedy(probe: str) -> None:
+    feature, y = PROBES[probe](), torch.randint(2, (30, 1)).float()
+    seen = replace(snapshot(30), labels=y, logits=torch.zeros(30, 1))
+    feature.fit(seen)
+    longer = torch.zeros(30, 7).double()
+    with pytest.raises(dt.ConfigError, match="width 4 and got 7.*pool='tokens'"):
+        feature(replace(seen, internal=longer))
+
+
+def test_too_few_classes_of_a_label_embedding_are_refused() -> None:
+    with pytest.raises(dt.ConfigError, match=r"use Label\(3\)"):
+        dt.Label(2)(snapshot())
 
 
 def test_features_are_in_one_place() -> None:
@@ -149,6 +193,12 @@ def test_meta_weight_net_reads_the_loss_alone() -> None:
 def test_uniform_teacher_has_no_parameters_and_equal_weights() -> None:
     assert not list(dt.Uniform().parameters())
     assert np.allclose(dt.Uniform()(snapshot()).exp().numpy(), 1)
+
+
+def shaping(teacher: dt.L2TLoss) -> Any:
+    """What it makes of a batch."""
+    loss = partial(nn.functional.cross_entropy, reduction="none")
+    return lambda seen: teacher.double().sample_losses(seen.logits, seen, loss)
 
 
 def test_only_the_probe_reads_trusted_samples() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from counted import Counted
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import deepteach as dt
 from deepteach.teachers.discriminant import _in_full, _in_the_span, discriminant
@@ -173,22 +173,6 @@ def test_a_state_with_columns_of_absent_classes_is_read() -> None:
     again = dt.TrustedProbe()
     again.load_state_dict(state)
     assert torch.equal(again(seen), probe(seen))
-
-
-class Counted(TorchDispatchMode):
-    """Notes how many calls were made, and the largest tensor that one of them made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls, self.largest = 0, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        self.calls += 1
-        made = found if isinstance(found, tuple | list) else [found]
-        sizes = [leaf.numel() for leaf in made if isinstance(leaf, Tensor)]
-        self.largest = max([self.largest, *sizes])
-        return found
 
 
 def cost(width: int, classes: int, samples: int = 100) -> Counted:
