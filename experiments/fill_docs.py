@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -141,12 +142,47 @@ def results() -> str:
     return "\n\n".join(parts)
 
 
+def layers() -> str:
+    """Relative errors by layer and window, or what became of it."""
+    rows = read("results/layers.csv")
+    lines = []
+    for name in dict.fromkeys(row["layer"] for row in rows):
+        own = {row["window"]: row for row in rows if row["layer"] == name}
+        lines.append([name, *(layer_cell(own[window]) for window in ("1", "2", "8"))])
+    versions = ", ".join(sorted({row["torch"] for row in rows}))
+    counts = Counter(row["outcome"] for row in rows)
+    said = "; ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+    head = f"torch {versions}; {len(lines)} layers and variants, three windows each: {said}."
+    return f"{head}\n\n{table('layer | B = 1 | B = 2 | B = 8', lines)}"
+
+
+def layer_cell(row: dict[str, str]) -> str:
+    if row["outcome"] == "exact":
+        return row["error"]
+    return f"{row['error']} (*)" if row["error"] else row["outcome"]
+
+
+def refused() -> str:
+    """What the scan refuses, and what torch cannot train, by message."""
+    found: dict[str, list[str]] = {}
+    for row in read("results/layers.csv"):
+        if row["said"]:
+            said = row["said"]
+            said = said if row["outcome"] == "refused" else f"{row['outcome']} ({said})"
+            named = f"`{row['layer']}`"
+            group = found.setdefault(said, [])
+            group += [named] if named not in group else []
+    return "\n".join(f"- {', '.join(names)}: {said}" for said, names in found.items())
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "bench": ("docs/performance.md", bench),
     "precision": ("docs/performance.md", precision),
     "costs": ("docs/methods.md", costs),
     "methods": ("docs/methods.md", methods),
     "results": ("docs/results.md", results),
+    "layers": ("docs/correctness.md", layers),
+    "refused": ("docs/correctness.md", refused),
 }
 
 

@@ -220,7 +220,7 @@ class Coach:
         drawn = generator_states(device)
         shares = recording and self._learns and not self.recorder.accumulates
         theta = self._training_pass.shared_theta(self.interval, self.window) if shares else None
-        outputs = self._training_pass(inputs, theta)
+        outputs = self._training_pass(inputs, theta, watched=recording and self._learns)
         drew = not same_states(drawn, generator_states(device))
         seen = Pass(inputs, labels, buffers, self.student.modes(), drawn if drew else None)
         try:

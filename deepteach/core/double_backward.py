@@ -23,14 +23,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import batch_norm
-from torch.overrides import TorchFunctionMode
+
+from deepteach.core.twice import Corrected
 
 ALL = [True, True, True]
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 
 
-class TwiceDifferentiable(TorchFunctionMode):
-    """While it is entered, these operations take the form below.
+class TwiceDifferentiable(Corrected):
+    """While it is entered, these operations take the form below, and others that of `twice`.
 
     Values and first derivatives come from torch's own kernels; running statistics move as
     usual. Third derivatives, and forward mode, raise.
@@ -43,7 +44,7 @@ class TwiceDifferentiable(TorchFunctionMode):
             return _normalise(*args, **(kwargs or {}))
         if func in CONVOLUTIONS:
             return _convolve(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def _normalise(

@@ -13,7 +13,8 @@ a zero added to the cotangent of the logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,13 +99,39 @@ def gradients(value: Tensor, leaves: Params, *, create_graph: bool = False) -> P
         return {}
     if not value.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    found = torch.autograd.grad(
-        value, list(leaves.values()), create_graph=create_graph, allow_unused=True
-    )
+    with derivatives_known():
+        found = torch.autograd.grad(
+            value, list(leaves.values()), create_graph=create_graph, allow_unused=True
+        )
     return {
         name: torch.zeros_like(leaf) if grad is None else grad
         for (name, leaf), grad in zip(leaves.items(), found, strict=True)
     }
+
+
+@contextmanager
+def derivatives_known() -> Iterator[None]:
+    """Say in one line where torch has no derivative of an operation, or none of its gradient."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        if not any(part in said.lower() for part in _UNKNOWN):
+            raise
+        raise ConfigError(
+            f"the student or its loss cannot be differentiated twice: torch says {said!r}; "
+            "replace that operation by one with a second derivative"
+        ) from None
+
+
+_UNKNOWN = (
+    "not implemented",
+    "don't support automatic differentiation",
+    "double backward",
+    "higher-order",
+    "differentiable twice",
+    "once_differentiable",
+)
 
 
 def _prefixed(mark: str, tree: Params) -> Params:

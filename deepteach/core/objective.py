@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from deepteach.core.double_backward import TwiceDifferentiable
-from deepteach.core.linearised import Linearised, gradients, refuse_cut
+from deepteach.core.linearised import Linearised, derivatives_known, gradients, refuse_cut
 from deepteach.core.losses import NOTHING, SampleLoss, counted, normalise, refuse_shape
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Clock, Snapshot
@@ -54,6 +54,8 @@ class Objective:
     """The student's gradients are those of its losses, as far as was examined."""
     examined_structure: object = None
     """The student's structure when that was examined."""
+    examined_buffers: tuple[object, list[str]] | None = None
+    """The structure that was examined for what passes leave to later ones, and what they do."""
     ranks: Ranks = field(default_factory=Ranks)
 
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
@@ -185,17 +187,18 @@ class Objective:
             # A zero added to dL/dz: the derivative of <g, dv> with respect to it is J_z dv.
             logits = snapshot.logits
             leaf = torch.zeros_like(logits).requires_grad_()
-            (pull,) = torch.autograd.grad(value, logits, create_graph=True)
+            pull = gradients(value, {"z": logits}, create_graph=True)["z"]
             start, cotangent = logits, pull + leaf
         else:
             start, cotangent = value, None
-        found = torch.autograd.grad(
-            start,
-            list(theta.values()),
-            cotangent,
-            create_graph=not first_order,
-            allow_unused=True,
-        )
+        with derivatives_known():
+            found = torch.autograd.grad(
+                start,
+                list(theta.values()),
+                cotangent,
+                create_graph=not first_order,
+                allow_unused=True,
+            )
         if not first_order and not self.examined:
             refuse_cut(found)
             self.examined = True
@@ -241,13 +244,26 @@ class Objective:
         return torch.zeros_like(losses) if slopes is None else slopes
 
     def slopes_by_reverse(self, theta: Params, step: Step, along: Params) -> Tensor:
-        """The same by differentiating the gradient that training uses."""
+        """The same by differentiating the gradient that training uses.
+
+        Raises:
+            ConfigError: that gradient is linear in the samples' weights, but torch's derivative
+                of it is not the one of a linear function.
+        """
         theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
         with torch.enable_grad(), TwiceDifferentiable():
             losses = self.replay(theta, step).losses
             weights = torch.ones_like(losses).requires_grad_()
             gradient = gradients(weights @ losses, theta, create_graph=True)
-            return gradients(dot(gradient, along), {"": weights})[""]
+            value = dot(gradient, along)
+            slopes = gradients(value, {"": weights})[""]
+        slack = 1e-2 if slopes.dtype != torch.float64 else 1e-7
+        if not (slopes.sum() - value).abs() <= slack * slopes.abs().sum() + 1e-30:
+            raise ConfigError(
+                "torch's second derivative of the student is not that of its gradient (an "
+                "embedding with scale_grad_by_freq?): replace the operation that changes gradients"
+            )
+        return slopes
 
     def teacher_gradient(self, omega: Params, held: Snapshot, moved: Tensor) -> Params:
         """grad_omega of the derivative of L in a direction of theta.

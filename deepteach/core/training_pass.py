@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.double_backward import TwiceDifferentiable
@@ -23,10 +24,20 @@ class TrainingPass:
     recorder: Recorder
     adjoint: AbstractAdjoint
 
-    def __call__(self, inputs: Inputs, theta: Params | None) -> Outputs:
-        """The module's own pass, or one whose graph begins at `theta`."""
+    def __call__(self, inputs: Inputs, theta: Params | None, *, watched: bool = False) -> Outputs:
+        """The module's own pass, or one whose graph begins at `theta`.
+
+        Raises:
+            ConfigError: it is `watched`, and the module writes to its own parameters.
+        """
         if theta is None and not self.adjoint.same_kernels:
+            taken = [
+                leaf for group in self.recorder.optimizer.param_groups for leaf in group["params"]
+            ]
+            versions = [leaf._version for leaf in taken]
             outputs = self.student(inputs)
+            if watched and versions != [leaf._version for leaf in taken]:
+                self._refuse_rewritten(taken, versions)
             if not self.adjoint.mixed_precision:
                 return outputs
             dtype = next(iter(self.recorder.parameters().values())).dtype
@@ -37,6 +48,17 @@ class TrainingPass:
             outputs = self.student.functional(theta or {}, buffers, inputs, update=True)
         self.student.restore_buffers(buffers)
         return outputs
+
+    def _refuse_rewritten(self, taken: list[Tensor], versions: list[int]) -> None:
+        pairs = zip(taken, versions, strict=True)
+        changed = next(leaf for leaf, version in pairs if leaf._version != version)
+        named = self.recorder.parameters()
+        name = next((name for name, leaf in named.items() if leaf is changed), "")
+        raise ConfigError(
+            f"the student's pass writes to its own parameter {name!r} (an embedding with "
+            "max_norm?), which no derivative follows: normalise what is read from it instead "
+            "(torch.nn.functional.normalize, or a parametrization)"
+        )
 
     def shared_theta(self, interval: int, window: int) -> Params | None:
         """Copies of theta as leaves, where this pass is the one a sweep starts from.

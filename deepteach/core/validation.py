@@ -47,6 +47,14 @@ class Validation:
         self._check_finite(gradient)
         return gradient
 
+    def value(self, theta: Params, buffers: Params) -> Tensor:
+        """M of a pass that is given these very buffers, and writes to them."""
+        with replayed(None):
+            self._objective.ranks.same_draws()
+            student = self._objective.student
+            outputs = student.functional(theta, buffers, self._inputs, update=True)
+        return self._scalar(outputs.logits, self._labels)
+
     def _scalar(self, logits: Tensor, labels: Tensor) -> Tensor:
         value = self._loss(logits, labels)
         if not isinstance(value, Tensor) or value.dim() != 0:

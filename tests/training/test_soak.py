@@ -20,6 +20,7 @@ SHORT = {
     "ranknonfinite": 2,
     "ranksignals": 1,
     "deadranks": 1,
+    "networks": 3,
 }
 
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 import torch
 
 from deepteach.core.adjoint import guards
+from deepteach.core.adjoint.moved_buffers import MovedBuffers
 from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
 from deepteach.core.linearised import Linearised
 from deepteach.core.objective import Objective
@@ -193,6 +194,7 @@ class AbstractAdjoint:
         theta = window.final.theta
         d_theta = validation.gradient(theta)
         guards.examine_gradients(objective, theta, window.steps[-1], d_theta, window.length)
+        buffers = MovedBuffers(objective, window.steps[window.start :], theta, validation)
         d_slots = {slot: zeros_like(d_theta) for slot in rule.slot_names}
         cotangent = State(d_theta, d_slots)
         d_omega = zeros_like(window.omega)
@@ -219,6 +221,7 @@ class AbstractAdjoint:
                 with guards.kept_intact():
                     curvature, part = graph.pull_back(pull.gradient)
                 curvature = ranks.summed(curvature, "curvature")
+                curvature = buffers.add_to(curvature, theta, position - window.start)
                 cotangent = State(tree_map(torch.add, pull.theta, curvature), pull.slots)
             d_omega = tree_map(torch.add, d_omega, part)
             later = earlier

@@ -6,11 +6,14 @@ import torch
 
 from deepteach.core.adjoint import guards
 from deepteach.core.adjoint.base import MetaGradient, Window, kept
+from deepteach.core.adjoint.moved_buffers import MovedBuffers
 from deepteach.core.adjoint.stored import Stored
 from deepteach.core.linearised import gradients
 from deepteach.core.optim import State
+from deepteach.core.running_statistics import RunningStatistics
+from deepteach.core.twice import Corrected
 from deepteach.core.validation import Validation
-from deepteach.tree import distance
+from deepteach.tree import distance, dot
 
 
 class Unrolled(Stored):
@@ -27,21 +30,29 @@ class Unrolled(Stored):
         guards.examine_gradients(
             objective, window.final.theta, window.steps[-1], d_theta, window.length
         )
+        steps = window.steps[window.start :]
+        buffers = MovedBuffers(objective, steps, window.final.theta, validation).cotangent
+        statistics = RunningStatistics(steps[0].passes[0].buffers)
         omega = {name: leaf.detach().requires_grad_() for name, leaf in window.omega.items()}
         state = kept(window.steps[window.start])
         with torch.enable_grad():
             start = state.theta
             theta = {name: leaf.detach().requires_grad_() for name, leaf in start.items()}
             state = State(theta, state.slots)
-            for step in window.steps[window.start :]:
-                snapshot = objective.replay(state.theta, step)
+            for step in steps:
+                with Corrected():
+                    snapshot = objective.replay(state.theta, step)
                 recorded = objective.weights(omega, step.snapshot) if objective.held else None
                 value = objective.value(omega, snapshot, recorded, step.snapshot)
                 gradient = gradients(value, state.theta, create_graph=True)
                 gradient = ranks.summed(gradient, "replays")
+                if buffers:
+                    statistics.follow(objective.student, state.theta, step)
                 state = rule.step(state, gradient, step.hyper)
             moved = {name: leaf for name, leaf in state.theta.items() if leaf.requires_grad}
             end = torch.stack([(moved[name] * d_theta[name]).sum() for name in moved]).sum()
+            if buffers:
+                end = end + dot({name: statistics.values[name] for name in buffers}, buffers)
             # Every rank has this end, and the end is the sum of what ranks have.
             d_omega = gradients(end / ranks.count, omega)
             d_omega = ranks.summed(d_omega, "teacher")

@@ -1,0 +1,184 @@
+"""What the teacher reaches through buffers that the window's own passes move.
+
+A pass may leave something behind for later ones: running statistics, a power iteration, a
+queue. Where it depends on theta, it belongs to the state that a window carries on, beside
+theta and the optimizer's slots. Both that and whether a pass reads it are seen by passes with
+other values. Running statistics are differentiated (`running_statistics`); what else depends
+on theta and is read is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from deepteach.core.objective import Objective
+from deepteach.core.record import Step
+from deepteach.core.running_statistics import RunningStatistics, pull_statistics
+from deepteach.core.student import Student
+from deepteach.core.validation import Validation
+from deepteach.errors import ConfigError
+from deepteach.rng import replayed
+from deepteach.tree import Params, tree_map
+
+
+class MovedBuffers:
+    """The trusted loss as a function of the buffers after each step, backwards from the last.
+
+    Args:
+        objective: knows the student, and what of it was examined before.
+        steps: of the window.
+        theta: after them.
+        validation: the trusted batch.
+
+    Raises:
+        ConfigError: a buffer that these passes move is read, and is no running statistic.
+    """
+
+    def __init__(
+        self, objective: Objective, steps: Sequence[Step], theta: Params, validation: Validation
+    ) -> None:
+        self.cotangent: Params = {}
+        """d(trusted loss)/d(buffers), of those that it reads."""
+        self._student, self._steps = objective.student, steps
+        self._after = [step.passes[0].buffers for step in steps[1:]]
+        self._after.append(self._student.buffers())
+        # The first step of a window begins where no teacher has reached.
+        names = _differing(steps[0].passes[0].buffers, self._after[-1]) if len(steps) > 1 else []
+        if not names:
+            return
+        key = (self._student.structure(), steps[-1].passes[-1].modes)
+        known = objective.examined_buffers is not None and objective.examined_buffers[0] == key
+        if known and objective.examined_buffers is not None:
+            names = objective.examined_buffers[1]
+        else:
+            names = _moved_by_theta(self._student, steps[-1], theta, names)
+            _refuse_read_in_training(objective, steps[-1], theta, names)
+        if names and self._student.modes() != steps[-1].passes[-1].modes:
+            self._look(theta, validation, names, examined=known)
+        objective.examined_buffers = key, names
+        if self.cotangent and objective.ranks.count > 1:
+            raise ConfigError(
+                "the running statistics of several processes differ, so the trusted loss in eval "
+                "mode does: call model.train() before coach.update"
+            )
+
+    def _look(
+        self, theta: Params, validation: Validation, names: list[str], *, examined: bool
+    ) -> None:
+        buffers = self._after[-1]
+        theta = {name: leaf.detach() for name, leaf in theta.items()}
+        statistics, used = RunningStatistics(buffers), _copies(buffers)
+        with torch.enable_grad(), statistics.of(used):
+            value = validation.value(theta, used)
+        own = {name: statistics.start[name] for name in names if name in statistics.known}
+        if own and value.requires_grad:
+            found = torch.autograd.grad(value, list(own.values()), allow_unused=True)
+            pairs = zip(own, found, strict=True)
+            self.cotangent = {name: g for name, g in pairs if g is not None}
+        others = [name for name in names if name not in statistics.known]
+        if others and not examined:
+
+            def seen(changed: Iterable[str]) -> Tensor:
+                return validation.value(theta, _changed(buffers, changed))
+
+            _refuse_read(seen, others, "by the trusted batch")
+
+    def pull(self, theta: Params, position: int) -> Params:
+        """What the buffers after a step say of the theta that it began at; goes a step back.
+
+        Raises:
+            ConfigError: other passes than the recorded ones moved the buffers.
+        """
+        part, earlier, reached = pull_statistics(
+            self._student, theta, self._steps[position], self.cotangent
+        )
+        self._compare(reached, self._after[position])
+        self.cotangent = earlier
+        return part
+
+    def add_to(self, d_theta: Params, theta: Params, position: int) -> Params:
+        """`d_theta` with the part of `pull`, where there is one."""
+        if not self.cotangent:
+            return d_theta
+        return tree_map(torch.add, d_theta, self.pull(theta, position))
+
+    def _compare(self, reached: Params, recorded: Params) -> None:
+        for name, leaf in reached.items():
+            slack = torch.finfo(leaf.dtype).eps ** 0.5
+            error = torch.linalg.vector_norm(leaf - recorded[name])
+            if not error <= slack * (1 + torch.linalg.vector_norm(recorded[name])):
+                raise ConfigError(
+                    f"{name!r}, which the trusted batch is normalised by, was moved by other "
+                    "passes than those of coach.loss: call model.train() before coach.update"
+                )
+
+
+@torch.no_grad()
+def _moved_by_theta(student: Student, step: Step, theta: Params, names: list[str]) -> list[str]:
+    """Those that a pass leaves otherwise at another theta, or after other ones of them."""
+    seen, elsewhere = step.passes[-1], {name: 1.01 * leaf + 1e-3 for name, leaf in theta.items()}
+
+    def after(at: Params, changed: Iterable[str]) -> Params:
+        buffers = _changed(seen.buffers, changed)
+        with replayed(seen.generators), student.in_modes(seen.modes):
+            student.functional(at, buffers, seen.inputs, update=True)
+        return buffers
+
+    plain, found = after(theta, []), set()
+    while True:
+        other = after(elsewhere, found)
+        more = {name for name in names if not torch.equal(plain[name], other[name])}
+        if more <= found:
+            return [name for name in names if name in found]
+        found |= more
+
+
+def _refuse_read_in_training(
+    objective: Objective, step: Step, theta: Params, names: list[str]
+) -> None:
+    def seen(changed: Iterable[str]) -> Tensor:
+        changed = list(changed)
+        passes = tuple(replace(p, buffers=_changed(p.buffers, changed)) for p in step.passes)
+        return objective.replay(theta, replace(step, passes=passes)).losses
+
+    _refuse_read(seen, names, "by later ones")
+
+
+@torch.no_grad()
+def _refuse_read(seen: object, names: list[str], reader: str) -> None:
+    """Raise where `seen` of other values in `names` is not what it is of the present ones."""
+    assert callable(seen)
+    plain = seen([])
+
+    def differs(changed: list[str]) -> bool:
+        slack = torch.finfo(plain.dtype).eps ** 0.5
+        return not bool((seen(changed) - plain).abs().max() <= slack * (1 + plain.abs().max()))
+
+    if names and differs(names):
+        name = next((name for name in names if differs([name])), names[0])
+        raise ConfigError(
+            f"the student's passes move the buffer {name!r}, and it is read {reader} (a power "
+            "iteration, a moving average?), which a window of several steps would miss: use "
+            "window=1, or keep that layer in eval mode"
+        )
+
+
+def _differing(left: Params, right: Params) -> list[str]:
+    return [
+        name
+        for name, leaf in right.items()
+        if leaf.is_floating_point() and not (name in left and torch.equal(left[name], leaf))
+    ]
+
+
+def _copies(buffers: Params) -> Params:
+    return {name: leaf.clone() for name, leaf in buffers.items()}
+
+
+def _changed(buffers: Params, names: Iterable[str]) -> Params:
+    """Other values there; what is positive stays so."""
+    return {**_copies(buffers), **{n: 1.25 * buffers[n] + 0.1 for n in names if n in buffers}}
