@@ -173,9 +173,9 @@ def examine(problem: Problem) -> Finding:
         except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
             return Finding(FAILED, said=f"{type(error).__name__}: {one_line(error)}")
         true = problem.differences()
-    found, true_size = problem.axes @ found, float(true.gradient.norm())
-    error = float((found - true.gradient).norm())
-    return Finding(EXACT, error / true_size, true.doubt / true_size, true_size)
+    error, size = (problem.axes @ found - true.gradient).norm(), true.gradient.norm()
+    # What the teacher does not reach at all has no relative error: NaN, which nothing accepts.
+    return Finding(EXACT, float(error / size), true.doubt / float(size or torch.nan), float(size))
 
 
 def one_line(error: Exception) -> str:

@@ -46,15 +46,15 @@ class MovedBuffers:
         self._student, self._steps = objective.student, steps
         self._after = [step.passes[0].buffers for step in steps[1:]]
         self._after.append(self._student.buffers())
-        # The first step of a window begins where no teacher has reached.
-        names = _differing(steps[0].passes[0].buffers, self._after[-1]) if len(steps) > 1 else []
-        if not names:
-            return
+        if len(steps) == 1:
+            return  # the first step of a window begins where no teacher has reached
         key = (self._student.structure(), steps[-1].passes[-1].modes)
-        known = objective.examined_buffers is not None and objective.examined_buffers[0] == key
-        if known and objective.examined_buffers is not None:
-            names = objective.examined_buffers[1]
-        else:
+        examined, names = objective.examined_buffers or (None, [])
+        known = examined == key
+        if not known:
+            names = _differing(steps[0].passes[0].buffers, self._after[-1])
+            if not names:
+                return
             names = _moved_by_theta(self._student, steps[-1], theta, names)
             _refuse_read_in_training(objective, steps[-1], theta, names)
         if names and self._student.modes() != steps[-1].passes[-1].modes:
