@@ -49,6 +49,12 @@ ELEMENTWISE = same(
     ),
 ]
 
+def by_time(h: Tensor, w: Tensor, b: Tensor, mix: Tensor) -> Tensor:
+    """Time first; its backward pass takes contiguous gradients alone, as a product's are."""
+    out = F.conv_tbc(h.transpose(0, 1).contiguous(), w, b)
+    return (mix @ out.reshape(2, -1)).view(2, len(h), -1).transpose(0, 1)
+
+
 PRODUCTS = [
     of("F.linear", F.linear, (8,), (3, 8), (3,)),
     of("F.bilinear", lambda h, w, b: F.bilinear(h[:, :4], h[:, 4:], w, b), (8,), (3, 4, 4), (3,)),
@@ -59,8 +65,7 @@ PRODUCTS = [
     of("F.conv2d, a filter a sample",
        lambda h: F.conv2d(h[:, :16].reshape(1, -1, 4, 4), h[:, 16:].reshape(-1, 1, 2, 2),
                           groups=len(h)).reshape(len(h), -1), (20,)),
-    of("F.conv_tbc", lambda h, w, b: F.conv_tbc(h.transpose(0, 1).contiguous(), w, b)
-       .transpose(0, 1), TOKENS, (2, 4, 3), (3,)),
+    of("F.conv_tbc", by_time, TOKENS, (2, 4, 3), (3,), (2, 2)),
     of("F.embedding", lambda h, w: F.embedding((h.detach().abs()).long() % 5, w).flatten(1) *
        torch.cat([h, h], 1), (4,), (5, 2)),
     of("F.embedding_bag", lambda h, w: F.embedding_bag((h.detach().abs()).long() % 5, w) * h,
@@ -231,9 +236,10 @@ LOSSES = [
          lambda z, y: F.margin_ranking_loss(z[:, 0], z[:, 1], y, margin=0.5, **NONE), 2),
     loss("cosine_embedding_loss", signs,
          lambda z, y: F.cosine_embedding_loss(z[:, :3], z[:, 3:], y, margin=-0.2, **NONE), 6),
-    loss("triplet_margin_loss", classes, lambda z, y: F.triplet_margin_loss(*parts(z), **NONE), 6),
+    loss("triplet_margin_loss", classes,
+         lambda z, y: F.triplet_margin_loss(*parts(z), margin=5.0, **NONE), 6),
     loss("triplet_margin_with_distance_loss", classes,
-         lambda z, y: F.triplet_margin_with_distance_loss(*parts(z), **NONE), 6),
+         lambda z, y: F.triplet_margin_with_distance_loss(*parts(z), margin=5.0, **NONE), 6),
     loss("ctc_loss", classes, ctc, 4 * CLASSES),
     loss("cross_entropy, pixels", pixels,
          lambda z, y: F.cross_entropy(z.unflatten(1, (CLASSES, 4)), y, **NONE), 4 * CLASSES),

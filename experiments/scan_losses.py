@@ -167,13 +167,13 @@ MODULE_LOSSES = [
         lambda: nn.CosineEmbeddingLoss(-0.2, reduction="none"),
         lambda m, z, y: m(z[:, :3], z[:, 3:], y)), signs, 6),
     loss("TripletMarginLoss", of_module(
-        lambda: nn.TripletMarginLoss(reduction="none"),
+        lambda: nn.TripletMarginLoss(5.0, reduction="none"),
         lambda m, z, y: m(*parts(z))), classes, 6),
     loss("TripletMarginLoss, swapped, p=3", of_module(
-        lambda: nn.TripletMarginLoss(p=3, swap=True, reduction="none"),
+        lambda: nn.TripletMarginLoss(50.0, p=3, swap=True, reduction="none"),
         lambda m, z, y: m(*parts(z))), classes, 6),
     loss("TripletMarginWithDistanceLoss", of_module(
-        lambda: nn.TripletMarginWithDistanceLoss(reduction="none"),
+        lambda: nn.TripletMarginWithDistanceLoss(margin=5.0, reduction="none"),
         lambda m, z, y: m(*parts(z))), classes, 6),
     loss("CTCLoss", lambda: ctc, classes, 4 * CLASSES),
     Recipe("AdaptiveLogSoftmaxWithLoss", Adaptive, (5,), reads_inputs=True, loss=own, outputs=0),

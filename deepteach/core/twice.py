@@ -103,7 +103,7 @@ def _largest(rows: Tensor, bags: Tensor, kept: Tensor, count: int) -> Tensor:
 
 
 WRITTEN: dict[Callable, Callable[..., Tensor]] = {
-    torch._weight_norm: twice_weight_norm,
+    torch._weight_norm: twice_weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     torch.cdist: twice_cdist,
     torch.pdist: twice_pdist,
     hardsigmoid: twice_hardsigmoid,

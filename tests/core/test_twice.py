@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from deepteach.core.twice import WRITTEN, Corrected
 
+weight_norm = torch._weight_norm  # pyright: ignore[reportPrivateImportUsage]
 G = torch.Generator().manual_seed(2)
 IDS = torch.randint(5, (7,), generator=G)
 STARTS = torch.tensor([0, 2, 2, 6])  # the second bag is empty
@@ -34,12 +35,12 @@ def rows(weight: Tensor, shares: Tensor) -> Tensor:
 
 
 FORMS: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
-    "weight norm": (lambda v, g: torch._weight_norm(v, g, 0), [drawn(3, 4), drawn(3, 1)]),
+    "weight norm": (lambda v, g: weight_norm(v, g, 0), [drawn(3, 4), drawn(3, 1)]),
     "weight norm of columns": (
-        lambda v, g: torch._weight_norm(v, g, 1),
+        lambda v, g: weight_norm(v, g, 1),
         [drawn(3, 4), drawn(1, 4)],
     ),
-    "weight norm of all": (lambda v, g: torch._weight_norm(v, g, -1), [drawn(3, 4), drawn(1)]),
+    "weight norm of all": (lambda v, g: weight_norm(v, g, -1), [drawn(3, 4), drawn(1)]),
     **{
         f"cdist, p={p:g}": (
             lambda x, y, p=p: torch.cdist(x, y, p),

@@ -9,7 +9,7 @@ on theta and is read is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -82,7 +82,7 @@ class MovedBuffers:
         others = [name for name in names if name not in statistics.known]
         if others and not examined:
 
-            def seen(changed: Iterable[str]) -> Tensor:
+            def seen(changed: list[str]) -> Tensor:
                 return validation.value(theta, _changed(buffers, changed))
 
             _refuse_read(seen, others, "by the trusted batch")
@@ -140,8 +140,7 @@ def _moved_by_theta(student: Student, step: Step, theta: Params, names: list[str
 def _refuse_read_in_training(
     objective: Objective, step: Step, theta: Params, names: list[str]
 ) -> None:
-    def seen(changed: Iterable[str]) -> Tensor:
-        changed = list(changed)
+    def seen(changed: list[str]) -> Tensor:
         passes = tuple(replace(p, buffers=_changed(p.buffers, changed)) for p in step.passes)
         return objective.replay(theta, replace(step, passes=passes)).losses
 
@@ -149,9 +148,8 @@ def _refuse_read_in_training(
 
 
 @torch.no_grad()
-def _refuse_read(seen: object, names: list[str], reader: str) -> None:
+def _refuse_read(seen: Callable[[list[str]], Tensor], names: list[str], reader: str) -> None:
     """Raise where `seen` of other values in `names` is not what it is of the present ones."""
-    assert callable(seen)
     plain = seen([])
 
     def differs(changed: list[str]) -> bool:
