@@ -216,6 +216,7 @@ def ctc(z: Tensor, y: Tensor) -> Tensor:
     return F.ctc_loss(frames, y[:, None] % 2 + 1, full, full // 4, reduction="none")
 
 
+ROWS = torch.randn(CLASSES, 5, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 NONE = {"reduction": "none"}
 LOSSES = [
     unreduced("cross_entropy", classes),
@@ -244,7 +245,7 @@ LOSSES = [
     loss("cross_entropy, pixels", pixels,
          lambda z, y: F.cross_entropy(z.unflatten(1, (CLASSES, 4)), y, **NONE), 4 * CLASSES),
     *([Recipe("F.linear_cross_entropy", nn.Tanh, (5,), outputs=0, labels=classes,
-              loss=lambda z, y: F.linear_cross_entropy(z, z[:3].detach() + 1, y, **NONE))]
+              loss=lambda z, y: F.linear_cross_entropy(z, ROWS, y, **NONE))]
       if hasattr(F, "linear_cross_entropy") else []),
 ]  # fmt: skip
 

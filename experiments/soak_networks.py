@@ -218,4 +218,4 @@ def networks(bench: Bench, tally: Tally) -> None:
 
 def kind(message: str) -> str:
     """A refusal without what differs from one network to the next."""
-    return re.sub(r"'[\w.]+'", "'...'", re.sub(r"-?\d[\d.e+-]*", "#", message))
+    return re.sub(r"-?\d[\d.e+-]*", "#", re.sub(r"'[\w.]+'", "'...'", message))

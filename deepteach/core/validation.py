@@ -53,7 +53,7 @@ class Validation:
             self._objective.ranks.same_draws()
             student = self._objective.student
             outputs = student.functional(theta, buffers, self._inputs, update=True)
-        return self._scalar(outputs.logits, self._labels)
+        return self._loss(outputs.logits, self._labels)
 
     def _scalar(self, logits: Tensor, labels: Tensor) -> Tensor:
         value = self._loss(logits, labels)
