@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_HOME` says the same 
     from deepteach.teachers import features as features
     from deepteach.teachers.features import Internal, Label, Loss, Surface
     from deepteach.teachers.focal import Focal
+    from deepteach.teachers.group import Group
+    from deepteach.teachers.history import History
     from deepteach.teachers.l2t_data import L2TData
     from deepteach.teachers.l2t_loss import L2TLoss
     from deepteach.teachers.learning_to_reweight import LearningToReweight
@@ -74,6 +76,8 @@ __all__ = [
     "Label",
     "Loss",
     "Surface",
+    "Group",
+    "History",
     "TrustedProbe",
     "TrustedRegression",
     # How the meta-gradient is computed.
@@ -126,6 +130,8 @@ _HOME = {
     "integrations.sklearn": "TeachClassifier",
     "teachers.features": "Internal Label Loss Surface",
     "teachers.focal": "Focal",
+    "teachers.group": "Group",
+    "teachers.history": "History",
     "teachers.l2t_data": "L2TData",
     "teachers.l2t_loss": "L2TLoss",
     "teachers.learning_to_reweight": "LearningToReweight",

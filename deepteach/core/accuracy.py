@@ -22,7 +22,7 @@ from deepteach.core.losses import SampleLoss, cross_entropy
 from deepteach.rng import replayed
 
 
-def known_accuracy(logits: Tensor, labels: Any, loss: SampleLoss) -> float | None:
+def told_accuracy(logits: Tensor, labels: Any, loss: SampleLoss) -> float | None:
     """Share of right predictions among the samples that are not ignored; None where unknown.
 
     Known for class indices `(batch,)` and a loss that reads a column as a class, and for labels 0

@@ -35,6 +35,7 @@ from deepteach.core.losses import (
 from deepteach.core.microbatch import MicroBatched, MicroValidation
 from deepteach.core.nested import device_of_batch, size_of
 from deepteach.core.objective import Objective
+from deepteach.core.observation import Observations
 from deepteach.core.optim import Clipped, Rule, rule_for, unwrapped
 from deepteach.core.record import Pass, Step
 from deepteach.core.recorder import Recorder
@@ -140,6 +141,7 @@ class Coach:
             length=window + self.adjoint.spare(window),
             clock=Clock(total=total_steps),
             ranks=ranks,
+            observed=Observations(teacher, ranks, at_once=not taught),
             accumulates=accumulate,
         )
         self._training_pass = TrainingPass(student, self.recorder, self.adjoint)
@@ -384,6 +386,7 @@ class Coach:
         if accuracy is not None:
             best = max(self.clock.best_accuracy, accuracy)
             self.recorder.clock = replace(self.clock, best_accuracy=best)
+        self.recorder.observed.deliver()  # the window is crossed; what is fitted may read them
         self.teacher.fit(validation.snapshot(self.clock))
         effective, taken = self.recorder.effective(), self.recorder.since_update
         self.last_record = UpdateRecord(

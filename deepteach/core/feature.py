@@ -17,6 +17,15 @@ class Feature(nn.Module):
     width: int
     """Numbers that it says of a sample; known when it is made."""
 
+    unit: float | tuple[float, ...] = 1.0
+    """Typical size of its numbers, of all or of each: a teacher may divide by it."""
+
+    evidence: bool = False
+    """The higher its numbers, the more speaks for the given label."""
+
+    of_source: bool = False
+    """It says where a sample comes from, not what it is."""
+
     reads_trusted: bool = False
     """`fit` does something, so the teacher's update ends with a pass of trusted samples."""
 
@@ -30,3 +39,15 @@ class Feature(nn.Module):
         Called after every update of the teacher, never inside a window; `trusted` has no
         `index` and no `group`.
         """
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Remember a batch that was trained on; most features need nothing.
+
+        Called once for every step, when no window holds it any more; `snapshot.index` says
+        which samples they are, where the loop does.
+        """
+
+    @property
+    def observes(self) -> bool:
+        """Whether `observe` does anything."""
+        return type(self).observe is not Feature.observe

@@ -14,10 +14,10 @@ from deepteach.core.nested import size_of
 from deepteach.errors import ConfigError
 from deepteach.names import known
 
-SampleLoss = Callable[[Tensor, Any], Tensor]
+SampleLoss = Callable[[Tensor, Tensor], Tensor]
 """`(logits, labels) -> (batch,)`."""
 
-ValidationLoss = Callable[[Tensor, Any], Tensor]
+ValidationLoss = Callable[[Tensor, Tensor], Tensor]
 """`(logits, labels) -> scalar`."""
 
 

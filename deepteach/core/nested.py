@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def rows_of(value: Any, rows: slice, count: int) -> Any:
+def rows_of(value: Any, rows: slice | Tensor, count: int) -> Any:
     """The rows of every tensor that has one per sample of a batch of `count`."""
     if isinstance(value, Tensor):
         return value[rows] if value.dim() > 0 and len(value) == count else value

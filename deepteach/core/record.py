@@ -53,7 +53,7 @@ def pack_step(step: Step) -> dict[str, Any]:
     """A recorded step as nested plain containers of tensors."""
     return {
         "passes": [_fields(seen) for seen in step.passes],
-        "snapshot": {**_fields(step.snapshot), "clock": asdict(step.snapshot.clock)},
+        "snapshot": pack_snapshot(step.snapshot),
         "weights": step.weights,
         "value": step.value,
         "hyper": {name: asdict(h) for name, h in step.hyper.items()},
@@ -65,12 +65,22 @@ def unpack_step(item: dict[str, Any], kinds: Mapping[str, type[Hyper]]) -> Step:
     """The inverse of `pack_step`; `kinds` are the classes of `hyper`, by parameter."""
     return Step(
         passes=tuple(Pass(**{**seen, "modes": tuple(seen["modes"])}) for seen in item["passes"]),
-        snapshot=Snapshot(**{**item["snapshot"], "clock": Clock(**item["snapshot"]["clock"])}),
+        snapshot=unpack_snapshot(item["snapshot"]),
         weights=item["weights"],
         value=item["value"],
         hyper={name: kinds.get(name, Hyper)(**h) for name, h in item["hyper"].items()},
         state=None if item["state"] is None else State(**item["state"]),
     )
+
+
+def pack_snapshot(snapshot: Snapshot) -> dict[str, Any]:
+    """A batch as the teacher sees it, as nested plain containers of tensors."""
+    return {**_fields(snapshot), "clock": asdict(snapshot.clock)}
+
+
+def unpack_snapshot(item: dict[str, Any]) -> Snapshot:
+    """The inverse of `pack_snapshot`."""
+    return Snapshot(**{**item, "clock": Clock(**item["clock"])})
 
 
 def _fields(item: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from deepteach.core.ignored import mean_counted
 from deepteach.core.linearised import Linearised
 from deepteach.core.losses import effective_fraction
 from deepteach.core.objective import Objective
+from deepteach.core.observation import Observations
 from deepteach.core.optim import Hyper, Rule, State, read_state
 from deepteach.core.record import Pass, Step, pack_step, unpack_step
 from deepteach.core.snapshot import Clock, Snapshot
@@ -45,6 +46,7 @@ class Recorder:
         length: steps to remember.
         clock: where training stands.
         ranks: the processes that train together.
+        observed: shows the teacher what was trained on.
         accumulates: several batches may make one step.
 
     Raises:
@@ -62,9 +64,11 @@ class Recorder:
         length: int,
         clock: Clock,
         ranks: Ranks,
+        observed: Observations,
         accumulates: bool = False,
     ) -> None:
         self.student, self.optimizer, self.rule = student, optimizer, rule
+        self.observed = observed
         self.ranks, self.clock, self.accumulates = ranks, clock, accumulates
         self.steps: deque[Step] = deque(maxlen=length)
         self.pending: Step | None = None
@@ -224,6 +228,7 @@ class Recorder:
         self.since_update = 0
         self._graph = None
         self.steps.clear()
+        self.observed.deliver()
 
     def effective(self) -> float:
         """Mean effective sample size since the window began, as a fraction of the batch."""
@@ -309,6 +314,7 @@ class Recorder:
         self.last_step = step
         self.since_update += 1
         whole = self.totals
+        self.observed.add(step.snapshot, len(step.weights) if whole is None else whole.count)
         left_out = step.snapshot.ignored() if whole is None else None
         effective = effective_fraction(step.weights, left_out) if whole is None else whole.effective
         self._effective = self._effective.to(step.weights) + effective.to(step.weights)
@@ -334,6 +340,7 @@ class Recorder:
             "since_update": self.since_update,
             "effective": self._effective,
             "steps": [pack_step(step) for step in self.steps],
+            "observed": self.observed.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -341,6 +348,7 @@ class Recorder:
         self.clock = Clock(**state["clock"])
         self.since_update = state["since_update"]
         self._effective = state["effective"]
+        self.observed.load_state_dict(state.get("observed", ()))
         self.learn_names()
         kinds = {name: type(h) for name, h in self.hyper(self.parameters()).items()}
         self.steps = deque((unpack_step(item, kinds) for item in state["steps"]), self.steps.maxlen)

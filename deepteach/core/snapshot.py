@@ -68,8 +68,8 @@ class Snapshot:
         """Which samples the loss leaves out, `(batch,)`; None where labels cannot say so."""
         return ignored(self.logits, self.labels, self.losses)
 
-    def rows(self, rows: slice) -> Snapshot:
-        """A part of the batch: what has a row per sample is cut, the rest is kept."""
+    def rows(self, rows: slice | Tensor) -> Snapshot:
+        """A part of the batch, a slice or places: what has a row per sample is cut."""
         count = len(self.losses)
         return self._with({n: rows_of(v, rows, count) for n, v in self._columns().items()})
 

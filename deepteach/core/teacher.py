@@ -69,6 +69,19 @@ class AbstractTeacher(nn.Module):
     def fit(self, trusted: Snapshot) -> None:
         """See trusted samples after an update; most teachers need nothing."""
 
+    def observe(self, snapshot: Snapshot) -> None:
+        """See a batch that was trained on, once for every step, in order.
+
+        Called when no window holds the step any more: what is remembered of it (by
+        `snapshot.index`, in buffers) must not move while a window is open. On several ranks
+        it is the whole batch. Most teachers need nothing.
+        """
+
+    @property
+    def observes(self) -> bool:
+        """Whether `observe` does anything, so that batches are kept for it."""
+        return type(self).observe is not AbstractTeacher.observe
+
     @property
     def reads_trusted(self) -> bool:
         """Whether `fit` does anything, so that a fixed teacher costs no validation pass."""

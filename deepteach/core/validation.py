@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from deepteach.core.accuracy import known_accuracy
+from deepteach.core.accuracy import told_accuracy
 from deepteach.core.linearised import gradients
 from deepteach.core.losses import ValidationLoss
 from deepteach.core.objective import Objective
@@ -83,6 +83,6 @@ class Validation:
         return self._objective.snapshot(self.outputs, self._labels, clock)
 
     def accuracy(self) -> float | None:
-        """Share of right predictions; None where it is not known what is right."""
+        """Share of right predictions; None where what is right is not known (`told_accuracy`)."""
         assert self.outputs is not None
-        return known_accuracy(self.outputs.logits, self._labels, self._objective.loss)
+        return told_accuracy(self.outputs.logits, self._labels, self._objective.loss)

@@ -34,6 +34,11 @@ class TrainingView(Protocol):
     step: int
 
     @property
+    def epoch(self) -> int:
+        """Epochs done, over all episodes."""
+        ...
+
+    @property
     def episode(self) -> int:
         """How often the student has started over."""
         ...
@@ -74,8 +79,19 @@ class Curriculum:
         return training.y_valid
 
     def choose(self, training: TrainingView, rows: Tensor) -> Tensor:
-        """The rows of a step, as many as the `rows` that the epoch's order has for it."""
+        """The rows of a step, from the `rows` that the epoch's order has for it; no fewer."""
         return rows
+
+    def teaching(self, training: TrainingView) -> Tensor | None:
+        """Places in the trusted set whose samples may teach now; None for all of them."""
+        return None
+
+    def judging(self, training: TrainingView) -> Tensor | None:
+        """Places in the trusted set by which epochs are compared; None for all of them.
+
+        Where some of them train along, those that never do.
+        """
+        return None
 
     def epoch_end(self, training: TrainingView) -> None:
         """After each epoch, the student still in train mode."""

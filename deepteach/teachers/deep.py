@@ -1,4 +1,4 @@
-"""The package's own default: a linear teacher of the trusted probe; and its controls."""
+"""The package's own default, the one before it, and its controls."""
 
 from __future__ import annotations
 
@@ -8,32 +8,59 @@ from typing import Literal
 
 import torch
 
+from deepteach.core.feature import Feature
+from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
 from deepteach.runs.reader import open_run
+from deepteach.teachers.class_shift import ClassShift, prior_shift
 from deepteach.teachers.controls import RandomNumbers, Shuffled, noise_gradients
 from deepteach.teachers.frozen import Frozen, Given
+from deepteach.teachers.group import Group, Riders
+from deepteach.teachers.history import History
 from deepteach.teachers.linear import Teacher
+from deepteach.teachers.log_linear import LogLinear
 from deepteach.teachers.method import Method, MethodContext, Parameters, recipe, teacher_adam
+from deepteach.teachers.riding import Riding
 from deepteach.teachers.trusted_probe import TrustedProbe
+from deepteach.teachers.trusted_ratio import TrustedRatio
 from deepteach.teachers.trusted_set import FineTuned
 
 Control = Literal["none", "shuffled", "frozen", "random-features", "random-gradient"]
 
 
-@recipe("deep")
-def deep(context: MethodContext, control: Control = "none", fine_tune: float = 0.0) -> Method:
-    """The default: a trusted probe of the internal states, read by a linear teacher.
+Part = Literal["none", "sources", "evidence", "shifts", "riding"]
 
-    An MLP in its place was no more accurate and ranked wrong labels far worse (LOG.md).
-    `fine_tune` is the share of the epochs, the last ones, that train on the trusted set alone.
-    A `control` takes one part of its signal away; if it does as well, that part did nothing.
+
+@recipe("deep")
+def deep(
+    context: MethodContext,
+    features: Literal["all", "probe"] = "all",
+    without: Part = "none",
+    history: bool = False,
+    control: Control = "none",
+    fine_tune: float = 0.0,
+) -> Method:
+    """The default: sources, evidence on labels, class shifts, and the trusted set as a source.
+
+    A few numbers that all start at plain training or at a known rule, taught together:
+
+    - *sources*: a number a source of the data, and one for the trusted samples;
+    - *evidence*: a number for what the trusted probe says of the given label (`TrustedRatio`);
+    - *shifts*: a number a class, added to the logits (`ClassShift`), from `prior_shift` on;
+    - *riding*: half of the trusted set trains along (`Riding`), the other half teaches.
+
+    `without` leaves one of them out, `history` adds what the student said of a sample before.
+    With `features=probe` it is the former default: the trusted probe, read by a linear teacher
+    (an MLP was no more accurate and ranked wrong labels far worse, LOG.md). `fine_tune` is the
+    share of the epochs, the last ones, that train on the trusted set alone. A `control` takes
+    one part of its signal away; if it does as well, that part did nothing.
 
     Raises:
         ConfigError: both at once, or a frozen teacher without `teacher_from`.
     """
-    whole = Method(Teacher([TrustedProbe()]), teacher_rate=3e-2)
     if fine_tune and control != "none":
         raise ConfigError("fine_tune and control cannot be combined: choose one")
+    whole = _of_probe() if features == "probe" else _of_parts(context, without, history)
     if fine_tune:
         return replace(whole, curriculum=FineTuned(fine_tune))
     match control:
@@ -42,12 +69,32 @@ def deep(context: MethodContext, control: Control = "none", fine_tune: float = 0
         case "shuffled":
             return replace(whole, teacher=Shuffled(whole.teacher, context.seed))
         case "random-features":
-            features = RandomNumbers(TrustedProbe.width, context.seed)
-            return replace(whole, teacher=Teacher([features]))
+            random = RandomNumbers(TrustedProbe.width, context.seed)
+            return replace(whole, teacher=Teacher([random]))
         case "random-gradient":
             return replace(whole, make_optimizer=_noisy_adam(context.seed))
         case "frozen":
             return _frozen(context.teacher_from)
+
+
+def _of_probe() -> Method:
+    return Method(Teacher([TrustedProbe()]), teacher_rate=3e-2)
+
+
+def _of_parts(context: MethodContext, without: Part, history: bool) -> Method:
+    read: list[Feature] = []
+    if without != "sources":
+        read.append(Group(context.groups) if context.groups else Riders())
+    if without != "evidence":
+        read.append(TrustedRatio())
+    if history:
+        read.append(History())
+    teacher: AbstractTeacher = LogLinear(read)
+    if without != "shifts":
+        start = prior_shift(context.counts, context.trusted_counts)
+        teacher = ClassShift(context.classes, start=start, weighing=teacher)
+    whole = Method(teacher, teacher_rate=5e-2, window=1)
+    return whole if without == "riding" else replace(whole, curriculum=Riding())
 
 
 def _noisy_adam(seed: int) -> Callable[[Parameters, float, float], torch.optim.Optimizer]:

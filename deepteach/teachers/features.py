@@ -3,7 +3,8 @@
 A feature maps a `Snapshot` of one batch to `(batch, width)`. The names I0 to I3, M0 and
 M1 are those of Fan et al., arXiv 2007.04649, section 4.3. `Internal` and `Loss` read a
 sample whatever its labels are; `TrustedProbe` needs classes, or several labels 0 and 1,
-`TrustedRegression` real-valued targets, and the others class indices.
+`TrustedRegression` real-valued targets, `Group` the source of a sample, and the others class
+indices; `History` remembers samples by their index.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from deepteach.core.losses import margin
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.errors import ConfigError
 from deepteach.teachers.class_indices import class_indices
+from deepteach.teachers.group import Group
+from deepteach.teachers.history import History
 from deepteach.teachers.trusted_probe import TrustedProbe
 from deepteach.teachers.trusted_regression import TrustedRegression
 
 __all__ = [
     "Clock",
     "Feature",
+    "Group",
+    "History",
     "Internal",
     "Label",
     "Loss",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,18 +14,20 @@ from deepteach.errors import ConfigError
 from deepteach.teachers.class_indices import described
 
 
-class OneClass(NamedTuple):
-    """One class a sample: `column` `(batch,)`, negative where it is ignored, of `classes`.
+@dataclass(frozen=True, eq=False)
+class OneClass:
+    """One class a sample: `index` `(batch,)`, negative where it is ignored, of `classes`.
 
-    Of probabilities, `soft` `(batch, classes)`, the column is that of the largest.
+    Of probabilities, `soft` `(batch, classes)`, the index is that of the largest.
     """
 
-    column: Tensor
+    index: Tensor
     classes: int
     soft: Tensor | None
 
 
-class SeveralLabels(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class SeveralLabels:
     """Whether each of several labels was given, `(batch, labels)` bool."""
 
     given: Tensor
@@ -74,7 +77,7 @@ def hold_by_themselves(snapshot: Snapshot, reader: str) -> bool:
     """
     labels: Any = snapshot.labels
     read = read_labels(snapshot, reader, several=False)
-    if isinstance(read, OneClass) and read.soft is None and read.column is labels:
+    if isinstance(read, OneClass) and read.soft is None and read.index is labels:
         return False
     values = labels.double()
     if values.dim() == 2 and values.shape[1] > 1:

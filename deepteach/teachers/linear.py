@@ -63,6 +63,14 @@ class Teacher(AbstractTeacher):
         for feature in self._each_feature():
             feature.fit(trusted)
 
+    def observe(self, snapshot: Snapshot) -> None:
+        for feature in self._each_feature():
+            feature.observe(snapshot)
+
+    @property
+    def observes(self) -> bool:
+        return any(feature.observes for feature in self._each_feature())
+
     @property
     def reads_trusted(self) -> bool:
         return any(feature.reads_trusted for feature in self._each_feature())

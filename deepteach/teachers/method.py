@@ -36,6 +36,8 @@ class MethodContext:
     """Folder of a finished run whose teacher, or weights, are used."""
     counts: tuple[int, ...] = ()
     """Training labels of each class; empty where labels are no class indices."""
+    trusted_counts: tuple[int, ...] = ()
+    """Trusted labels of each class, likewise."""
     samples: int = 0
     """n, the number of training samples: the indices from n on are trusted ones."""
     groups: int = 0

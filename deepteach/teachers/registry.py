@@ -29,6 +29,7 @@ FIRST = (
     *("l2t-data", "l2t-loss", "sama"),
     *("trusted-only", "merged", "fine-tune", "probe"),
     *("gce", "cleanlab", "jtt", "class-balanced", "logit-adjustment"),
+    *("class-shift", "label-mixing", "transition", "temperature"),
 )
 """The order in which methods are listed; others follow by name."""
 

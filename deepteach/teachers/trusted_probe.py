@@ -12,6 +12,7 @@ from deepteach.core.losses import margin
 from deepteach.core.snapshot import Snapshot
 from deepteach.errors import ConfigError
 from deepteach.teachers.calibration import most_likely, turns
+from deepteach.teachers.class_indices import class_indices
 from deepteach.teachers.discriminant import discriminant, label_discriminants
 from deepteach.teachers.fitted import adopt_shapes, refuse_width
 from deepteach.teachers.label_kinds import (
@@ -56,7 +57,9 @@ class TrustedProbe(Feature):
     """
 
     width = 2
+    unit = (2.0, 5.0)
     reads_trusted = True
+    evidence = True
 
     def __init__(self, *, shrinkage: float = 0.3, folds: int = 5, floor: float = -10.0) -> None:
         super().__init__()
@@ -72,6 +75,25 @@ class TrustedProbe(Feature):
         self.register_buffer("temperature", torch.ones(()))
         self.register_load_state_dict_pre_hook(_drop_absent)
         adopt_shapes(self, ("slope", "offset", "temperature"))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it has seen trusted samples."""
+        return cast(Tensor, self.slope).numel() > 0
+
+    def suggested(self, snapshot: Snapshot) -> Tensor:
+        """`(batch,)` the likeliest class of each sample; the given label until it is fitted.
+
+        Raises:
+            ConfigError: labels that are no class indices.
+        """
+        given = class_indices(snapshot, "The suggestion of TrustedProbe")
+        if not self.fitted:
+            return given
+        slope, offset = cast(Tensor, self.slope), cast(Tensor, self.offset)
+        present = torch.isfinite(offset).nonzero().squeeze(1)
+        scores = snapshot.internal.to(slope.dtype) @ slope + offset[present]
+        return present[scores.argmax(1)].to(given.dtype)
 
     @property
     def _several(self) -> bool:
@@ -93,8 +115,8 @@ class TrustedProbe(Feature):
         return pair.to(states.dtype)
 
     def _of_one(self, evidence: Tensor, offset: Tensor, read: OneClass) -> Tensor:
-        present, given = torch.isfinite(offset), read.column.clamp(min=0)
-        known = present[given] & (read.column >= 0)
+        present, given = torch.isfinite(offset), read.index.clamp(min=0)
+        known = present[given] & (read.index >= 0)
         # Found by a sort, which unlike a mask keeps the host from waiting for the device.
         classes = present.logical_not().byte().argsort(stable=True)[: evidence.shape[1]]
         column = (present.cumsum(0) - 1).clamp(min=0)[given]  # that of an unknown label is any
@@ -127,10 +149,10 @@ class TrustedProbe(Feature):
         if isinstance(read, SeveralLabels):
             self._fit_several(states, read.given)
             return
-        counted = read.column >= 0  # negative ones are ignored, as by torch's cross-entropy
+        counted = read.index >= 0  # negative ones are ignored, as by torch's cross-entropy
         if not counted.any():
             return
-        states, labels = states[counted], read.column[counted]
+        states, labels = states[counted], read.index[counted]
         self.slope, self.offset = discriminant(states, labels, read.classes, self.shrinkage)
         self.temperature = self._temperature(states, labels, read.classes)
 

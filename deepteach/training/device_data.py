@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from deepteach.data.dataset import Data
-
-NO_GROUP = -1
-"""The group of a trusted sample that trains along: it comes from no source of training data."""
+from deepteach.teachers.group import TRUSTED
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +33,16 @@ class DeviceData:
         )
 
     def groups(self, rows: Tensor) -> Tensor | None:
-        """`(batch,)` source of each row, `NO_GROUP` for rows from n on; None where unknown."""
-        if self.group is None:
+        """`(batch,)` source of each of the rows, `TRUSTED` for rows from n on.
+
+        Where no sources are known, training samples beside trusted ones are of source 0; of a
+        batch without trusted ones nothing is said (None).
+        """
+        count, here = len(self.y), rows.to(self.y.device)
+        if self.group is not None:
+            own = self.group[here.clamp(max=count - 1)]
+        elif bool((rows >= count).any()):
+            own = torch.zeros_like(here)
+        else:
             return None
-        count = len(self.group)
-        own = self.group[rows.clamp(max=count - 1)]
-        return torch.where(rows < count, own, torch.full_like(own, NO_GROUP))
+        return torch.where(here < count, own, TRUSTED)

@@ -141,6 +141,11 @@ class TrainingLoop:
         return self.step - self.per_epoch * self.begins[self.episode]
 
     @property
+    def epoch(self) -> int:
+        """Epochs done, over all episodes."""
+        return self.step // self.per_epoch
+
+    @property
     def progress(self) -> float:
         """Fraction of the present episode done."""
         epochs = self.begins[self.episode + 1] - self.begins[self.episode]
@@ -149,7 +154,7 @@ class TrainingLoop:
     def epoch_steps(self) -> Iterator[EpochEnd | None]:
         """Train from the present step on: `EpochEnd` after an epoch's last step, else None."""
         while self.step < self.total:
-            epoch, start = divmod(self.step, self.per_epoch)
+            epoch, start = self.epoch, self.step % self.per_epoch
             self.episode = bisect.bisect_right(self.begins, epoch) - 1
             if self.episode and self.within == 0:
                 self.start_over()
@@ -190,7 +195,7 @@ class TrainingLoop:
         # Every rank draws for the whole batch, so that a sample's augmentation is the same on any.
         x = self.augment(x, stream(self.seed, "augment", self.step))
         part, index = self.ranks.part, rows.to(self.device)
-        group = self.data.groups(index)
+        group = self.data.groups(rows)
         loss = self.step_rule.take(
             *(self.coach, part(x), part(y), part(index)), None if group is None else part(group)
         )
@@ -222,12 +227,13 @@ class TrainingLoop:
         return inputs, labels
 
     def trusted(self, step: int) -> tuple[Tensor, Tensor]:
-        """A step's trusted batch: a fresh sample of the validation set."""
-        count, size = len(self.y_valid), self.schedule.valid_batch
-        if size >= count:
+        """A step's trusted batch: a fresh sample of those validation samples that may teach."""
+        teaching, size = self.curriculum.teaching(self), self.schedule.valid_batch
+        count = len(self.y_valid) if teaching is None else len(teaching)
+        if size >= count and teaching is None:
             return self.x_valid, self.y_valid
         drawn = torch.randperm(count, generator=stream(self.seed, "trusted", step))[:size]
-        chosen = drawn.to(self.device)
+        chosen = (drawn if teaching is None else teaching[drawn]).to(self.device)
         return self.x_valid[chosen], self.y_valid[chosen]
 
     def settle_average(self, average: MovingAverage) -> None:
@@ -243,6 +249,11 @@ class TrainingLoop:
         average.settle(
             (self.samples(self._rows[part])[0] for part in parts), generator.initial_seed()
         )
+
+    def judging(self) -> Tensor:
+        """Places `(any,)` in the trusted set, on the CPU, by which epochs are compared."""
+        chosen = self.curriculum.judging(self)
+        return torch.arange(len(self.y_valid)) if chosen is None else chosen
 
     def _note(self, rows: Tensor, loss: float) -> None:
         weights = self.ranks.whole(self.coach.last_weights, len(rows))

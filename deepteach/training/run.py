@@ -220,9 +220,9 @@ class MethodRun:
         }
 
     def _accuracies(self, module: nn.Module) -> tuple[float, float | None]:
-        """Of the trusted and of the test samples."""
-        data = self.data
-        valid = self._accuracy(module, data.x_valid, data.y_valid)
+        """Of the trusted samples that never train, and of the test samples."""
+        data, judging = self.data, self.loop.judging()
+        valid = self._accuracy(module, data.x_valid[judging], data.y_valid[judging])
         if data.x_test is None or data.y_test is None:
             return valid, None
         return valid, self._accuracy(module, data.x_test, data.y_test)

@@ -38,14 +38,20 @@ def settle_pace(config: Config, chosen: Method, steps: int, *, leads: bool) -> t
 def settle_context(config: Config, data: Data, width: int, steps: int) -> MethodContext:
     """The run as a recipe sees it."""
     labels, group = data.y_train, data.group
-    are_classes = labels.dim() == 1 and not labels.is_floating_point()
+
+    def counted(labels: torch.Tensor) -> tuple[int, ...]:
+        if labels.dim() != 1 or labels.is_floating_point():
+            return ()
+        return tuple(labels.bincount(minlength=data.classes).tolist())
+
     return MethodContext(
         data.classes,
         width,
         steps,
         config.seed,
         config.teacher_from,
-        counts=tuple(labels.bincount(minlength=data.classes).tolist()) if are_classes else (),
+        counts=counted(labels),
+        trusted_counts=counted(data.y_valid),
         samples=len(labels),
         groups=0 if group is None else max(len(data.group_names), int(group.max()) + 1),
     )

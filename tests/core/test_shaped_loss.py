@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,16 @@ import torch
 from cases import CASE, CLASSES, TOLERANCE, Bench, Case, Setting, bench
 from oracles import difference, directions, inner, off, record, size, unrolled
 from shaping import Candidates, Corrected, Curved, Mixed, Shifted
+from torch import nn
 
 import deepteach as dt
 from deepteach.core.objective import Objective
 from deepteach.errors import ConfigError
+from deepteach.teachers.class_shift import ClassShift
+from deepteach.teachers.label_mixing import LabelMixing
+from deepteach.teachers.shaping import Shaping
+from deepteach.teachers.temperature import Temperature
+from deepteach.teachers.transition import Transition
 
 ADJOINTS = (dt.Reversed, dt.Stored, dt.Unrolled, dt.Checkpointed)
 
@@ -22,12 +29,32 @@ def reading(kind: Callable[..., dt.AbstractTeacher]) -> Callable[[Case], dt.Abst
     return lambda case: kind([dt.Internal(case.width), dt.Label(CLASSES, 2), dt.Loss()])
 
 
+def fitted(teacher: Shaping) -> Callable[[Case], dt.AbstractTeacher]:
+    """One of the package's own, around a teacher of weights, that has seen trusted samples."""
+
+    def make(case: Case) -> dt.AbstractTeacher:
+        made = copy.deepcopy(teacher)
+        made.weighing = dt.Teacher([dt.Loss()])
+        states, labels = torch.randn(24, case.width), torch.arange(24) % CLASSES
+        states = states + 2 * nn.functional.one_hot(labels % case.width, case.width)
+        logits = torch.randn(24, CLASSES)
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+        made.fit(dt.Snapshot(states, logits, labels, losses, dt.Clock(step=5, total=10)))
+        return made
+
+    return make
+
+
 TEACHERS: dict[str, Callable[[Case], dt.AbstractTeacher]] = {
     "curved": reading(Curved),
     "mixed": reading(Mixed),
     "shifted": lambda case: Shifted(CLASSES),
     "corrected": lambda case: Corrected(CLASSES),
     "candidates": reading(Candidates),
+    "class shift": fitted(ClassShift(CLASSES, start=torch.arange(float(CLASSES)))),
+    "temperature": fitted(Temperature()),
+    "label mixing": fitted(LabelMixing(start=-1.0)),
+    "transition": fitted(Transition(CLASSES)),
 }
 
 

@@ -21,7 +21,7 @@ from deepteach.training.schedule import Schedule
 from deepteach.training.settle import settle_context
 
 
-def trained(data: Data, text: str, epochs: int = 2) -> TrainingLoop:
+def trained(data: Data, text: Any, epochs: int = 2) -> TrainingLoop:
     """A training that is about to begin."""
     torch.manual_seed(0)
     layers = {"lift": nn.Linear(FEATURES, 6), "act": nn.Tanh(), "fc": nn.Linear(6, CLASSES)}
@@ -65,3 +65,18 @@ def seen(step: int = 3, count: int = 12) -> dt.Snapshot:
     logits = torch.randn(count, CLASSES, generator=generator)
     losses = nn.functional.cross_entropy(logits, labels, reduction="none")
     return dt.Snapshot(internal, logits, labels, losses, dt.Clock(step=step))
+
+
+def rows_of(training: TrainingLoop) -> list[list[Tensor]]:
+    """The rows of every step, by epoch over all episodes."""
+    found: list[list[Tensor]] = [[]]
+    choose = training.curriculum.choose
+
+    def spy(training: Any, rows: Tensor) -> Tensor:
+        found[-1].append(choose(training, rows))
+        return found[-1][-1]
+
+    training.curriculum.choose = spy  # type: ignore[method-assign]
+    for end in training.epoch_steps():
+        found += [] if end is None else [[]]
+    return found[:-1]

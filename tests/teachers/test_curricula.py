@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_training import on, trained
+from method_training import on, rows_of, trained
 from torch import Tensor
 
 import deepteach as dt
@@ -17,23 +17,7 @@ from deepteach.data.dataset import Data
 from deepteach.errors import ConfigError, NumericError
 from deepteach.teachers.confident_learning import Pruned
 from deepteach.teachers.l2t_data import L2TData
-from deepteach.training.loop import TrainingLoop
 from deepteach.training.schedule import batches
-
-
-def rows_of(training: TrainingLoop) -> list[list[Tensor]]:
-    """The rows of every step, by epoch over all episodes."""
-    found: list[list[Tensor]] = [[]]
-    choose = training.curriculum.choose
-
-    def spy(training: Any, rows: Tensor) -> Tensor:
-        found[-1].append(choose(training, rows))
-        return found[-1][-1]
-
-    training.curriculum.choose = spy  # type: ignore[method-assign]
-    for end in training.epoch_steps():
-        found += [] if end is None else [[]]
-    return found[:-1]
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_the_paper_s_hidden_layers() -> None:
 def test_pooled_maps_are_as_wide_as_their_channels() -> None:
     module, data = build("resnet8", (3, 16, 16), 10, 0)[0], SimpleNamespace()
     data.x_train, data.classes, data.input_shape = torch.randn(4, 3, 16, 16), 10, ()
-    data.y_train, data.group = torch.arange(4), None
+    data.y_train, data.group, data.y_valid = torch.arange(4), None, torch.arange(4)
     config, widths = make({"data": "x", "method": "paper"}), []
     for pool in (None, "avg"):
         student = dt.Student(module, "layer2.0.bn2", pool=pool)

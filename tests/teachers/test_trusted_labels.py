@@ -31,6 +31,10 @@ def fitted(seen: dt.Snapshot, **options: Any) -> dt.TrustedProbe:
     return probe
 
 
+def part(seen: dt.Snapshot, rows: Tensor) -> dt.Snapshot:
+    return seen.rows(rows)
+
+
 @pytest.mark.parametrize("width", [4, 59, 61, 300])
 @pytest.mark.parametrize("shrinkage", [0.05, 0.3, 1.0])
 def test_each_label_has_its_own_shrunk_discriminant(width: int, shrinkage: float) -> None:

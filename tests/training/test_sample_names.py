@@ -14,9 +14,9 @@ import deepteach as dt
 from deepteach.core.snapshot import Snapshot
 from deepteach.data.dataset import Data, from_arrays
 from deepteach.rng import stream
+from deepteach.teachers.group import TRUSTED
 from deepteach.teachers.method import Method
 from deepteach.teachers.trusted_set import Merged
-from deepteach.training.device_data import NO_GROUP
 from deepteach.training.schedule import batches
 
 GROUPS = [f"source {row // 25}" for row in range(75)]
@@ -62,7 +62,7 @@ def test_trusted_samples_that_train_along_are_numbered_from_n(data: Data) -> Non
     group = torch.cat([group for _, group, _ in teacher.seen if group is not None])
     labels = torch.cat([labels for _, _, labels in teacher.seen])
     assert 75 <= int(index.max()) < 99
-    assert bool((group[index >= 75] == NO_GROUP).all())
+    assert bool((group[index >= 75] == TRUSTED).all())
     assert torch.equal(group[index < 75], index[index < 75] // 25)
     assert torch.equal(labels, torch.cat([data.y_train, data.y_valid])[index])
 

@@ -110,7 +110,14 @@ def test_whole_numbers_are_normalised() -> None:
     model = nn.Sequential(nn.Flatten())
     model.add_module("fc", nn.Linear(81, 3))
     model.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-    go(model, (pixels[:40], y[:40]), (pixels[40:], y[40:]), epochs=1, batch_size=40)
+    go(
+        model,
+        (pixels[:40], y[:40]),
+        (pixels[40:], y[40:]),
+        epochs=1,
+        batch_size=40,
+        teacher="uniform",
+    )
     x = seen[1]  # after the pass that finds the state's width
     assert x.dtype == torch.float32 and len(x) == 40
     assert abs(float(x.mean())) < 1e-3 and float(x.std()) == pytest.approx(1, abs=1e-2)
@@ -267,7 +274,7 @@ def test_no_file_asks_for_the_name_of_a_method(name: str) -> None:
 def test_a_trusted_batch_may_lack_a_class(tmp_path: Path) -> None:
     """The probe then knows nothing of that class, which is no overflow."""
     result = go("mlp", teacher="deep", valid_batch=2, interval=1, window=1, out=str(tmp_path / "r"))
-    probe = dict(result.coach.teacher.named_buffers())["features.0.offset"]
+    probe = dict(result.coach.teacher.named_buffers())["weighing.features.1.probe.offset"]
     assert torch.isinf(probe).any() and result.path is not None
 
 

@@ -1,0 +1,72 @@
+"""Which source a sample comes from: one learned number for each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deepteach.core.feature import Feature
+from deepteach.core.snapshot import Snapshot
+from deepteach.errors import ConfigError
+
+TRUSTED = -1
+"""The group of a trusted sample that trains along: it comes from no source of training data."""
+
+
+def rides(snapshot: Snapshot) -> Tensor:
+    """`(batch,)` bool: which samples are trusted ones that ride along."""
+    if snapshot.group is None:
+        return torch.zeros(len(snapshot.losses), dtype=torch.bool, device=snapshot.losses.device)
+    return snapshot.group == TRUSTED
+
+
+class Group(Feature):
+    """The source of a sample, one-hot: a linear teacher learns one number a source.
+
+    Where nobody can know which sources help, that is easily learned. The last column is that
+    of the trusted samples that ride along in a batch (group -1): the trusted set is one more
+    source.
+
+    Args:
+        count: sources; groups are 0..count-1, or -1.
+
+    Raises:
+        ConfigError: a batch without `group`, or groups out of range, when they are first seen.
+    """
+
+    of_source = True
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        if count < 1:
+            raise ConfigError(f"Group takes the number of sources, 1 or more, got {count}")
+        self.count = count
+        self.width = count + 1
+        self.register_buffer("columns", torch.eye(count + 1), persistent=False)
+
+    def forward(self, snapshot: Snapshot) -> Tensor:
+        group = snapshot.group
+        if group is None:
+            raise ConfigError(
+                "Group reads the source of each sample: give coach.loss(x, y, group=...), or name "
+                "the sources of the data by --group COLUMN or group_train"
+            )
+        if group.device.type == "cpu" and len(group):  # elsewhere the look-up itself fails
+            low, high = int(group.min()), int(group.max())
+            if low < TRUSTED or high >= self.count:
+                raise ConfigError(
+                    f"Group({self.count}) got groups from {low} to {high}: expected 0 to "
+                    f"{self.count - 1}, or -1 for trusted samples"
+                )
+        columns = self.get_buffer("columns")
+        return columns[torch.where(group == TRUSTED, self.count, group)]
+
+
+class Riders(Feature):
+    """Whether it is a trusted sample that rides along: `Group` where no sources are known."""
+
+    width = 1
+    of_source = True
+
+    def forward(self, snapshot: Snapshot) -> Tensor:
+        return rides(snapshot).to(snapshot.losses.dtype).unsqueeze(1)

@@ -1,0 +1,85 @@
+"""What the student itself said of a sample in earlier epochs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deepteach.core.feature import Feature
+from deepteach.core.losses import margin
+from deepteach.core.snapshot import Snapshot
+from deepteach.errors import ConfigError
+from deepteach.teachers.class_indices import class_indices
+
+
+class History(Feature):
+    """The mean of what the student said of a sample each time it was trained on.
+
+    Three numbers: log-probability of the given label, clamped at `floor`, its margin over the
+    best other class (Pleiss et al., NeurIPS 2020: the area under the margin), and the
+    log-probability of the class predicted. Before its first visit all are 0.
+
+    The memory grows with the largest index, by three numbers and a count a sample.
+
+    Args:
+        floor: least log-probability.
+
+    Raises:
+        ConfigError: a batch without `index`, or labels that are no class indices, when they are
+            first seen.
+    """
+
+    width = 3
+    unit = (2.0, 5.0, 2.0)
+
+    def __init__(self, *, floor: float = -10.0) -> None:
+        super().__init__()
+        self.floor = floor
+        self.register_buffer("sums", torch.zeros(0, self.width))
+        self.register_buffer("visits", torch.zeros(0))
+        self.register_load_state_dict_pre_hook(_adopt_length)
+
+    def forward(self, snapshot: Snapshot) -> Tensor:
+        index = _index(snapshot)
+        sums, visits = self.get_buffer("sums"), self.get_buffer("visits")
+        if len(visits) == 0:
+            return snapshot.losses.new_zeros(len(index), self.width)
+        known, place = index < len(visits), index.clamp(max=len(visits) - 1)
+        mean = sums[place] / visits[place].clamp(min=1).unsqueeze(1)
+        return (mean * known.unsqueeze(1)).to(snapshot.losses.dtype)
+
+    @torch.no_grad()
+    def observe(self, snapshot: Snapshot) -> None:
+        index, labels = _index(snapshot), class_indices(snapshot, "History")
+        said = snapshot.logits.to(self.get_buffer("sums").dtype).log_softmax(1)
+        given = said.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
+        gap = margin(said, labels.clamp(min=0))
+        columns = [given.clamp(min=self.floor), gap.clamp(self.floor, -self.floor)]
+        told = torch.stack([*columns, said.max(1).values], 1)
+        counted = (labels >= 0).to(told)  # negative labels are ignored, as by torch's cross-entropy
+        self._grow(int(index.max()) + 1)
+        self.get_buffer("sums").index_add_(0, index, told * counted.unsqueeze(1))
+        self.get_buffer("visits").index_add_(0, index, counted)
+
+    def _grow(self, length: int) -> None:
+        visits = self.get_buffer("visits")
+        missing = length - len(visits)
+        if missing > 0:
+            room = max(missing, len(visits))  # doubles, so that growing costs little in all
+            self.visits = torch.cat([visits, visits.new_zeros(room)])
+            sums = self.get_buffer("sums")
+            self.sums = torch.cat([sums, sums.new_zeros(room, self.width)])
+
+
+def _index(snapshot: Snapshot) -> Tensor:
+    if snapshot.index is None:
+        raise ConfigError(
+            "History remembers samples: say which they are by coach.loss(x, y, index=...)"
+        )
+    return snapshot.index
+
+
+def _adopt_length(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
+    for name in ("sums", "visits"):
+        if prefix + name in state:
+            setattr(module, name, torch.empty_like(state[prefix + name]))

@@ -1,0 +1,73 @@
+"""A weight that is a product of factors: one learned number for each thing that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from deepteach.core.feature import Feature
+from deepteach.core.snapshot import Snapshot
+from deepteach.core.teacher import AbstractTeacher
+from deepteach.errors import ConfigError
+from deepteach.teachers.group import rides
+
+
+class LogLinear(AbstractTeacher):
+    """w = exp(sum_j a_j f_j / s_j), f the features side by side and s their units.
+
+    All a_j start at 0, so teaching begins as plain training, and what is never moved stays
+    plain. For `evidence`, of which more speaks for the given label, a_j stays at 0 or above: a
+    step's gain comes from what is not learned yet, and would else turn trust upside down (the
+    short-horizon bias of Wu et al., ICLR 2018).
+
+    A trusted sample that rides along in a batch is weighed by its source alone.
+
+    Args:
+        features: what it reads of a sample.
+
+    Raises:
+        ConfigError: no features, or something that is not a `Feature`.
+    """
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        super().__init__()
+        if not features or not all(isinstance(item, Feature) for item in features):
+            raise ConfigError("LogLinear takes a non-empty list of dt.Feature objects")
+        self.features = nn.ModuleList(features)
+        self.factors = nn.ParameterList(
+            nn.Parameter(torch.zeros(feature.width)) for feature in features
+        )
+
+    def forward(self, snapshot: Snapshot) -> Tensor:
+        total = torch.zeros_like(snapshot.losses)
+        own = 1 - rides(snapshot).to(total.dtype)
+        for feature, factor in zip(self._each_feature(), self.factors, strict=True):
+            unit = factor.new_tensor(feature.unit)
+            part = feature(snapshot).to(factor.dtype) @ (factor / unit)
+            total = total + (part if feature.of_source else own * part)
+        return total
+
+    def fit(self, trusted: Snapshot) -> None:
+        with torch.no_grad():
+            for feature, factor in zip(self._each_feature(), self.factors, strict=True):
+                if feature.evidence:
+                    factor.clamp_(min=0)
+        for feature in self._each_feature():
+            feature.fit(trusted)
+
+    def observe(self, snapshot: Snapshot) -> None:
+        for feature in self._each_feature():
+            feature.observe(snapshot)
+
+    @property
+    def observes(self) -> bool:
+        return any(feature.observes for feature in self._each_feature())
+
+    @property
+    def reads_trusted(self) -> bool:
+        return any(feature.reads_trusted or feature.evidence for feature in self._each_feature())
+
+    def _each_feature(self) -> list[Feature]:
+        return [feature for feature in self.features if isinstance(feature, Feature)]

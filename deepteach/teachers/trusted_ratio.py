@@ -1,0 +1,148 @@
+"""How much likelier a sample's fit is among trusted samples than among training samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepteach.core.feature import Feature
+from deepteach.core.snapshot import Snapshot
+from deepteach.errors import ConfigError
+from deepteach.teachers.fitted import adopt_shapes
+from deepteach.teachers.group import rides
+from deepteach.teachers.trusted_probe import TrustedProbe
+
+MEMORY = 0.9
+"""Share of the earlier estimate that an update keeps."""
+
+RIDGE = 0.02
+"""Pull of the slope to 0, so that what cannot be told apart is not."""
+
+
+WAITING = ("states", "logits", "labels")
+"""Of the training samples since the last update, which the next one reads."""
+
+
+class TrustedRatio(Feature):
+    """The trusted probe's word on the given label, as far as it tells training from trusted labels.
+
+    One number a sample: the log ratio of densities, trusted over training, of f, the sum of the
+    probe's two numbers in their units, up to a constant. A logistic regression that tells
+    trusted samples from the training samples of the last steps gives it (density ratio
+    estimation: Sugiyama et al., 2012): s f with s >= 0. Trusted samples are read by probes that
+    were not fitted on them, in `folds` parts. Where the given labels are as good as the trusted
+    ones, s goes to 0 and the feature says nothing: it has to earn its way in on samples that it
+    did not see. The two numbers go up and down together, so that a slope of each would be
+    rounding against rounding.
+
+    A mean over updates; 0 until the first one.
+
+    Args:
+        probe: reads the states; one of its own unless given.
+        folds: parts of the cross-fitting.
+
+    Raises:
+        ConfigError: fewer than 2 folds; labels that the probe cannot read, when first seen.
+    """
+
+    width = 1
+    reads_trusted = True
+    evidence = True
+    slope: Tensor
+    raw: Tensor
+    mass: Tensor
+    states: Tensor
+    logits: Tensor
+    labels: Tensor
+
+    def __init__(self, probe: TrustedProbe | None = None, *, folds: int = 5) -> None:
+        super().__init__()
+        if folds < 2:
+            raise ConfigError(f"TrustedRatio cross-fits in 2 folds or more, got {folds}")
+        self.probe, self.folds = probe or TrustedProbe(), folds
+        self.register_buffer("slope", torch.zeros(()))
+        self.register_buffer("raw", torch.zeros(()))
+        self.register_buffer("mass", torch.zeros(()))
+        for name in WAITING:
+            self.register_buffer(name, torch.zeros(0))
+        adopt_shapes(self, WAITING)
+
+    def forward(self, snapshot: Snapshot) -> Tensor:
+        told = self._read(self.probe, snapshot)
+        return (told * self.slope.to(told.dtype)).unsqueeze(1)
+
+    @torch.no_grad()
+    def observe(self, snapshot: Snapshot) -> None:
+        # Kept as they are: only the next probe can be compared with what it says of the trusted.
+        own = ~rides(snapshot)
+        for name, new in zip(WAITING, _columns(snapshot), strict=True):
+            kept = getattr(self, name)
+            setattr(self, name, new[own] if not len(kept) else torch.cat([kept, new[own]]))
+
+    @torch.no_grad()
+    def fit(self, trusted: Snapshot) -> None:
+        self.probe.fit(trusted)
+        waiting = [getattr(self, name) for name in WAITING]
+        for name, columns in zip(WAITING, waiting, strict=True):
+            setattr(self, name, columns[:0])
+        held, (states, logits, labels) = self._held_out(trusted), waiting
+        if not self.probe.fitted or not len(states) or not len(held):
+            return
+        training = Snapshot(states, logits, labels, torch.zeros_like(states[:, 0]))
+        seen = self._read(self.probe, training)
+        found = told_apart(held.double(), seen.double())
+        self.raw.mul_(MEMORY).add_((1 - MEMORY) * found.to(self.raw))
+        self.mass.mul_(MEMORY).add_(1 - MEMORY)
+        self.slope.copy_((self.raw / self.mass).clamp(min=0))
+
+    def _held_out(self, trusted: Snapshot) -> Tensor:
+        """`(m,)` what probes say of trusted samples that they were not fitted on."""
+        count = len(trusted.losses)
+        labels: Any = trusted.labels
+        order = torch.arange(count, device=trusted.losses.device)
+        if isinstance(labels, Tensor) and labels.dim() == 1:
+            order = labels.argsort(stable=True)
+        told = []
+        for fold in range(min(self.folds, count)):
+            held = order[fold :: self.folds]
+            rest = torch.cat([order[k :: self.folds] for k in range(self.folds) if k != fold])
+            probe = TrustedProbe(shrinkage=self.probe.shrinkage, folds=1, floor=self.probe.floor)
+            probe = probe.to(trusted.internal.device)
+            probe.fit(trusted.rows(rest))
+            if probe.fitted:
+                probe.temperature = self.probe.temperature
+                told.append(self._read(probe, trusted.rows(held)))
+        return torch.cat(told) if told else trusted.losses[:0]
+
+    @staticmethod
+    def _read(probe: TrustedProbe, snapshot: Snapshot) -> Tensor:
+        told = probe(snapshot)
+        return (told / told.new_tensor(probe.unit)).sum(1)
+
+
+def told_apart(held: Tensor, seen: Tensor) -> Tensor:
+    """The slope of the ridge logistic regression of `held` `(m,)` against `seen` `(n,)`.
+
+    Both sides count alike, whatever their sizes. Newton's method: a dozen steps of a problem
+    of two numbers, on the data's device, where scikit-learn's does not go.
+    """
+    said = torch.cat([held, seen])
+    rows = torch.stack([said, torch.ones_like(said)], 1)
+    truth = torch.cat([torch.ones_like(held), torch.zeros_like(seen)])
+    share = torch.where(truth > 0, 0.5 / len(held), 0.5 / len(seen))
+    pull = rows.new_tensor([RIDGE, 0.0])
+    found = torch.zeros_like(pull)
+    for _ in range(12):
+        chance = (rows @ found).sigmoid()
+        slope = rows.T @ (share * (chance - truth)) + pull * found
+        curve = rows.T @ (rows * (share * chance * (1 - chance)).unsqueeze(1)) + pull.diag()
+        found = found - torch.linalg.solve(curve, slope)
+    return found[0]
+
+
+def _columns(snapshot: Snapshot) -> tuple[Tensor, Tensor, Tensor]:
+    if not isinstance(snapshot.labels, Tensor):
+        raise ConfigError("TrustedRatio reads labels that are a tensor: use another feature")
+    return snapshot.internal.detach(), snapshot.logits.detach(), snapshot.labels

@@ -1,0 +1,117 @@
+"""A product of factors, and the evidence that has to earn its way in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+import deepteach as dt
+from deepteach.core.losses import cross_entropy
+from deepteach.errors import ConfigError
+from deepteach.teachers.log_linear import LogLinear
+from deepteach.teachers.trusted_ratio import RIDGE, TrustedRatio, told_apart
+
+CLASSES = 4
+
+
+def batch(count: int, seed: int, wrong: float = 0.0, **names: Any) -> dt.Snapshot:
+    """States that tell the class apart; a share of wrong labels."""
+    draw = torch.Generator().manual_seed(seed)
+    truth = torch.arange(count) % CLASSES
+    noise = torch.randn(count, CLASSES, generator=draw)
+    states = 3 * nn.functional.one_hot(truth, CLASSES).float() + noise
+    flipped = torch.rand(count, generator=draw) < wrong
+    labels = torch.where(flipped, (truth + 1) % CLASSES, truth)
+    logits = torch.zeros(count, CLASSES)
+    return dt.Snapshot(states, logits, labels, cross_entropy(logits, labels), **names)
+
+
+def taught(wrong: float, updates: int = 6) -> TrustedRatio:
+    ratio = TrustedRatio()
+    for t in range(updates):
+        ratio.observe(batch(200, 10 + t, wrong))
+        ratio.fit(batch(60, 100 + t))
+    return ratio
+
+
+def test_evidence_counts_where_labels_are_wrong() -> None:
+    seen = batch(400, 1, wrong=0.4)
+    found = taught(0.4)(seen).squeeze(1)
+    right = seen.labels == torch.arange(400) % CLASSES
+    assert float(found[right].mean() - found[~right].mean()) > 1
+
+
+def test_evidence_rests_where_labels_are_as_good_as_the_trusted() -> None:
+    seen = batch(400, 1, wrong=0.4)
+    noisy, clean = taught(0.4)(seen).std(), taught(0.0, updates=20)(seen).std()
+    assert float(clean) < 0.15 * float(noisy)
+
+
+def test_without_training_samples_nothing_is_said() -> None:
+    ratio, seen = TrustedRatio(), batch(40, 1)
+    assert not ratio(seen).any()
+    ratio.fit(batch(60, 3))
+    assert not ratio(seen).any()
+    ratio.observe(batch(200, 4, wrong=0.4))
+    ratio.fit(batch(60, 5))
+    assert ratio(seen).any() and len(ratio.states) == 0
+
+
+def test_samples_that_ride_along_are_not_taken_for_training_samples() -> None:
+    ratio = TrustedRatio()
+    ratio.observe(batch(8, 2, group=torch.tensor([0, -1] * 4)))
+    assert len(ratio.states) == len(ratio.labels) == 4
+
+
+def test_what_was_seen_is_in_the_state() -> None:
+    ratio, other = taught(0.4), TrustedRatio()
+    ratio.observe(batch(50, 7))
+    other.load_state_dict(ratio.state_dict())
+    trusted, seen = batch(60, 8), batch(40, 9)
+    ratio.fit(trusted)
+    other.fit(trusted)
+    assert torch.equal(other(seen), ratio(seen))
+
+
+def test_the_regression_is_scikit_learns() -> None:
+    torch.manual_seed(0)
+    held, seen = torch.randn(30).double() + 1, torch.randn(90).double()
+    rows, truth = torch.cat([held, seen])[:, None], [1] * 30 + [0] * 90
+    weights = [0.5 / 30] * 30 + [0.5 / 90] * 90
+    model = LogisticRegression(C=1 / RIDGE, tol=1e-10, max_iter=1000)
+    model.fit(rows.numpy(), truth, sample_weight=weights)
+    assert torch.allclose(told_apart(held, seen), torch.tensor(model.coef_[0, 0]), atol=1e-5)
+
+
+def test_a_weight_is_a_product_of_factors() -> None:
+    teacher = LogLinear([dt.Group(2), dt.Loss()])
+    seen = batch(4, 0, group=torch.tensor([0, 1, -1, -1]))
+    seen = replace(seen, losses=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert not teacher(seen).any()
+    with torch.no_grad():
+        teacher.factors[0].copy_(torch.tensor([0.1, 0.2, 0.3]))
+        teacher.factors[1].fill_(-1.0)
+    # Trusted samples that ride along are weighed by their source alone.
+    assert torch.allclose(teacher(seen), torch.tensor([0.1 - 1, 0.2 - 2, 0.3, 0.3]))
+
+
+def test_trust_is_never_turned_upside_down() -> None:
+    teacher = LogLinear([TrustedRatio(), dt.Loss()])
+    with torch.no_grad():
+        for factor in teacher.factors:
+            factor.fill_(-2.0)
+    teacher.fit(batch(60, 0))
+    assert teacher.factors[0].tolist() == [0] and teacher.factors[1].tolist() == [-2]
+
+
+def test_what_is_no_feature_is_refused() -> None:
+    for wrong in ([], [nn.Linear(1, 1)]):
+        with pytest.raises(ConfigError, match="dt.Feature"):
+            LogLinear(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="2 folds"):
+        TrustedRatio(folds=1)
