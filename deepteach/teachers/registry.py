@@ -27,8 +27,8 @@ FIRST = (
     *("deep", "paper", "uniform"),
     *("focal", "spl", "mwn", "mwn-sgd", "mwn-adam", "l2rw", "mentornet", "mentornet-dd"),
     *("l2t-data", "l2t-loss", "sama"),
-    *("trusted-only", "merged", "fine-tune", "probe"),
-    *("gce", "cleanlab", "jtt", "class-balanced", "logit-adjustment"),
+    *("trusted-only", "merged", "fine-tune", "probe", "source-means"),
+    *("gce", "elr", "cleanlab", "jtt", "class-balanced", "logit-adjustment"),
     *("class-shift", "label-mixing", "transition", "temperature"),
 )
 """The order in which methods are listed; others follow by name."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import CASE, bench
 from method_training import on, seen, trained
-from torch import nn
+from torch import Tensor, nn
 from toy import CLASSES, arrays, settings
 
 import deepteach as dt
@@ -19,10 +19,12 @@ from deepteach.core.predict import logits as predicted
 from deepteach.data.dataset import Data, from_arrays
 from deepteach.errors import ConfigError
 from deepteach.teachers.class_balanced import ClassBalanced
+from deepteach.teachers.early_learning import EarlyLearning
 from deepteach.teachers.just_train_twice import Upweighted
 from deepteach.teachers.logit_adjustment import LogitAdjustment
 from deepteach.teachers.method import MethodContext
 from deepteach.teachers.registry import method
+from deepteach.teachers.source_means import SourceMeans
 from deepteach.training.api import run
 
 COUNTS = (70, 20, 10)
@@ -187,6 +189,119 @@ def test_a_run_of_jtt_has_lines_of_the_second_training_only(data: Data) -> None:
     assert result.summary["steps"] == 13 + 2 * 13
 
 
+# ELR
+
+
+def test_the_loss_and_the_targets_of_early_learning() -> None:
+    """Three steps over samples that come and go, against the formula sample by sample."""
+    teacher, beta, weight = EarlyLearning(5, 3, weight=2.0, beta=0.6).double(), 0.6, 2.0
+    targets = torch.zeros(5, 3).double()
+    generator = torch.Generator().manual_seed(0)
+    for index in ([0, 2, 4], [2, 1, 7], [4, 2, 0]):
+        z = torch.randn(3, 3, generator=generator).double().requires_grad_()
+        labels = torch.tensor([0, 1, 2])
+        losses = cross_entropy(z.detach(), labels)
+        states = torch.zeros(3, 2).double()
+        found = dt.Snapshot(states, z.detach(), labels, losses, index=torch.tensor(index))
+        got = teacher.sample_losses(z, found, cross_entropy)
+        twice = teacher.sample_losses(z, found, cross_entropy)
+        assert torch.equal(got, twice), "only what was stepped on is remembered"
+        p = z.softmax(1)
+        want = []
+        for k, i in enumerate(index):
+            value = -p[k, labels[k]].log()
+            if i < 5:
+                targets[i] = beta * targets[i] + (1 - beta) * p[k].detach()
+                target = targets[i].clone()
+                value = value + weight * torch.log(1 - (p[k] * target).sum())
+            want.append(value)
+        torch.testing.assert_close(got, torch.stack(want))
+        (left,) = torch.autograd.grad(got.sum(), z, retain_graph=True)
+        (right,) = torch.autograd.grad(torch.stack(want).sum(), z)
+        torch.testing.assert_close(left, right)
+        teacher.observe(found)
+        torch.testing.assert_close(teacher.targets[:5], targets)
+        trust = teacher.log_trust(found).exp()
+        assert float(trust[2]) == pytest.approx(float(targets[index[2], 2]) if index[2] < 5 else 1)
+
+
+def test_a_sure_student_has_a_finite_loss() -> None:
+    teacher = EarlyLearning(2, 3, beta=0.0)
+    z = torch.tensor([[90.0, 0, 0], [0, 0, 90.0]]).requires_grad_()
+    labels = torch.tensor([0, 0])
+    found = dt.Snapshot(
+        torch.zeros(2, 2), z.detach(), labels, cross_entropy(z.detach(), labels),
+        index=torch.arange(2),
+    )  # fmt: skip
+    losses = teacher.sample_losses(z, found, cross_entropy)
+    (gradient,) = torch.autograd.grad(losses.sum(), z)
+    assert losses.isfinite().all() and gradient.isfinite().all()
+
+
+def test_early_learning_remembers_every_step_and_ranks_by_it(data: Data) -> None:
+    training = trained(data, "elr")
+    teacher = training.coach.teacher
+    assert isinstance(teacher, EarlyLearning)
+    on(training, 10)  # an epoch: every sample once
+    torch.testing.assert_close(teacher.targets[:200].sum(1), torch.full((200,), 0.3))
+    on(training, 13)
+    known = teacher.targets[:200].sum(1)
+    assert int((known > 0.4).sum()) == 60
+    result = run(settings("toy", method="elr", epochs=6), data)
+    assert result.summary["noise_auroc"] > 0.8
+
+
+# Sources
+
+
+def test_source_means_are_the_probe_s() -> None:
+    teacher = SourceMeans(3, CLASSES, memory=0.5)
+    trusted, first, second = seen(0, 30), seen(1), seen(2)
+    groups = [torch.tensor([0, 1, 0, -1] * 3), torch.tensor([1, 1, 0, 0] * 3)]
+    first, second = (replace(s, group=g) for s, g in zip((first, second), groups, strict=True))
+    teacher.observe(first)
+    assert torch.equal(teacher(first), torch.zeros(12)), "no probe has judged yet"
+    teacher.fit(trusted)
+    assert torch.equal(teacher(first), torch.zeros(12))
+
+    def means(*parts: tuple[dt.Snapshot, Tensor, float]) -> list[float]:
+        found = []
+        for source in (0, 1):
+            total = sum(share * float(p[s.group == source].sum()) for s, p, share in parts)
+            found.append(
+                total / sum(share * int((s.group == source).sum()) for s, _, share in parts)
+            )
+        total = sum(share * float(p[s.group >= 0].sum()) for s, p, share in parts)  # type: ignore[operator]
+        every = sum(share * int((s.group >= 0).sum()) for s, _, share in parts)  # type: ignore[operator]
+        return [*found, total / every]
+
+    one = first, teacher.probe(first)[:, 0].exp(), 1.0
+    teacher.observe(first)
+    assert torch.equal(teacher(first), torch.zeros(12)), "not before the next fit"
+    teacher.fit(trusted)
+    assert teacher.means.tolist() == pytest.approx(means(one))
+    two = second, teacher.probe(second)[:, 0].exp(), 1.0
+    teacher.observe(second)
+    teacher.fit(trusted)
+    expected = means((*one[:2], 0.5), two)
+    assert teacher.means.tolist() == pytest.approx(expected) and expected[0] != expected[1]
+    weights = teacher(replace(first, group=torch.tensor([0, 1, 2, -1] * 3))).exp()
+    assert weights[:4].tolist() == pytest.approx([*expected, 1.0])
+
+
+def test_a_source_of_wrong_labels_weighs_less() -> None:
+    made = arrays(train=108, valid=48)
+    group = np.arange(108) // 3 % 3
+    made["y_train"] = np.where(group == 1, (made["y_train"] + 1) % 3, made["y_train"])
+    training = trained(from_arrays(**made, group_train=group), "source-means", epochs=8)
+    on(training)
+    means = training.coach.teacher.get_buffer("means")
+    assert means[1] < 0.5 * means[[0, 2]].min()
+    by_class = trained(from_arrays(**made), "source-means", epochs=1)
+    on(by_class)
+    assert len(by_class.coach.teacher.get_buffer("means")) == CLASSES
+
+
 # What is refused
 
 
@@ -198,6 +313,9 @@ def test_a_run_of_jtt_has_lines_of_the_second_training_only(data: Data) -> None:
         ("class-balanced+beta=1.5", r"beta must lie in \[0, 1\]"),
         ("jtt+first=0", "1 epoch or more"),
         ("jtt+weight=0", "weight must be above 0"),
+        ("elr+beta=1", r"beta in \[0, 1\)"),
+        ("elr+weight=-1", "weight of 0 or more"),
+        ("source-means+memory=2", "memory"),
     ],
 )
 def test_bad_settings_are_refused(text: str, message: str) -> None:
@@ -206,7 +324,7 @@ def test_bad_settings_are_refused(text: str, message: str) -> None:
         method(text, context)
 
 
-@pytest.mark.parametrize("name", ["logit-adjustment", "class-balanced", "jtt"])
+@pytest.mark.parametrize("name", ["logit-adjustment", "class-balanced", "jtt", "elr"])
 def test_a_context_without_data_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="needs"):
         method(name, MethodContext(CLASSES, 6, 60))
@@ -216,3 +334,7 @@ def test_what_remembers_needs_to_know_the_sample() -> None:
     found = batch()
     with pytest.raises(ConfigError, match="index="):
         Upweighted(4)(found)
+    with pytest.raises(ConfigError, match="index="):
+        EarlyLearning(4, 3).sample_losses(found.logits, found, cross_entropy)
+    with pytest.raises(ConfigError, match="--group COLUMN"):
+        SourceMeans(2, 3)(found)
