@@ -15,10 +15,12 @@ from deepteach.errors import ConfigError
 from deepteach.teachers.class_indices import class_indices
 from deepteach.teachers.curriculum import Curriculum
 from deepteach.teachers.method import Method, MethodContext, recipe
+from deepteach.teachers.riding import RidersWeighed, Riding
+from deepteach.teachers.shaping import Shaping
 from deepteach.teachers.trusted_set import FineTuned
 
 
-class LogitAdjustment(AbstractTeacher):
+class LogitAdjustment(Shaping):
     """The student's loss at the logits z + tau log pi, pi the shares of the training labels.
 
     Menon et al., Long-tail learning via logit adjustment, ICLR 2021, eq. 10: a student trained
@@ -35,10 +37,10 @@ class LogitAdjustment(AbstractTeacher):
             indices, when they are first seen.
     """
 
-    shapes_loss = True
-
-    def __init__(self, counts: Sequence[int], tau: float = 1.0) -> None:
-        super().__init__()
+    def __init__(
+        self, counts: Sequence[int], tau: float = 1.0, weighing: AbstractTeacher | None = None
+    ) -> None:
+        super().__init__(weighing)
         if not (math.isfinite(tau) and tau >= 0):
             raise ConfigError(f"tau must be 0 or more, got {tau}")
         if not sum(counts):
@@ -59,7 +61,21 @@ class LogitAdjustment(AbstractTeacher):
 
 
 @recipe("logit-adjustment")
-def logit_adjustment(context: MethodContext, tau: float = 1.0, fine_tune: float = 0.0) -> Method:
-    """Classes shifted by their shares; `fine_tune`: the last share of the epochs is trusted."""
+def logit_adjustment(
+    context: MethodContext, tau: float = 1.0, fine_tune: float = 0.0, riding: float = 0.0
+) -> Method:
+    """Classes shifted by their shares.
+
+    `fine_tune`: the last share of the epochs is trusted. `riding`: trusted samples ride along
+    at this weight, one for eight samples.
+
+    Raises:
+        ConfigError: both.
+    """
+    if fine_tune and riding:
+        raise ConfigError("fine_tune and riding cannot be combined: choose one")
+    if riding:
+        weighed = LogitAdjustment(context.counts, tau, RidersWeighed(riding))
+        return Method(weighed, curriculum=Riding(whole=True))
     curriculum = FineTuned(fine_tune) if fine_tune else Curriculum()
     return Method(LogitAdjustment(context.counts, tau), curriculum=curriculum)

@@ -28,7 +28,7 @@ FIRST = (
     *("focal", "spl", "mwn", "mwn-sgd", "mwn-adam", "l2rw", "mentornet", "mentornet-dd"),
     *("l2t-data", "l2t-loss", "sama"),
     *("trusted-only", "merged", "fine-tune", "probe", "source-means"),
-    *("gce", "elr", "cleanlab", "jtt", "class-balanced", "logit-adjustment"),
+    *("gce", "elr", "cleanlab", "jtt", "class-balanced", "logit-adjustment", "riding"),
     *("class-shift", "label-mixing", "transition", "temperature"),
 )
 """The order in which methods are listed; others follow by name."""

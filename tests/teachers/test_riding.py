@@ -12,7 +12,7 @@ from torch import Tensor
 from deepteach.data.dataset import Data
 from deepteach.errors import ConfigError
 from deepteach.teachers.method import Method
-from deepteach.teachers.riding import Riding
+from deepteach.teachers.riding import RidersWeighed, Riding
 from deepteach.teachers.uniform import Uniform
 
 
@@ -56,6 +56,20 @@ def test_an_epoch_has_as_many_steps_as_without_riders(data: Data) -> None:
     own: list[Tensor] = [rows[rows < 200] for rows in epochs[0]]
     assert torch.equal(torch.cat(own).sort().values, torch.arange(200))
     assert all(len(rows[rows >= 200]) == round(len(rows[rows < 200]) / 8) for rows in epochs[0])
+
+
+@pytest.mark.parametrize("name", ["riding+weight=3", "logit-adjustment+riding=3"])
+def test_untaught_controls_let_all_of_them_ride_at_a_fixed_weight(data: Data, name: str) -> None:
+    made = trained(data, name)
+    steps = rows_of(made)
+    drawn = torch.cat([rows[rows >= 200] for epoch in steps for rows in epoch])
+    assert len(drawn) == 40 and len(set(drawn.tolist())) > 25  # of 60, drawn again and again
+    assert made.judging().tolist() == list(range(60))
+    weights, rows = made.coach.last_weights, steps[-1][-1]
+    ratio = weights[rows >= 200].mean() / weights[rows < 200].mean()
+    assert float(ratio) == pytest.approx(3, rel=1e-4)
+    with pytest.raises(ConfigError, match="above 0"):
+        RidersWeighed(0.0)
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
