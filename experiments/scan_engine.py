@@ -87,7 +87,8 @@ class Problem:
                 self._losses(module, teacher, k, parts[0], places[0])[0].backward()
             else:
                 # Their weights are known beforehand, so each part can be passed back by itself.
-                mass = teacher.weigh(k, k.new_zeros(BATCH, 1), torch.cat(places)).logsumexp(0)
+                kept = torch.cat([_counted(y) for _, y in parts])
+                mass = teacher.weigh(k, k.new_zeros(BATCH, 1), torch.cat(places))[kept].logsumexp(0)
                 for part, own in zip(parts, places, strict=True):
                     value, log_weight = self._losses(module, teacher, k, part, own)
                     (value * (log_weight - mass).exp()).backward()
@@ -96,7 +97,7 @@ class Problem:
         module.train(not self.evaluated)
         with torch.no_grad():
             x, y = self.valid
-            return self.loss(module(x), y).mean()
+            return self.loss(module(x), y)[_counted(y)].mean()
 
     def _losses(
         self, module: Net, teacher: ByPlace, k: Tensor, part: Batch, places: Tensor
@@ -106,8 +107,8 @@ class Problem:
         internal = module.internal(x)
         logits = module.head(internal)
         seen = internal if self.options.get("through_weights") else internal.detach()
-        log_weights = teacher.weigh(k, seen, places)
-        losses = self.loss(teacher.shape(k, logits), y)
+        log_weights = teacher.weigh(k, seen, places)[_counted(y)]
+        losses = self.loss(teacher.shape(k, logits), y)[_counted(y)]
         mass = log_weights.logsumexp(0)
         return ((log_weights - mass).exp() * losses).sum(), mass
 
@@ -136,6 +137,12 @@ class Problem:
 
     def differences(self) -> Difference:
         return differences(self.end, self.axes)
+
+
+def _counted(labels: Any) -> Tensor:
+    """Samples that count: a negative class leaves one out (docs/objectives.md)."""
+    kept = torch.ones(labels.shape, dtype=torch.bool) if labels.is_floating_point() else labels >= 0
+    return kept.flatten(1).any(1) if kept.dim() > 1 else kept
 
 
 def _places(parts: Sequence[Batch]) -> list[Tensor]:

@@ -314,7 +314,11 @@ CAMPAIGNS: dict[str, tuple[int, Callable[[Bench, Tally], None], str]] = {
     "ranksignals": (20, rank_signals, "SIGTERMs and SIGINTs to one rank of two"),
     "deadranks": (20, dead_ranks, "one rank of two killed, or frozen"),
     # Last: what has differentiated must not be forked.
-    "networks": (200, networks, "random small networks against differences"),
+    "networks": (
+        200,
+        lambda bench, tally: networks(bench.random, tally, bench.out_of_time),
+        "random small networks against differences",
+    ),
 }
 
 

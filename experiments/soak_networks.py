@@ -1,14 +1,23 @@
 """Random small networks of the scanned layers: is every meta-gradient exact, or refused?
 
+    python experiments/soak_networks.py          # 200 of them, as `make soak` does at its end
+    python experiments/soak_networks.py --networks 1000 --seed 1
+
 Hypothesis draws layers, loss, optimizer, window, accumulation, teacher and adjoint from a
 seed. Each meta-gradient in float64 is compared with differences of plain training.
 """
 
 from __future__ import annotations
 
+import argparse
+import random
 import re
+import shlex
+import sys
+import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +29,7 @@ from scan_functionals import LOSSES as FUNCTIONAL_LOSSES
 from scan_layers import RECIPES
 from scan_losses import MODULE_LOSSES
 from scan_recipe import BATCH, FEATURES, Net, Recipe
-from soak_bench import Bench, Tally
+from soak_bench import Tally
 from torch import Tensor, nn
 
 import deepteach as dt
@@ -164,14 +173,14 @@ def drawn(draw: st.DrawFn) -> Drawn:
     )
 
 
-def networks(bench: Bench, tally: Tally) -> None:
+def networks(rng: random.Random, tally: Tally, stopped: Callable[[], bool]) -> None:
     """Each is exact, or refused in one line; what plain torch cannot train is drawn again."""
     said: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     errors: list[float] = []
     drawn_before: set[str] = set()
 
-    @seed(bench.random.randrange(2**32))
+    @seed(rng.randrange(2**32))
     @settings(
         max_examples=3 * tally.wanted + 50,
         database=None,
@@ -181,7 +190,7 @@ def networks(bench: Bench, tally: Tally) -> None:
     )
     @given(drawn())
     def one(network: Drawn) -> None:
-        if tally.tried == tally.wanted or bench.out_of_time() or str(network) in drawn_before:
+        if tally.tried == tally.wanted or stopped() or str(network) in drawn_before:
             return
         drawn_before.add(str(network))
         with warnings.catch_warnings():
@@ -219,3 +228,25 @@ def networks(bench: Bench, tally: Tally) -> None:
 def kind(message: str) -> str:
     """A refusal without what differs from one network to the next."""
     return re.sub(r"-?\d[\d.e+-]*", "#", re.sub(r"'[\w.]+'", "'...'", message))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--networks", type=int, default=200, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    tally, begun = Tally("networks", options.networks), time.process_time()
+    print(f"command: python experiments/soak_networks.py {shlex.join(sys.argv[1:])}".rstrip())
+    print(f"torch {torch.__version__}; {time.strftime('%Y-%m-%d', time.gmtime())}; one thread")
+    networks(random.Random(options.seed), tally, lambda: False)
+    print(f"{tally.line()}; {time.process_time() - begun:.0f} s of one core")
+    for failure in tally.failures:
+        print(f"  FAILED networks: {failure}")
+    short = tally.tried < tally.wanted
+    print(f"{len(tally.failures)} failed" if tally.failures or short else "all held")
+    return 1 if tally.failures or short else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
