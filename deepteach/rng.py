@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,6 +46,20 @@ def replayed(states: States | None) -> Iterator[None]:
         if states is not None:
             set_generator_states(states)
         yield
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """Put the global generators back: torch's on all devices, Python's and NumPy's."""
+    numpy = sys.modules.get("numpy")
+    python, arrays = random.getstate(), None if numpy is None else numpy.random.get_state()
+    try:
+        with replayed(None):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(arrays)
 
 
 def stream(seed: int, purpose: str, index: int = 0) -> torch.Generator:

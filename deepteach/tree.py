@@ -55,3 +55,11 @@ def all_finite(leaves: Iterable[Tensor]) -> bool:
         return True
     flags = [torch.isfinite(leaf).all() for leaf in leaves]
     return bool(torch.stack(flags).all()) if flags else True
+
+
+def first_apart(left: Params, right: Params) -> str | None:
+    """A name of `left` under which the bits differ; one synchronisation for all."""
+    if not left:
+        return None
+    flags = torch.stack([(leaf != right[name]).any() for name, leaf in left.items()]).tolist()
+    return next((name for name, flag in zip(left, flags, strict=True) if flag), None)

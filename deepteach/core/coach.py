@@ -15,6 +15,7 @@ from torch import Tensor
 from deepteach.core.accumulation import refuse_accumulation
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.adjoint.reversed import Reversed
+from deepteach.core.all_or_nothing import all_or_nothing
 from deepteach.core.distributed_batch import (
     prove_equal,
     refuse_bad_losses,
@@ -22,7 +23,7 @@ from deepteach.core.distributed_batch import (
     refuse_empty,
 )
 from deepteach.core.gradient_audit import GradientAudit, weakly
-from deepteach.core.linearised import deliver
+from deepteach.core.linearised import Linearised, deliver
 from deepteach.core.look_back import LookBack
 from deepteach.core.losses import (
     SampleLoss,
@@ -48,7 +49,7 @@ from deepteach.core.update import UpdateRecord, descend, warn_of_collapse
 from deepteach.core.validation import Validation
 from deepteach.distributed.collectives import PERIOD, Ranks, here, refuse_sharded, shown
 from deepteach.errors import ConfigError, NumericError
-from deepteach.rng import generator_states, replayed, same_states
+from deepteach.rng import generator_states, same_states, untouched
 from deepteach.tree import Params, all_finite, norm
 
 
@@ -143,6 +144,7 @@ class Coach:
             ranks=ranks,
             observed=Observations(teacher, ranks, at_once=not taught),
             accumulates=accumulate,
+            looks=self._learns and not self.adjoint.before_step,
         )
         self._training_pass = TrainingPass(student, self.recorder, self.adjoint)
         self._look_back = LookBack(self.objective, self.recorder, self.adjoint)
@@ -222,10 +224,10 @@ class Coach:
         drawn = generator_states(device)
         shares = recording and self._learns and not self.recorder.accumulates
         theta = self._training_pass.shared_theta(self.interval, self.window) if shares else None
-        outputs = self._training_pass(inputs, theta, watched=recording and self._learns)
-        drew = not same_states(drawn, generator_states(device))
-        seen = Pass(inputs, labels, buffers, self.student.modes(), drawn if drew else None)
         try:
+            outputs = self._training_pass(inputs, theta, watched=recording and self._learns)
+            drew = not same_states(drawn, generator_states(device))
+            seen = Pass(inputs, labels, buffers, self.student.modes(), drawn if drew else None)
             if isinstance(self.objective, MicroBatched) and self._learns and recording:
                 self.objective.refuse_ties(drew)
             with self._training_pass.full_precision(device):
@@ -233,7 +235,7 @@ class Coach:
                 if not recording:
                     return self._shown(snapshot)
                 return self._recorded(seen, snapshot, theta)
-        except (ConfigError, NumericError):
+        except BaseException:
             self.student.restore_buffers(buffers)
             raise
 
@@ -278,10 +280,10 @@ class Coach:
         self.recorder.discard()
         self.optimizer.zero_grad()
 
-    def _gradient_again(self, step: Step) -> Params:
+    def _gradient_again(self, step: Step) -> Linearised:
         theta = self.recorder.parameters()
-        gradient = self.objective.linearised(theta, step, self.omega, first_order=True).gradient
-        return self.ranks.summed(gradient, "replays")
+        found = self.objective.linearised(theta, step, self.omega, first_order=True)
+        return replace(found, gradient=self.ranks.summed(found.gradient, "replays"))
 
     def trust(self, valid: Iterable | tuple) -> None:
         """Name the trusted data without teaching: for `Lookahead`, before the first step.
@@ -304,7 +306,7 @@ class Coach:
         if not self._learns and not self.teacher.reads_trusted:
             self.recorder.since_update = 0
             return None
-        return self._teach(list(self.recorder.steps))
+        return self._teach(self.recorder.recorded())
 
     def meta_gradient(
         self,
@@ -325,9 +327,10 @@ class Coach:
                 "no step was recorded since the teacher last changed: call coach.loss(x, y)"
                 ".backward() and optimizer.step() first"
             )
-        steps, validation = list(self.recorder.steps), self._validation(x_valid, y_valid)
+        steps, validation = self.recorder.recorded(), self._validation(x_valid, y_valid)
         size = self.window if window is None else window
-        return self._look_back(steps, validation, size, adjoint).gradient
+        with untouched():
+            return self._look_back(steps, validation, size, adjoint).gradient
 
     def _validation(self, inputs: Inputs, labels: Tensor) -> Validation:
         kind = Validation if self.adjoint.micro_batch is None else MicroValidation
@@ -360,8 +363,9 @@ class Coach:
         group: Tensor | None = None,
     ) -> Snapshot:
         """A batch as the teacher sees it now, on cloned buffers; arguments as in `loss`."""
-        with replayed(None):
-            outputs = self.student.functional({}, self.student.buffers(), inputs)
+        with untouched():
+            theta, buffers = self.student.trained(), self.student.buffers()
+            outputs = self.student.functional(theta, buffers, inputs)
         return self.objective.snapshot(outputs, labels, self.clock, index, group).detach()
 
     def _teach_before(self, step: Step) -> bool:
@@ -373,33 +377,33 @@ class Coach:
         return True
 
     def _teach(self, steps: list[Step]) -> UpdateRecord:
-        x_valid, y_valid = self._trusted.next()
-        validation = self._validation(x_valid, y_valid)
-        result = self._look_back(steps, validation, self.window)
-        if self.ranks.any(not all_finite(result.gradient.values())):
-            raise NumericError(
-                "the teacher's gradient is not finite; nothing was changed: lower the "
-                "student's learning rate, or shorten the window"
+        with all_or_nothing(self.teacher, self.teacher_optimizer, self.recorder, self._trusted):
+            x_valid, y_valid = self._trusted.next()
+            validation = self._validation(x_valid, y_valid)
+            result = self._look_back(steps, validation, self.window)
+            if self.ranks.any(not all_finite(result.gradient.values())):
+                raise NumericError(
+                    "the teacher's gradient is not finite; nothing was changed: lower the "
+                    "student's learning rate, or shorten the window"
+                )
+            descend(self.teacher, self.teacher_optimizer, result.gradient)
+            accuracy = validation.accuracy()
+            self.recorder.clock = self.clock.measured(accuracy)
+            self.recorder.observed.deliver()  # the window is crossed; what is fitted may read them
+            self.teacher.fit(validation.snapshot(self.clock))
+            effective, taken = self.recorder.effective(), self.recorder.since_update
+            record = UpdateRecord(
+                step=self.clock.step,
+                validation_loss=validation.loss,
+                validation_accuracy=accuracy,
+                gradient_norm=norm(result.gradient),
+                effective_sample_size=effective,
+                drift=result.drift,
             )
-        descend(self.teacher, self.teacher_optimizer, result.gradient)
-        accuracy = validation.accuracy()
-        if accuracy is not None:
-            best = max(self.clock.best_accuracy, accuracy)
-            self.recorder.clock = replace(self.clock, best_accuracy=best)
-        self.recorder.observed.deliver()  # the window is crossed; what is fitted may read them
-        self.teacher.fit(validation.snapshot(self.clock))
-        effective, taken = self.recorder.effective(), self.recorder.since_update
-        self.last_record = UpdateRecord(
-            step=self.clock.step,
-            validation_loss=validation.loss,
-            validation_accuracy=accuracy,
-            gradient_norm=norm(result.gradient),
-            effective_sample_size=effective,
-            drift=result.drift,
-        )
-        self.recorder.restart()
-        warn_of_collapse(effective, taken)
-        return self.last_record
+            self.recorder.restart()
+            warn_of_collapse(effective, taken)
+        self.last_record = record
+        return record
 
     def prove_equal(self, where: str) -> None:
         """Compare the bits of student and teacher over ranks. Raises NumericError."""

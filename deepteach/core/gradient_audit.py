@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepteach.core.parameter_hooks import ParameterHooks, put_first
 from deepteach.errors import ConfigError, NumericError
 from deepteach.tree import Params, all_finite
 
@@ -31,6 +32,7 @@ class GradientAudit:
 
     def __init__(self, *, scaled: bool, changed: bool) -> None:
         self.scaled, self.changed = scaled, changed
+        self.hooks = ParameterHooks()
         self._copies = False
         self._accumulated: dict[str, tuple[Tensor, int, Tensor | None]] = {}
 
@@ -112,6 +114,18 @@ class GradientAudit:
                 "a gradient of the student is not finite; the step was not taken: lower the "
                 "learning rate or check the batch"
             )
+        moved = self.hooks.written(active)
+        if moved is not None:
+            raise ConfigError(
+                f"the parameter {moved!r} was written to between coach.loss and the optimizer's "
+                "step, which the meta-gradient would not see: remove that"
+            )
+        hooked = self.hooks.changed()
+        if hooked is not None:
+            raise ConfigError(
+                f"a hook of the parameter {hooked!r} changes its gradient, which the meta-gradient "
+                "would not see: remove the hook, or let it read only"
+            )
         if written:
             self._compare(written, again)
 
@@ -164,10 +178,12 @@ def attach(
     before: Callable[[Any, tuple, dict], Any],
     after: Callable[[], None],
     accumulate: Callable[[str, Tensor], None],
-) -> None:
+    hooks: ParameterHooks,
+) -> Callable[[], None]:
     """Hooks around optimizer.step() and at each gradient; they vanish with `owner`.
 
     `before` is given the optimizer and the arguments of its step, and may answer with others.
+    What is returned lets them see a gradient before the hooks of others, and again behind them.
     """
     handles: list[Any] = [
         optimizer.register_step_pre_hook(before),
@@ -178,6 +194,17 @@ def attach(
             leaf.register_post_accumulate_grad_hook(lambda leaf, name=name: accumulate(name, leaf))
         )
     weakref.finalize(owner, _detach, handles)
+    weakref.finalize(owner, hooks.remove)
+
+    def arrange() -> None:
+        steps: Any = optimizer._optimizer_step_pre_hooks
+        if next(reversed(steps)) != handles[0].id:
+            steps.move_to_end(handles[0].id)
+        for leaf, handle in zip(parameters.values(), handles[2:], strict=True):
+            put_first(leaf._post_accumulate_grad_hooks, handle.id)
+        hooks.arrange(parameters)
+
+    return arrange
 
 
 def _detach(handles: list[Any]) -> None:

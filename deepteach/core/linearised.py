@@ -93,7 +93,9 @@ class _Delivery(torch.autograd.Function):
         return None, None, *(leaf * scale for leaf in ctx.found)
 
 
-def gradients(value: Tensor, leaves: Params, *, create_graph: bool = False) -> Params:
+def gradients(
+    value: Tensor, leaves: Params, *, create_graph: bool = False, retain_graph: bool | None = None
+) -> Params:
     """Gradients by name; a leaf that `value` does not depend on has gradient 0."""
     if not leaves:
         return {}
@@ -101,7 +103,11 @@ def gradients(value: Tensor, leaves: Params, *, create_graph: bool = False) -> P
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     with derivatives_known():
         found = torch.autograd.grad(
-            value, list(leaves.values()), create_graph=create_graph, allow_unused=True
+            value,
+            list(leaves.values()),
+            retain_graph=retain_graph,
+            create_graph=create_graph,
+            allow_unused=True,
         )
     return {
         name: torch.zeros_like(leaf) if grad is None else grad

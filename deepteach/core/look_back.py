@@ -12,7 +12,7 @@ from deepteach.core.optim import Hyper
 from deepteach.core.record import Step
 from deepteach.core.recorder import Recorder
 from deepteach.core.validation import Validation
-from deepteach.errors import ConfigError
+from deepteach.errors import ConfigError, ReplayError
 from deepteach.tree import Params
 
 
@@ -44,6 +44,9 @@ class LookBack:
             NumericError: something is not finite, or a step could not be replayed.
         """
         recorder, omega = self.recorder, self.objective.omega
+        for step in steps[-window:]:
+            if step.wrong is not None:
+                raise ReplayError(step.wrong)
         for step in steps:
             if step.hyper:
                 self._check_unchanged(omega, step)

@@ -21,9 +21,9 @@ from deepteach.core.objective import Objective
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.student import Outputs
-from deepteach.core.validation import Validation
+from deepteach.core.validation import Validation, refuse_written
 from deepteach.errors import ConfigError
-from deepteach.rng import generator_states, replayed, same_states
+from deepteach.rng import generator_states, replayed, same_states, untouched
 from deepteach.tree import Params, tree_map, zeros_like
 
 
@@ -156,17 +156,18 @@ class MicroValidation(Validation):
     """The validation gradient in chunks; the loss must be a mean over samples."""
 
     def gradient(self, theta: Params) -> Params:
-        objective, count = self._objective, size_of(self._labels)
+        objective, count = self._objective, size_of(self.labels)
         assert isinstance(objective, MicroBatched)
         student = objective.student
-        theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+        given = theta
+        theta = {name: leaf.detach().clone().requires_grad_() for name, leaf in given.items()}
         total, logits, internal, mean = zeros_like(theta), [], [], 0.0
         for start in range(0, count, objective.size):
             rows = slice(start, start + objective.size)
-            labels = rows_of(self._labels, rows, count)
-            with torch.enable_grad(), replayed(None):
+            labels = rows_of(self.labels, rows, count)
+            with torch.enable_grad(), untouched():
                 drawn = generator_states(labels.device)
-                inputs = rows_of(self._inputs, rows, count)
+                inputs = rows_of(self.inputs, rows, count)
                 outputs = student.functional(theta, student.buffers(), inputs)
                 objective.refuse_ties(not same_states(drawn, generator_states(labels.device)))
                 value = self._scalar(outputs.logits, labels) * (size_of(labels) / count)
@@ -176,8 +177,9 @@ class MicroValidation(Validation):
             internal.append(outputs.internal.detach())
         self.outputs = Outputs(torch.cat(logits), torch.cat(internal))
         with torch.no_grad():
-            self.loss = float(self._scalar(self.outputs.logits, self._labels))
+            self.loss = float(self._scalar(self.outputs.logits, self.labels))
         self._check_finite(total)
+        refuse_written(given, theta)
         slack = 100 * max(torch.finfo(leaf.dtype).eps for leaf in theta.values())
         if not abs(mean - self.loss) <= slack * (1 + abs(self.loss)):
             raise ConfigError(
@@ -193,7 +195,7 @@ class MicroValidation(Validation):
         """Two chunks in one pass: their logits must be those of two passes."""
         assert self.outputs is not None
         rows = slice(0, 2 * objective.size)
-        inputs = rows_of(self._inputs, rows, size_of(self._labels))
+        inputs = rows_of(self.inputs, rows, size_of(self.labels))
         with torch.no_grad(), replayed(None):
             student = objective.student
             together = student.functional(theta, student.buffers(), inputs).logits

@@ -34,6 +34,15 @@ def joined_batch(parts: Sequence[Any]) -> Any:
     return first
 
 
+def in_double(value: Any) -> Any:
+    """The same batch with its real numbers in float64."""
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {key: in_double(item) for key, item in value.items()}
+    return tuple(map(in_double, value)) if isinstance(value, tuple | list) else value
+
+
 def size_of(labels: Any) -> int:
     """How many samples the labels of a batch are for: the length of their first tensor."""
     while not isinstance(labels, Tensor):

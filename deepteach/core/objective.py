@@ -11,6 +11,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError
 from deepteach.rng import replayed
-from deepteach.tree import Params, dot
+from deepteach.tree import Params
 
 
 @dataclass
@@ -50,12 +51,14 @@ class Objective:
     through_weights: bool
     forward_mode: bool = True
     examined: bool = False
-    faithful: bool = True
-    """The student's gradients are those of its losses, as far as was examined."""
-    examined_structure: object = None
-    """The student's structure when that was examined."""
     examined_buffers: tuple[object, list[str]] | None = None
     """The structure that was examined for what passes leave to later ones, and what they do."""
+    findings: Any = None
+    """What an examination said of the student's gradients (`examination.Findings`)."""
+    examined_as: object = None
+    """The student's structure when that was."""
+    sweeps: int = 0
+    """Windows that were crossed."""
     ranks: Ranks = field(default_factory=Ranks)
 
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
@@ -234,36 +237,6 @@ class Objective:
             if self.teacher.shapes_loss:
                 values, moved = forward_ad.unpack_dual(snapshot.logits)
         return losses, torch.zeros_like(values) if moved is None else moved
-
-    def slopes(self, theta: Params, step: Step, along: Params) -> Tensor:
-        """Derivative of the losses in a direction of theta, `(batch,)`, by forward mode."""
-        with torch.no_grad(), forward_ad.dual_level():
-            pairs = theta.items()
-            dual = {n: forward_ad.make_dual(leaf.detach(), along[n]) for n, leaf in pairs}
-            losses, slopes = forward_ad.unpack_dual(self.replay(dual, step).losses)
-        return torch.zeros_like(losses) if slopes is None else slopes
-
-    def slopes_by_reverse(self, theta: Params, step: Step, along: Params) -> Tensor:
-        """The same by differentiating the gradient that training uses.
-
-        Raises:
-            ConfigError: that gradient is linear in the samples' weights, but torch's derivative
-                of it is not the one of a linear function.
-        """
-        theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
-        with torch.enable_grad(), TwiceDifferentiable():
-            losses = self.replay(theta, step).losses
-            weights = torch.ones_like(losses).requires_grad_()
-            gradient = gradients(weights @ losses, theta, create_graph=True)
-            value = dot(gradient, along)
-            slopes = gradients(value, {"": weights})[""]
-        slack = 1e-2 if slopes.dtype != torch.float64 else 1e-7
-        if not (slopes.sum() - value).abs() <= slack * slopes.abs().sum() + 1e-30:
-            raise ConfigError(
-                "torch's second derivative of the student is not that of its gradient (an "
-                "embedding with scale_grad_by_freq?): replace the operation that changes gradients"
-            )
-        return slopes
 
     def teacher_gradient(self, omega: Params, held: Snapshot, moved: Tensor) -> Params:
         """grad_omega of the derivative of L in a direction of theta.

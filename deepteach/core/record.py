@@ -38,7 +38,8 @@ class Step:
     `passes` are one, or several where gradients were accumulated; `snapshot` is what the
     teacher saw of them, without a graph. `weights` are the u of that step `(batch,)` and
     `value` its loss; `hyper` what the optimizer used, by parameter; `state` what the adjoint
-    chose to keep.
+    chose to keep. `wrong` says in what the step was not the one recorded here, as far as that was
+    looked at.
     """
 
     passes: tuple[Pass, ...]
@@ -47,6 +48,7 @@ class Step:
     value: Tensor
     hyper: dict[str, Hyper]
     state: State | None
+    wrong: str | None = None
 
 
 def pack_step(step: Step) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def pack_step(step: Step) -> dict[str, Any]:
         "value": step.value,
         "hyper": {name: asdict(h) for name, h in step.hyper.items()},
         "state": None if step.state is None else step.state._asdict(),
+        "wrong": step.wrong,
     }
 
 
@@ -70,6 +73,7 @@ def unpack_step(item: dict[str, Any], kinds: Mapping[str, type[Hyper]]) -> Step:
         value=item["value"],
         hyper={name: kinds.get(name, Hyper)(**h) for name, h in item["hyper"].items()},
         state=None if item["state"] is None else State(**item["state"]),
+        wrong=item.get("wrong"),
     )
 
 

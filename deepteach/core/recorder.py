@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from deepteach.core.accumulation import Accumulation
+from deepteach.core.closures import closure_of, with_closure
 from deepteach.core.distributed_batch import BAD_WEIGHTS, Totals, sum_gradients, totals
 from deepteach.core.gradient_audit import GradientAudit, attach, has_gradient, weakly
 from deepteach.core.ignored import mean_counted
@@ -27,7 +28,8 @@ from deepteach.core.observation import Observations
 from deepteach.core.optim import Hyper, Rule, State, read_state
 from deepteach.core.record import Pass, Step, pack_step, unpack_step
 from deepteach.core.snapshot import Clock, Snapshot
-from deepteach.core.student import Student
+from deepteach.core.step_examination import StepExamination
+from deepteach.core.student import Student, refuse_lazy
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, NumericError
@@ -42,12 +44,13 @@ class Recorder:
         optimizer: gets hooks around `step`, which vanish with this object.
         rule: how it steps.
         audit: watches the gradients between `backward()` and `step()`.
-        again: the gradients of a pending step, computed once more.
+        again: a pending step's pass and gradient, computed once more.
         length: steps to remember.
         clock: where training stands.
         ranks: the processes that train together.
         observed: shows the teacher what was trained on.
         accumulates: several batches may make one step.
+        looks: steps are looked at whether they are what was recorded.
 
     Raises:
         ConfigError: the optimizer holds parameters that are not the student's, or none.
@@ -59,13 +62,14 @@ class Recorder:
         optimizer: torch.optim.Optimizer,
         rule: Rule,
         audit: GradientAudit,
-        again: Callable[[Step], Params],
+        again: Callable[[Step], Linearised],
         *,
         length: int,
         clock: Clock,
         ranks: Ranks,
         observed: Observations,
         accumulates: bool = False,
+        looks: bool = True,
     ) -> None:
         self.student, self.optimizer, self.rule = student, optimizer, rule
         self.observed = observed
@@ -84,15 +88,18 @@ class Recorder:
         self._passed_back = False
         self._effective = torch.zeros(())
         self._audit = audit
+        self._looks = looks and not audit.scaled
+        self._examination = StepExamination(optimizer, rule, clips=audit.changed)
         self.learn_names()
         self._refuse_strangers()
-        attach(
+        self._arrange = attach(
             self,
             optimizer,
             self.parameters(),
             before=weakly(self._before_step),
             after=weakly(self._after_step),
             accumulate=weakly(audit.at_accumulation),
+            hooks=audit.hooks,
         )
 
     def learn_names(self) -> None:
@@ -115,6 +122,7 @@ class Recorder:
 
     def _refuse_strangers(self) -> None:
         """Refuse parameters that something else would have to train, and an optimizer of none."""
+        refuse_lazy(self.student.module)
         named = self.parameters()
         if not named:
             raise ConfigError("the optimizer holds no trainable parameter of the student")
@@ -151,6 +159,7 @@ class Recorder:
         Raises:
             ConfigError: its gradients are still there, and would be added to.
         """
+        self.settle()
         left = any(map(has_gradient, self.parameters().values())) if self._unfinished else False
         if not left:
             self._accumulation.clear()
@@ -198,6 +207,7 @@ class Recorder:
         if not self._accumulation.parts:
             self._audit.clear()
         self._batch += 1
+        self._arrange()
         value.register_hook(partial(weakly(self._before_backward), self._batch))
 
     def discard(self) -> None:
@@ -229,6 +239,17 @@ class Recorder:
         self._graph = None
         self.steps.clear()
         self.observed.deliver()
+
+    def standing(self) -> tuple:
+        """What an update changes here, for `stand`."""
+        waiting = list(self.observed.waiting)
+        return self.clock, self.since_update, self._effective, list(self.steps), waiting
+
+    def stand(self, standing: tuple) -> None:
+        """Where `standing` was taken; the newest graph, which may be used up, is let go."""
+        self.clock, self.since_update, self._effective, steps, self.observed.waiting = standing
+        self.steps = deque(steps, self.steps.maxlen)
+        self._graph = None
 
     def effective(self) -> float:
         """Mean effective sample size since the window began, as a fraction of the batch."""
@@ -271,6 +292,8 @@ class Recorder:
 
     def _before_step(self, _optimizer: Any, args: tuple, kwargs: dict) -> Any:
         """Complete the record; a closure is called here, for the step must know its batch."""
+        self.settle()
+        self._examination.forget()
         given, closure = None, closure_of(args, kwargs)
         if closure is not None:
             with torch.enable_grad():
@@ -282,9 +305,28 @@ class Recorder:
         self.pending = self._accumulation.whole(self.pending, self._mass)
         self._accumulation.clear()
         with self._abandoning():
-            self._audit.at_step(active, partial(self._again, self.pending))
-            self.pending = replace(self.pending, hyper=self.hyper(active))
+            pending = self.pending
+            self._audit.at_step(active, lambda: self._again(pending).gradient)
+            self.pending = replace(pending, hyper=self.hyper(active))
+            if self._looks and self._examination.due(
+                named := self.parameters(), self.clock.step + 1
+            ):
+                again = self._again(self.pending)
+                self._examination.before(self.pending, named, self.state(), again, self.ranks)
         return given
+
+    def settle(self) -> None:
+        """Note what was wrong with the newest step, if it was looked at."""
+        if not self._examination.open:
+            return
+        wrong = self._examination.verdict(self.state(), self.held())
+        if self.ranks.any(wrong is not None) and self.steps:
+            self.steps[-1] = replace(self.steps[-1], wrong=wrong or "another rank tells")
+
+    def recorded(self) -> list[Step]:
+        """The steps since the teacher last changed, oldest first."""
+        self.settle()
+        return list(self.steps)
 
     @contextmanager
     def _abandoning(self) -> Iterator[None]:
@@ -311,6 +353,7 @@ class Recorder:
             self.restart()
             return
         self.steps.append(step)
+        self._examination.after()
         self.last_step = step
         self.since_update += 1
         whole = self.totals
@@ -318,13 +361,11 @@ class Recorder:
         left_out = step.snapshot.ignored() if whole is None else None
         effective = effective_fraction(step.weights, left_out) if whole is None else whole.effective
         self._effective = self._effective.to(step.weights) + effective.to(step.weights)
-        seen = self.clock.step
         if whole is None:
             loss = float(mean_counted(step.snapshot.losses, left_out).nan_to_num())
         else:
             loss = whole.mean_loss
-        mean = (self.clock.mean_loss * seen + loss) / (seen + 1)
-        self.clock = replace(self.clock, step=seen + 1, mean_loss=mean)
+        self.clock = self.clock.stepped(loss)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-exact resume needs. `steps` are those of this rank.
@@ -335,6 +376,7 @@ class Recorder:
         if self._unfinished:
             raise ConfigError("save between optimizer.step() and the next coach.loss")
         self._graph = None
+        self.settle()
         return {
             "clock": asdict(self.clock),
             "since_update": self.since_update,
@@ -353,16 +395,4 @@ class Recorder:
         kinds = {name: type(h) for name, h in self.hyper(self.parameters()).items()}
         self.steps = deque((unpack_step(item, kinds) for item in state["steps"]), self.steps.maxlen)
         self._forget()
-
-
-def closure_of(args: tuple, kwargs: dict) -> Callable[[], Any] | None:
-    """The closure that `optimizer.step` was given; `args` begin with the optimizer."""
-    closure = args[1] if len(args) > 1 else kwargs.get("closure")
-    return closure if callable(closure) else None
-
-
-def with_closure(args: tuple, kwargs: dict, closure: Callable[[], Any]) -> tuple[tuple, dict]:
-    """The same arguments of `optimizer.step` with another closure."""
-    if len(args) > 1:
-        return (args[0], closure, *args[2:]), kwargs
-    return args, {**kwargs, "closure": closure}
+        self._examination.forget()

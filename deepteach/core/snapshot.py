@@ -32,6 +32,15 @@ class Clock:
         """Fraction of training done, in [0, 1]; without a known end it saturates towards 1."""
         return self.step / self.total if self.total else self.step / (self.step + 1000)
 
+    def stepped(self, loss: float) -> Clock:
+        """After one more step, on a batch of this mean loss."""
+        mean = (self.mean_loss * self.step + loss) / (self.step + 1)
+        return replace(self, step=self.step + 1, mean_loss=mean)
+
+    def measured(self, accuracy: float | None) -> Clock:
+        """After a trusted batch, whose accuracy is None where it is not known."""
+        return replace(self, best_accuracy=max(self.best_accuracy, accuracy or 0.0))
+
 
 @dataclass(frozen=True)
 class Snapshot:

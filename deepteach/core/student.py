@@ -14,7 +14,9 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 
+from deepteach.core.module_state import ModuleState
 from deepteach.errors import ConfigError
 from deepteach.tree import Params
 
@@ -49,6 +51,9 @@ class Student:
             of what the module was given, to `(batch, ...)`: the mean over a mask, say.
         logits: picks the logits out of what the module returns, where `logits_of` does not
             find them.
+        surrogate: the module's gradients are not the slopes of what it computes, on purpose
+            (straight-through estimates, reversed gradients): meta-gradients take them, and
+            torch's derivatives of them, as they are.
 
     Raises:
         ConfigError: no such submodule (the message lists candidates), or the module is
@@ -63,6 +68,7 @@ class Student:
         side: str = "input",
         pool: str | Callable[..., Tensor] | None = None,
         logits: Callable[[Any], Tensor] | None = None,
+        surrogate: bool = False,
     ) -> None:
         if side not in ("input", "output"):
             raise ConfigError(f"side must be 'input' or 'output', got {side!r}")
@@ -82,6 +88,7 @@ class Student:
         self.side = side
         self.pool = pool
         self._pool_reads_inputs = callable(pool) and _required(pool) > 1
+        self.surrogate = surrogate
         self._logits = logits or logits_of
         self._layer = layers[internal]
 
@@ -92,42 +99,70 @@ class Student:
         return Outputs(self._logits(raw), self._state(seen, inputs))
 
     def functional(
-        self, params: Params, buffers: Params, inputs: Inputs, *, update: bool = False
+        self,
+        params: Params,
+        buffers: Params,
+        inputs: Inputs,
+        *,
+        update: bool = False,
+        leaves: bool = False,
     ) -> Outputs:
         """The same pass at `params`; `buffers` are cloned, so nothing is changed.
 
-        With `update` the buffers given are the ones that the pass writes to. Attention takes
-        its MATH form here: the fused kernels have neither a second derivative nor
-        forward-mode rules. Activation checkpoints keep their activations here.
+        What the pass leaves in the module (new buffers, its last batch in an attribute) is put
+        back. With `update` the buffers given are the ones that the pass writes to, with `leaves`
+        that and the rest stay. Attention takes its MATH form here: the fused kernels have neither
+        a second derivative nor forward-mode rules. Activation checkpoints keep their activations
+        here.
         """
         args, kwargs = _arguments(inputs)
-        used = buffers if update else {name: leaf.clone() for name, leaf in buffers.items()}
-        tensors = {**params, **used}
-        with self._tapped() as seen, _plain_kernels():
-            raw = functional_call(self.module, tensors, args, kwargs)
-        return Outputs(self._logits(raw), self._state(seen, inputs))
+        used = buffers if update or leaves else {n: leaf.clone() for n, leaf in buffers.items()}
+        present = () if leaves else self.module.named_buffers()
+        held = {name: leaf.detach().clone() for name, leaf in present if name not in used}
+        tensors = {**params, **held, **used}
+        before = None if leaves else ModuleState(self.module)
+        try:
+            with self._tapped() as seen, _plain_kernels():
+                raw = functional_call(self.module, tensors, args, kwargs)
+            if update or leaves:  # some are replaced, not written to
+                buffers.update({name: tensors[name].detach() for name in buffers})
+            return Outputs(self._logits(raw), self._state(seen, inputs))
+        finally:
+            if before is not None:
+                before.restore()
+
+    def trained(self) -> Params:
+        """Copies of the parameters that require a gradient, for passes that may write to them."""
+        named = self.module.named_parameters()
+        return {name: leaf.detach().clone() for name, leaf in named if leaf.requires_grad}
 
     def buffers(self) -> Params:
         """Copies of the module's buffers as they are now."""
         return {name: leaf.detach().clone() for name, leaf in self.module.named_buffers()}
 
+    @torch.no_grad()
     def restore_buffers(self, saved: Params) -> None:
-        """Write saved buffers back into the module, in place."""
-        with torch.no_grad():
-            for name, leaf in self.module.named_buffers():
-                leaf.copy_(saved[name])
+        """Write saved buffers back into the module, in place where their shapes are the same.
 
-    def structure(self) -> tuple[tuple[int, ...], ...]:
+        A pass may have replaced buffers, or made them.
+        """
+        present = dict(self.module.named_buffers())
+        for name in present.keys() | saved.keys():
+            leaf, old = present.get(name), saved.get(name)
+            if leaf is not None and old is not None and leaf.shape == old.shape:
+                leaf.copy_(old)
+                continue
+            layer, _, own = name.rpartition(".")
+            self.module.get_submodule(layer)._buffers[own] = None if old is None else old.clone()
+
+    def structure(self) -> tuple:
         """What decides how the module differentiates: its layers, their modes and their hooks."""
-        return tuple(
-            (
-                id(layer),
-                layer.training,
-                *map(len, (layer._forward_hooks, layer._forward_pre_hooks)),
-                *map(len, (layer._backward_hooks, layer._backward_pre_hooks)),
-            )
+        shared = (getattr(nn.modules.module, f"_global{kind}", ()) for kind in _HOOKS)
+        own = (
+            (id(layer), layer.training, *(tuple(getattr(layer, kind, ())) for kind in _HOOKS))
             for layer in self.module.modules()
         )
+        return (*map(tuple, shared), *own)
 
     def modes(self) -> tuple[bool, ...]:
         """The `training` flag of every submodule, in the order of `modules()`."""
@@ -203,6 +238,18 @@ def _required(function: Callable[..., Any]) -> int:
         return 1
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(p.default is p.empty and p.kind in kinds for p in wanted)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def refuse_lazy(module: nn.Module) -> None:
+    """Raises ConfigError: layers whose shapes are not known yet."""
+    if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+        raise ConfigError(
+            "the student has lazy layers that have seen no batch: pass one through the module, "
+            "module(x), and make the optimizer and the Coach after that"
+        )
 
 
 def _arguments(inputs: Inputs) -> tuple[tuple, dict]:

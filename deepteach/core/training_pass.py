@@ -45,7 +45,7 @@ class TrainingPass:
         # The graph must keep buffers of its own: later passes move the module's in place.
         buffers = self.student.buffers()
         with nullcontext() if theta is None else TwiceDifferentiable():
-            outputs = self.student.functional(theta or {}, buffers, inputs, update=True)
+            outputs = self.student.functional(theta or {}, buffers, inputs, leaves=True)
         self.student.restore_buffers(buffers)
         return outputs
 

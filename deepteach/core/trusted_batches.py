@@ -27,14 +27,22 @@ class TrustedBatches:
         self._reading: Iterable | None = None
         self._iterator: Iterator | None = None
         self._epoch, self._position = 0, 0
+        self._drawn: tuple | None = None
+        self._returned: tuple[tuple, int, int] | None = None
+        """A batch that was taken back, and where its reading had led."""
 
     def next(self) -> tuple[Inputs, Tensor]:
         """The next trusted batch."""
+        self._drawn = None
         if self.source is None:
             raise DataError("coach.update needs trusted data: pass (x_valid, y_valid) or a loader")
         if _is_batch(self.source):
             x, y = self.source
             return x, y
+        if self._returned is not None and self._reading is self.source:
+            self._drawn, self._epoch, self._position = self._returned
+            self._returned = None
+            return self._drawn[0], self._drawn[1]
         if self._iterator is None or self._reading is not self.source:
             self._open(skip=self._position)
         batch = self._draw(self._position)
@@ -50,10 +58,23 @@ class TrustedBatches:
                 "(x_valid, y_valid) or an iterable of such pairs"
             )
         self._position += 1
+        self._drawn = tuple(batch)
         return batch[0], batch[1]
+
+    def take_back(self, before: dict[str, int]) -> None:
+        """Stand where `state_dict` told `before`; a batch drawn since comes again.
+
+        A loader that raised is opened anew, for what raised cannot go on.
+        """
+        if self._drawn is not None:
+            self._returned = (self._drawn, self._epoch, self._position)
+        else:
+            self._iterator = None
+        self._epoch, self._position = before["epoch"], before["position"]
 
     def _open(self, skip: int) -> None:
         assert self.source is not None
+        self._returned = None
         with _private_stream(self._epoch, 0):
             self._reading, self._iterator = self.source, iter(self.source)
         for position in range(skip):
@@ -69,7 +90,7 @@ class TrustedBatches:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._epoch, self._position = state["epoch"], state["position"]
-        self._iterator = None
+        self._iterator, self._returned = None, None
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from deepteach.core.objective import Objective
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Inputs, Outputs
 from deepteach.errors import ConfigError, NumericError
-from deepteach.rng import replayed
-from deepteach.tree import Params, all_finite
+from deepteach.rng import replayed, untouched
+from deepteach.tree import Params, all_finite, first_apart
 
 
 class Validation:
@@ -29,22 +29,23 @@ class Validation:
         self, objective: Objective, loss: ValidationLoss, inputs: Inputs, labels: Tensor
     ) -> None:
         self._objective, self._loss = objective, loss
-        self._inputs, self._labels = inputs, labels
+        self.inputs, self.labels = inputs, labels
         self.loss = math.nan
         self.outputs: Outputs | None = None
 
     def gradient(self, theta: Params) -> Params:
         """dM/dtheta at `theta`; leaves `loss` and `outputs` of that pass behind."""
         student = self._objective.student
-        theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
-        with torch.enable_grad(), replayed(None):
+        used = {name: leaf.detach().clone().requires_grad_() for name, leaf in theta.items()}
+        with torch.enable_grad(), untouched():
             self._objective.ranks.same_draws()
-            outputs = student.functional(theta, student.buffers(), self._inputs)
-            value = self._scalar(outputs.logits, self._labels)
-            gradient = gradients(value, theta)
+            outputs = student.functional(used, student.buffers(), self.inputs)
+            value = self._scalar(outputs.logits, self.labels)
+            gradient = gradients(value, used)
         self.loss = float(value.detach())
         self.outputs = Outputs(outputs.logits.detach(), outputs.internal.detach())
         self._check_finite(gradient)
+        refuse_written(theta, used)
         return gradient
 
     def value(self, theta: Params, buffers: Params) -> Tensor:
@@ -52,8 +53,14 @@ class Validation:
         with replayed(None):
             self._objective.ranks.same_draws()
             student = self._objective.student
-            outputs = student.functional(theta, buffers, self._inputs, update=True)
-        return self._loss(outputs.logits, self._labels)
+            outputs = student.functional(theta, buffers, self.inputs, update=True)
+        return self._loss(outputs.logits, self.labels)
+
+    def at(self, theta: Params, buffers: Params, inputs: Inputs, labels: Tensor) -> Tensor:
+        """M of a pass of other samples, with the same random draws each time."""
+        with replayed(None):
+            outputs = self._objective.student.functional(theta, buffers, inputs)
+        return self._scalar(outputs.logits, labels)
 
     def _scalar(self, logits: Tensor, labels: Tensor) -> Tensor:
         value = self._loss(logits, labels)
@@ -80,9 +87,25 @@ class Validation:
     def snapshot(self, clock: Clock) -> Snapshot:
         """The trusted batch as the teacher's features may fit on it."""
         assert self.outputs is not None
-        return self._objective.snapshot(self.outputs, self._labels, clock)
+        return self._objective.snapshot(self.outputs, self.labels, clock)
 
     def accuracy(self) -> float | None:
         """Share of right predictions; None where what is right is not known (`told_accuracy`)."""
         assert self.outputs is not None
-        return told_accuracy(self.outputs.logits, self._labels, self._objective.loss)
+        return told_accuracy(self.outputs.logits, self.labels, self._objective.loss)
+
+
+def refuse_written(before: Params, after: Params) -> None:
+    """Refuse a pass that has written to the parameters. Raises ConfigError."""
+    written = first_apart(before, after)
+    if written is not None:
+        raise ConfigError(written_to(written))
+
+
+def written_to(name: str) -> str:
+    """What is said of a pass that writes to a parameter."""
+    return (
+        f"a pass of the student writes to its parameter {name!r} (max_norm, a normalisation in "
+        "forward), whose derivative is unknown: compute a normalised copy in forward instead, as "
+        "torch.nn.utils.parametrizations do"
+    )

@@ -21,6 +21,13 @@ import torch
 
 from deepteach.core.adjoint import guards
 from deepteach.core.adjoint.moved_buffers import MovedBuffers
+from deepteach.core.examination import (
+    DIFFERENCES,
+    EITHER,
+    REVERSE,
+    SECOND,
+    lacks_forward_rule,
+)
 from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
 from deepteach.core.linearised import Linearised
 from deepteach.core.objective import Objective
@@ -99,6 +106,9 @@ class AbstractAdjoint:
 
     shares: bool = True
     """The window's last training pass may hand its graph to the sweep."""
+
+    forwards: bool = True
+    """The earliest step is crossed by forward mode where it can be."""
 
     same_kernels: bool = False
     """Training passes must use the kernels of replays, to repeat their bits."""
@@ -190,11 +200,32 @@ class AbstractAdjoint:
 
     def gradient(self, window: Window, validation: Validation) -> MetaGradient:
         """d_omega over the window: the validation gradient at its end, carried back."""
+        objective, newest = window.objective, window.steps[-1]
+        d_theta = validation.gradient(window.final.theta)
+        steps = window.steps[window.start :]
+        moved = MovedBuffers(objective, steps, window.final.theta, validation)
+        guards.examine_gradients(
+            objective, window.final.theta, newest, validation, self._derivative(window)
+        )
+        # Hooks read the modes on the way back, when a replay has put them back already.
+        with objective.student.in_modes(newest.passes[0].modes):
+            return self.swept(window, d_theta, moved)
+
+    def _derivative(self, window: Window) -> str:
+        if self.derivatives == FINITE_DIFFERENCE:
+            return DIFFERENCES
+        if window.length > 1:
+            return SECOND
+        by_forward = window.rule.linear and window.objective.held and self.forwards
+        return EITHER if by_forward else REVERSE
+
+    def swept(self, window: Window, d_theta: Params, moved: MovedBuffers) -> MetaGradient:
+        """The validation gradient `d_theta` at the window's end, carried back through it.
+
+        `moved` is what the window's end owes to buffers.
+        """
         objective, rule, ranks = window.objective, window.rule, window.objective.ranks
         theta = window.final.theta
-        d_theta = validation.gradient(theta)
-        guards.examine_gradients(objective, theta, window.steps[-1], d_theta, window.length)
-        buffers = MovedBuffers(objective, window.steps[window.start :], theta, validation)
         d_slots = {slot: zeros_like(d_theta) for slot in rule.slot_names}
         cotangent = State(d_theta, d_slots)
         d_omega = zeros_like(window.omega)
@@ -221,7 +252,7 @@ class AbstractAdjoint:
                 with guards.kept_intact():
                     curvature, part = graph.pull_back(pull.gradient)
                 curvature = ranks.summed(curvature, "curvature")
-                curvature = buffers.add_to(curvature, theta, position - window.start)
+                curvature = moved.add_to(curvature, theta, position - window.start)
                 cotangent = State(tree_map(torch.add, pull.theta, curvature), pull.slots)
             d_omega = tree_map(torch.add, d_omega, part)
             later = earlier
@@ -284,9 +315,3 @@ def kept(step: Step) -> State:
     if step.state is None:
         raise ReplayError("no state was kept for a recorded step: make a new Coach")
     return step.state
-
-
-def lacks_forward_rule(error: Exception) -> bool:
-    """Whether torch says that an operation has no forward-mode derivative."""
-    text = str(error)
-    return "forward AD" in text or "forward-mode" in text or "jvp" in text

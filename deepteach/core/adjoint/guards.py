@@ -6,10 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
+from deepteach.core.examination import (
+    DIFFERENCES,
+    EITHER,
+    SECOND,
+    Findings,
+    findings_of,
+    looks_again,
+    slopes_are_true,
+)
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
+from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError, ReplayError
 from deepteach.tree import Params, norm, tree_map
 
@@ -60,45 +69,63 @@ def kept_intact() -> Iterator[None]:
 
 
 def examine_gradients(
-    objective: Objective, theta: Params, step: Step, along: Params, window: int
+    objective: Objective,
+    theta: Params,
+    step: Step,
+    validation: Validation,
+    derivative: str,
 ) -> None:
     """Are the gradients that the student is trained with those of its losses?
 
-    Hooks, reversed gradients and a backward pass of the user's own change them on their way
-    back. Forward mode passes that by, and torch's second derivative applies it twice, both in
-    silence. So the slopes of the losses are compared, by forward and by reverse mode, once
-    for each structure of the module: where they differ, one step is crossed by reverse mode,
-    which is exact there, and several are refused.
+    Asked at first, after every change of the module's layers, modes and hooks, and ever more
+    rarely in between. Over one step, what changes them is crossed exactly by reverse mode; the
+    validation loss must have its own gradient in any case.
+
+    Args:
+        objective: remembers what was found.
+        theta: the student's parameters.
+        step: a recorded step, whose samples are asked.
+        validation: the trusted batch, whose samples are asked as well.
+        derivative: what the adjoint takes: DIFFERENCES of losses, EITHER mode over one step,
+            REVERSE over one step, or the SECOND over several.
 
     Raises:
-        ConfigError: changed gradients in a window of several steps.
+        ConfigError: they are not.
     """
-    structure = objective.student.structure()
-    if objective.examined_structure != structure:
-        objective.examined_structure = structure
-        objective.faithful = _faithful(objective, theta, step, along)
-    if not objective.faithful:
-        objective.forward_mode = False
-        if window > 1:
-            raise ConfigError(
-                "something changes the student's gradients on their way back (a hook, a gradient "
-                "reversal, a backward pass of its own), so that second derivatives are not those "
-                "of its training: remove it, or use window=1"
-            )
+    structure = (objective.student.structure(), derivative)
+    objective.sweeps += 1
+    if objective.examined_as != structure or looks_again(objective.sweeps):
+        found, any_of = findings_of(objective, theta, step, derivative), objective.ranks.any
+        checked = slopes_are_true(objective, theta, validation)
+        objective.findings = Findings(
+            *(not any_of(not flag) for flag in (found.true, found.derived, found.forward, checked))
+        )
+        objective.forward_mode = objective.findings.forward
+        objective.examined, objective.examined_as = False, structure
+    found = objective.findings
+    known = found.derived or derivative == DIFFERENCES
+    if not known and not (derivative == EITHER and found.forward):
+        raise ConfigError(
+            "the student's gradients cannot be differentiated as its training takes them (a hook "
+            "or a backward pass that detaches or clips, an embedding with scale_grad_by_freq): "
+            "remove it"
+        )
+    if objective.student.surrogate:
+        return
+    if derivative in (DIFFERENCES, SECOND) and not found.true:
+        raise ConfigError(
+            f"{CHANGED}, so that second derivatives are not those of its training: "
+            f"remove it, use window=1, or {ACCEPT}"
+        )
+    if not found.checked:
+        raise ConfigError(
+            f"{CHANGED} where the validation loss is computed, too: remove it, switch it off in "
+            f"eval mode and call module.eval() before the update, or {ACCEPT}"
+        )
 
 
-def _faithful(objective: Objective, theta: Params, step: Step, along: Params) -> bool:
-    """Whether both modes say the same slopes; True where there is no forward mode to ask."""
-    try:
-        slopes = objective.slopes(theta, step, along)
-    except (NotImplementedError, RuntimeError):
-        return True
-    found = objective.slopes_by_reverse(theta, step, along)
-    slack = 1e-2 if found.dtype != torch.float64 else 1e-7
-
-    def apart(one: Tensor) -> bool:
-        error = torch.linalg.vector_norm(found - one)
-        return not error <= slack * torch.linalg.vector_norm(found) + 1e-30
-
-    # A pass that does not repeat itself is found, and worded, by the replays.
-    return not apart(slopes) or apart(objective.slopes_by_reverse(theta, step, along))
+CHANGED = (
+    "something changes the student's gradients on their way back (a hook, a gradient reversal, a "
+    "detached part, a straight-through estimate, a backward pass of its own)"
+)
+ACCEPT = "take them as they are by dt.Student(surrogate=True)"

@@ -7,7 +7,13 @@ import math
 import torch
 
 from deepteach.core.adjoint import guards
-from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient, Window
+from deepteach.core.adjoint.base import (
+    FINITE_DIFFERENCE,
+    AbstractAdjoint,
+    MetaGradient,
+    Window,
+)
+from deepteach.core.examination import DIFFERENCES, EITHER
 from deepteach.core.linearised import gradients
 from deepteach.core.optim import Hyper, MomentumSGD, State
 from deepteach.core.validation import Validation
@@ -51,7 +57,9 @@ class Lookahead(AbstractAdjoint):
         gradient = ranks.summed(graph.gradient, "replays")
         later = rule.step(state, gradient, hyper)
         d_theta = validation.gradient(later.theta)
-        guards.examine_gradients(window.objective, theta, step, d_theta, 1)
+        approximate = self.derivatives == FINITE_DIFFERENCE
+        derivative = DIFFERENCES if approximate else EITHER
+        guards.examine_gradients(window.objective, theta, step, validation, derivative)
         cotangent = State(d_theta, {slot: zeros_like(d_theta) for slot in rule.slot_names})
         along = rule.pull(state, gradient, hyper, cotangent).gradient
         part = self.teacher_part(theta, step, window, along)
@@ -88,6 +96,7 @@ class FirstOrder(AbstractAdjoint):
     def gradient(self, window: Window, validation: Validation) -> MetaGradient:
         objective, step, theta = window.objective, window.steps[-1], window.final.theta
         direction = validation.gradient(theta)
+        guards.examine_gradients(objective, theta, step, validation, DIFFERENCES)
         eps = self.radius / (norm(direction) + 1e-12)
         omega = {name: leaf.detach().requires_grad_() for name, leaf in window.omega.items()}
         recorded = step.snapshot

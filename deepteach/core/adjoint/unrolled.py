@@ -12,8 +12,7 @@ from deepteach.core.linearised import gradients
 from deepteach.core.optim import State
 from deepteach.core.running_statistics import RunningStatistics
 from deepteach.core.twice import Corrected
-from deepteach.core.validation import Validation
-from deepteach.tree import distance, dot
+from deepteach.tree import Params, distance, dot
 
 
 class Unrolled(Stored):
@@ -23,15 +22,12 @@ class Unrolled(Stored):
     """
 
     shares = False
+    forwards = False
 
-    def gradient(self, window: Window, validation: Validation) -> MetaGradient:
+    def swept(self, window: Window, d_theta: Params, moved: MovedBuffers) -> MetaGradient:
         objective, rule, ranks = window.objective, window.rule, window.objective.ranks
-        d_theta = validation.gradient(window.final.theta)
-        guards.examine_gradients(
-            objective, window.final.theta, window.steps[-1], d_theta, window.length
-        )
         steps = window.steps[window.start :]
-        buffers = MovedBuffers(objective, steps, window.final.theta, validation).cotangent
+        buffers = moved.cotangent
         statistics = RunningStatistics(steps[0].passes[0].buffers)
         omega = {name: leaf.detach().requires_grad_() for name, leaf in window.omega.items()}
         state = kept(window.steps[window.start])
@@ -49,8 +45,8 @@ class Unrolled(Stored):
                 if buffers:
                     statistics.follow(objective.student, state.theta, step)
                 state = rule.step(state, gradient, step.hyper)
-            moved = {name: leaf for name, leaf in state.theta.items() if leaf.requires_grad}
-            end = torch.stack([(moved[name] * d_theta[name]).sum() for name in moved]).sum()
+            led = {name: leaf for name, leaf in state.theta.items() if leaf.requires_grad}
+            end = torch.stack([(led[name] * d_theta[name]).sum() for name in led]).sum()
             if buffers:
                 end = end + dot({name: statistics.values[name] for name in buffers}, buffers)
             # Every rank has this end, and the end is the sum of what ranks have.

@@ -1,0 +1,257 @@
+"""Are the gradients that a student is trained with those of its losses? A few samples tell.
+
+Hooks, reversed gradients, detached parts and a backward pass of the user's own change what
+comes back. Forward mode passes some of that by, and torch's second derivative applies it twice
+or misses it, in silence. So black boxes are asked: first derivatives as training takes them,
+and central differences of the losses and of those derivatives. It is done in float64 where the
+module lets its numbers be cast, at a point beside theta, where no unit stands on its kink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from deepteach.core.double_backward import TwiceDifferentiable
+from deepteach.core.linearised import gradients
+from deepteach.core.nested import in_double, rows_of, size_of
+from deepteach.core.objective import Objective
+from deepteach.core.record import Step
+from deepteach.core.validation import Validation
+from deepteach.rng import stream
+from deepteach.tree import Params, dot, norm, tree_map
+
+DIFFERENCES, EITHER, REVERSE, SECOND = "differences", "either", "reverse", "second"
+"""Derivatives that adjoints take of the losses; either is forward mode, or else reverse."""
+
+ROWS = 4
+"""Samples that are asked."""
+
+SIZES = (1e-2, 2e-3, 1e-5, 1e-6)
+"""Steps to either side, relative to theta; the long ones are for what computes in float32."""
+
+BESIDE = 1e-3
+"""How far from theta they are asked, relative to it."""
+
+LARGEST = 2**28
+"""Parameters of a module that is still copied in float64."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found of a student's gradients.
+
+    Args:
+        true: they are those of its losses, and torch knows their derivative.
+        derived: torch knows how they follow the samples' weights.
+        forward: forward mode says of the losses what they say.
+        checked: the gradient of the validation loss is its own.
+    """
+
+    true: bool = True
+    derived: bool = True
+    forward: bool = True
+    checked: bool = True
+
+
+Losses = Callable[[Params], Tensor]
+"""What is asked: losses as a function of the parameters."""
+
+
+def findings_of(objective: Objective, theta: Params, step: Step, derivative: str) -> Findings:
+    """Ask the first samples of a recorded step for what is true of this derivative."""
+    seen, count = step.passes[0], size_of(step.passes[0].labels)
+
+    def losses(double: bool, rows: slice) -> Losses:
+        inputs, labels = _rows(seen.inputs, rows, count), _rows(seen.labels, rows, count)
+        buffers = seen.buffers
+        if double:
+            frozen = _frozen(objective, theta)
+            inputs, labels, buffers = map(in_double, (inputs, labels, {**buffers, **frozen}))
+        part = replace(seen, inputs=inputs, labels=labels, buffers=buffers)
+        few = replace(step, passes=(part,), snapshot=step.snapshot.rows(rows))
+        return lambda theta: objective.replay(theta, few).losses
+
+    with objective.student.in_modes(seen.modes):
+        return _asked(objective, theta, losses, lambda asked: asked.findings(derivative))
+
+
+def slopes_are_true(objective: Objective, theta: Params, validation: Validation) -> bool:
+    """Whether the gradient of the validation loss is that of what its pass computes."""
+    count = size_of(validation.labels)
+
+    def losses(double: bool, rows: slice) -> Losses:
+        batch = [_rows(value, rows, count) for value in (validation.inputs, validation.labels)]
+        buffers = objective.student.buffers()
+        if double:
+            buffers = {**buffers, **_frozen(objective, theta)}
+            *batch, buffers = map(in_double, (*batch, buffers))
+        return lambda theta: validation.at(theta, buffers, *batch).unsqueeze(0)
+
+    return _asked(objective, theta, losses, lambda asked: asked.true())
+
+
+def _asked(
+    objective: Objective,
+    theta: Params,
+    losses: Callable[[bool, slice], Losses],
+    question: Callable[[_Examination], Any],
+) -> Any:
+    """The answer of a few samples in float64; or a few as they are, or all of them."""
+    size = sum(leaf.numel() for leaf in objective.student.module.parameters())
+    few = min(ROWS, getattr(objective, "size", ROWS))  # no more than a chunk of `micro_batch`
+    for double, count in ((True, few), (False, few), (False, None)):
+        if double and size > LARGEST:
+            continue
+        start = in_double(theta) if double else theta
+        try:
+            return question(_Examination(losses(double, slice(0, count)), start))
+        except Exception:  # a module may refuse other types and smaller batches in any way
+            if count is None:
+                raise
+
+
+def _rows(value: Any, rows: slice, count: int) -> Any:
+    return rows_of(value, rows, count) if rows.stop is not None else value
+
+
+def _frozen(objective: Objective, theta: Params) -> Params:
+    named = objective.student.module.named_parameters()
+    return {name: leaf.detach() for name, leaf in named if name not in theta}
+
+
+class _Examination:
+    """Losses near `theta`, in a direction `along` that is made of theta's own sizes."""
+
+    def __init__(self, losses: Losses, theta: Params) -> None:
+        self.losses = losses
+        draws = stream(0, "examination")
+        usual = norm(theta) / max(sum(leaf.numel() for leaf in theta.values()), 1) ** 0.5
+
+        def noise(leaf: Tensor) -> Tensor:
+            drawn = torch.randn(leaf.shape, generator=draws, dtype=torch.float32).to(leaf)
+            size = torch.linalg.vector_norm(leaf) / max(leaf.numel(), 1) ** 0.5
+            return drawn * torch.where(size > 0, size, usual)
+
+        self.along = tree_map(noise, theta)
+        self.theta = tree_map(lambda leaf: leaf.detach() + BESIDE * noise(leaf), theta)
+
+        self.base = self._plain(self.theta)
+        # A pass that does not repeat itself is found, and worded, by the replays.
+        self.repeats = not _apart(self._plain(self.theta), self.base, 1e-3 * self.base.abs())
+        self.floor = 1e-8 * self.base.abs()
+
+    def findings(self, derivative: str) -> Findings:
+        """All that is asked of a training pass."""
+        if not self.repeats:
+            return Findings()
+        true = self.true()
+        if derivative == DIFFERENCES:
+            return Findings(true)
+        trained = self._trained()
+        forward, derived = self._forward_agrees(trained), True
+        if not (forward and derivative == EITHER):
+            derived = not _apart(self._by_reverse(), trained, self.floor)
+        if derivative == SECOND and true and derived:
+            floor = 1e-8 * torch.linalg.vector_norm(trained)
+            true = not _apart(self._curvature(), *self._differences(self._gradient, floor))
+        return Findings(true, derived, forward)
+
+    def true(self) -> bool:
+        """Whether the slopes that training takes are those of the losses."""
+        known = self._differences(self._plain, self.floor)
+        return not self.repeats or not _apart(self._trained(), *known)
+
+    def _plain(self, theta: Params) -> Tensor:
+        with torch.no_grad():
+            return self.losses(theta)
+
+    def _gradient(self, theta: Params) -> Tensor:
+        """All entries of the gradient of the sum of the losses, as training takes it."""
+        leaves = _leaves(theta)
+        with torch.enable_grad():
+            return _flat(gradients(self.losses(leaves).sum(), leaves))
+
+    def _curvature(self) -> Tensor:
+        """How torch says that `_gradient` moves along."""
+        leaves = _leaves(self.theta)
+        with torch.enable_grad(), TwiceDifferentiable():
+            value = self.losses(leaves).sum()
+            inner = dot(gradients(value, leaves, create_graph=True), self.along)
+            return _flat(gradients(inner, leaves))
+
+    def _trained(self) -> Tensor:
+        """The slope of each sample's loss along, by first derivatives as training takes them."""
+        leaves = _leaves(self.theta)
+        with torch.enable_grad():
+            losses = self.losses(leaves)
+            found = [gradients(one, leaves, retain_graph=True) for one in losses.unbind()]
+        return torch.stack([dot(gradient, self.along) for gradient in found])
+
+    def _by_reverse(self) -> Tensor:
+        """The same by differentiating the gradient of the weighted losses."""
+        leaves = _leaves(self.theta)
+        with torch.enable_grad(), TwiceDifferentiable():
+            losses = self.losses(leaves)
+            weights = torch.ones_like(losses).requires_grad_()
+            gradient = gradients(weights @ losses, leaves, create_graph=True)
+            return gradients(dot(gradient, self.along), {"": weights})[""]
+
+    def _forward_agrees(self, trained: Tensor) -> bool:
+        """Whether there is a forward mode, and it says the same."""
+        try:
+            with torch.no_grad(), forward_ad.dual_level():
+                pairs = self.theta.items()
+                dual = {n: forward_ad.make_dual(leaf, self.along[n]) for n, leaf in pairs}
+                slopes = forward_ad.unpack_dual(self.losses(dual)).tangent
+        except (NotImplementedError, RuntimeError) as error:
+            if not lacks_forward_rule(error):
+                raise
+            return False
+        found = torch.zeros_like(trained) if slopes is None else slopes
+        return not _apart(found, trained, self.floor)
+
+    def _differences(
+        self, function: Callable[[Params], Tensor], floor: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Central differences along, and what they may be off by: how far two of them are."""
+
+        def moved(size: float) -> Params:
+            return tree_map(lambda a, b: torch.add(a, b, alpha=size), self.theta, self.along)
+
+        found = [(function(moved(s)) - function(moved(-s))) / (2 * s) for s in SIZES]
+        pairs = [(later, later - earlier) for earlier, later in zip(found, found[1:], strict=False)]
+        best, spread = min(pairs, key=lambda pair: float(torch.linalg.vector_norm(pair[1])))
+        return best, 10 * torch.linalg.vector_norm(spread) + floor
+
+
+def _apart(found: Tensor, known: Tensor, slack: Tensor) -> bool:
+    """Whether they differ by more than `slack` and the rounding of their type."""
+    relative = 1e-2 if known.dtype != torch.float64 else 1e-6
+    error = torch.linalg.vector_norm(found - known)
+    allowed = torch.linalg.vector_norm(slack) + relative * torch.linalg.vector_norm(known)
+    return not bool(error <= allowed)
+
+
+def _leaves(theta: Params) -> Params:
+    return {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+
+
+def _flat(tree: Params) -> Tensor:
+    return torch.cat([leaf.detach().reshape(-1) for leaf in tree.values()])
+
+
+def lacks_forward_rule(error: Exception) -> bool:
+    """Whether torch says that an operation has no forward-mode derivative."""
+    text = str(error)
+    return "forward AD" in text or "forward-mode" in text or "jvp" in text
+
+
+def looks_again(count: int) -> bool:
+    """Whether what is looked at now and then is due: the 1st, 4th, 16th, 64th time, ..."""
+    return count > 0 and count & (count - 1) == 0 and count.bit_length() % 2 == 1
