@@ -7,8 +7,10 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from deepteach.errors import ConfigError, DeepTeachError
 
@@ -27,7 +29,9 @@ def brief(error: BaseException) -> str:
 def hint(name: str, known: Iterable[str]) -> str:
     """`, did you mean 'x'?` where a known name is near, else nothing."""
     cutoff = CUTOFF if len(name) > 3 else SHORT_CUTOFF
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    among = list(known)
+    swapped = [other for other in among if sorted(other) == sorted(name)]  # rl is lr, not world
+    near = swapped or difflib.get_close_matches(name, among, n=1, cutoff=cutoff)
     return f", did you mean {near[0]!r}?" if near else ""
 
 
@@ -74,7 +78,7 @@ def imported(what: str, path: str) -> Any:
     return found
 
 
-def called(what: str, path: str, factory: Callable[..., Any], **offered: Any) -> Any:
+def called(what: str, path: str, factory: Callable[..., Any], /, **offered: Any) -> Any:
     """`factory`, called with those of `offered` that its signature names.
 
     Raises:
@@ -96,3 +100,40 @@ def called(what: str, path: str, factory: Callable[..., Any], **offered: Any) ->
         raise ConfigError(
             f"{what} {path!r} failed ({brief(error)}): expected a function of nothing{takes}"
         ) from error
+
+
+def parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Parameters that can be given by name."""
+    try:
+        found = inspect.signature(factory, eval_str=True).parameters.values()
+    except NameError:  # an annotation that exists for type checkers only
+        found = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # no function, or one that does not tell
+        found = ()
+    return {p.name: p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def chosen_settings(
+    what: str, name: str, takes: Mapping[str, inspect.Parameter], settings: Sequence[str]
+) -> dict[str, Any]:
+    """`key=value` texts as values of the types that the parameters are declared with.
+
+    Raises:
+        ConfigError: a key that is none of `takes`, or a value that its type cannot be made of.
+    """
+    chosen: dict[str, Any] = {}
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        if key not in takes:
+            has = f"its settings are {', '.join(takes)}" if takes else "it has none"
+            raise ConfigError(f"{what} {name} has no setting {key!r}: {has}")
+        wanted = takes[key].annotation
+        if wanted is inspect.Parameter.empty or isinstance(wanted, str):
+            wanted = type(takes[key].default)
+        try:
+            adapter = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
+            chosen[key] = adapter.validate_python(text)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].lower()
+            raise ConfigError(f"{what} {name}: {key}: {message}, got {text!r}") from None
+    return chosen

@@ -39,8 +39,8 @@ def run(options: argparse.Namespace) -> int:
 
     config = _config(options)
     console = Console()
-    own = is_path(config.student)
-    data = load(*(config.data, config.seed, config.valid_size), group=config.group, as_given=own)
+    given = {"group": config.group, "world": config.world, "as_given": is_path(config.student)}
+    data = load(config.data, config.seed, config.valid_size, **given)
     kind, rate, seed = config.noise.kind, config.noise.rate, config.noise.seed
     data = noise.corrupt(data, kind, rate, config.seed if seed is None else seed)
     for note in data.notes:

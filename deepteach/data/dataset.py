@@ -112,7 +112,8 @@ def from_arrays(
         label_names: what the user calls each label, where it is no number.
         valid_size: how many training samples become the trusted set where there is no
             x_valid (default: 10 %, at least 2 per class, at most 1000), stratified; their
-            labels are the truth where `y_clean` is known.
+            labels are the truth where `y_clean` is known. Of an x_valid that is given, how
+            many are used (default: all), stratified, too.
         normalise: centre and scale by the moments of the training samples.
         as_given: for a module of the user's own. What is not bytes keeps its axes, and whole
             numbers stay whole numbers, neither centred nor scaled.
@@ -157,7 +158,9 @@ def from_arrays(
         group = None if group is None else group[rest]
         notes.append(note)
     elif valid_size is not None:
-        notes.append(f"valid_size {valid_size} is not used: the data has its own x_valid")
+        part, note = _fewer(xs, ys, seed, valid_size)
+        trusted = None if trusted is None else trusted[part]
+        notes.append(note)
     x, mean, scale = _scaled(xs, normalise, as_given)
     y = {k: torch.from_numpy(v) for k, v in ys.items()}
     data = Data(
@@ -284,6 +287,23 @@ def _split_off(
         f"as the trusted set, with their {kind} labels"
     )
     return rest, part, note
+
+
+def _fewer(
+    xs: dict[str, np.ndarray], ys: dict[str, np.ndarray], seed: int, size: int
+) -> tuple[np.ndarray, str]:
+    """Leave a stratified part of x_valid, y_valid; its places, and what to tell the user."""
+    there = len(ys["y_valid"])
+    if size > there:
+        raise DataError(f"valid_size is {size}, and x_valid has {there} samples: lower it")
+    part = np.arange(there)
+    if size < there:
+        _, part = stratified_split(ys["y_valid"], size, seed)
+    xs["x_valid"], ys["y_valid"] = xs["x_valid"][part], ys["y_valid"][part]
+    return (
+        part,
+        f"valid_size {size}: {size} of the {there} samples of x_valid (stratified) are used",
+    )
 
 
 def _some(items: list[str]) -> str:

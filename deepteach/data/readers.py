@@ -19,6 +19,7 @@ from deepteach.data.dataset import Data, Read, check, from_arrays
 from deepteach.data.images import folder
 from deepteach.data.splits import stratified_split
 from deepteach.data.tables import table
+from deepteach.data.worlds import changed
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import called, hint, imported, is_path
 
@@ -41,6 +42,7 @@ def load(
     valid_size: int | None = None,
     *,
     group: str | None = None,
+    world: str | None = None,
     as_given: bool = False,
 ) -> Data:
     """The data set that `spec` names; `seed` decides the splits that it does not come with.
@@ -50,9 +52,9 @@ def load(
             of `seed`, `valid_size` and `group` that its signature names, and returns a
             `Data`, or a mapping of the arguments of `from_arrays`.
         seed: of the split into parts.
-        valid_size: the number of trusted samples to split off where the set has none of its
-            own (default: 200 for digits, else as in `from_arrays`).
+        valid_size: the number of trusted samples, as in `from_arrays` (default for digits: 200).
         group: the column of a table that names each sample's source.
+        world: how the data are changed before they are used, as in `worlds.changed`.
         as_given: for a student of the user's own, as in `from_arrays`.
 
     Raises:
@@ -61,15 +63,17 @@ def load(
     """
     scheme, colon, path = spec.partition(":")
     if scheme == "digits" and not colon:
-        data = _digits(seed, 200 if valid_size is None else valid_size)
+        arrays = _digits(seed, 200 if valid_size is None else valid_size)
+        data = _built(arrays, spec, seed, None, as_given, world)
     elif scheme in _READERS:
         if not path:
             raise ConfigError(f"data '{spec}' names no path: expected {scheme}:PATH")
-        arrays, notes = _READERS[scheme](Path(path).expanduser(), group)
-        data = _built(arrays, spec, seed, valid_size, as_given)
+        file = Path(path).expanduser()
+        arrays, notes = _READERS[scheme](file, group)
+        data = _built(arrays, spec, seed, valid_size, as_given, world, file)
         data = replace(data, notes=(*notes, *data.notes))
     elif is_path(spec) and scheme != "digits":
-        data = _own(spec, seed, valid_size, group, as_given)
+        data = _own(spec, seed, valid_size, group, as_given, world)
     else:
         raise _unknown(spec)
     if group is not None and (data.group is None or scheme == "npz"):
@@ -89,17 +93,35 @@ def _unknown(spec: str) -> ConfigError:
 
 
 def _built(
-    arrays: Mapping[str, Any], spec: str, seed: int, valid_size: int | None, as_given: bool
+    arrays: Mapping[str, Any],
+    spec: str,
+    seed: int,
+    valid_size: int | None,
+    as_given: bool,
+    world: str | None = None,
+    path: Path | None = None,
 ) -> Data:
-    """`from_arrays`, its refusals naming the source."""
+    """`from_arrays` of that world, its refusals naming the source."""
+    told: tuple[str, ...] = ()
     try:
+        if world is not None:
+            arrays, note = changed(world, arrays, seed, path, as_given=as_given)
+            told = (note,)
         settings = {"name": spec, "seed": seed, "valid_size": valid_size, "as_given": as_given}
-        return from_arrays(**{**settings, **arrays})
+        data = from_arrays(**{**settings, **arrays})
     except DataError as error:
         raise DataError(f"{spec}: {error}") from error
+    return replace(data, notes=(*told, *data.notes))
 
 
-def _own(spec: str, seed: int, valid_size: int | None, group: str | None, as_given: bool) -> Data:
+def _own(
+    spec: str,
+    seed: int,
+    valid_size: int | None,
+    group: str | None,
+    as_given: bool,
+    world: str | None,
+) -> Data:
     """What a function of the user's own returns, checked."""
     try:
         function = imported("data", spec)
@@ -110,6 +132,11 @@ def _own(spec: str, seed: int, valid_size: int | None, group: str | None, as_giv
         raise
     made = called("data", spec, function, seed=seed, valid_size=valid_size, group=group)
     if isinstance(made, Data):
+        if world is not None:
+            raise ConfigError(
+                f"world {world!r} changes arrays, and data {spec!r} returned a finished Data: "
+                "return a mapping with x_train, y_train, x_valid and y_valid"
+            )
         return replace(made, notes=(*made.notes, *(n for n in check(made) if n not in made.notes)))
     if not isinstance(made, Mapping):
         raise ConfigError(
@@ -125,10 +152,10 @@ def _own(spec: str, seed: int, valid_size: int | None, group: str | None, as_giv
     for key in ("x_train", "y_train"):
         if key not in made:
             raise ConfigError(f"data {spec!r} returned no {key}: expected x_train and y_train")
-    return _built(made, spec, seed, valid_size, as_given)
+    return _built(made, spec, seed, valid_size, as_given, world)
 
 
-def _digits(seed: int, valid_size: int) -> Data:
+def _digits(seed: int, valid_size: int) -> dict[str, Any]:
     """1,797 digits of 8x8 pixels shipped with scikit-learn: 400 test, 200 trusted, rest."""
     from sklearn.datasets import load_digits
 
@@ -137,5 +164,4 @@ def _digits(seed: int, valid_size: int) -> Data:
     rest, test = stratified_split(y, 400, seed)
     train, valid = stratified_split(y[rest], valid_size, seed)
     parts = {"train": rest[train], "valid": rest[valid], "test": test}
-    arrays = {f"{a}_{k}": v[i] for k, i in parts.items() for a, v in (("x", x), ("y", y))}
-    return from_arrays(**arrays, name="digits", seed=seed)
+    return {f"{a}_{k}": v[i] for k, i in parts.items() for a, v in (("x", x), ("y", y))}

@@ -10,16 +10,13 @@ import copy
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
 from typing import Any
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 import deepteach.teachers
 from deepteach.core.feature import Feature
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
-from deepteach.names import called, imported, known
+from deepteach.names import called, chosen_settings, imported, known, parameters
 from deepteach.teachers.linear import Teacher
 from deepteach.teachers.method import METHODS, Method, MethodContext
 
@@ -76,8 +73,9 @@ def method(asked: Any, context: MethodContext) -> Method:
 def _as_method(name: str, found: Any, settings: list[str], context: MethodContext) -> Method:
     finished = isinstance(found, Method | AbstractTeacher | Feature)
     offered = {"context": context, **{name: getattr(context, name) for name in BY_NAME}}
-    takes = {} if finished else _parameters(found)
-    chosen = _checked(name, {k: p for k, p in takes.items() if k not in offered}, settings)
+    takes = {} if finished else parameters(found)
+    own = {k: p for k, p in takes.items() if k not in offered}
+    chosen = chosen_settings("method", name, own, settings)
     if not finished:
         asked = {key: value for key, value in offered.items() if key in takes}
         found = called("method", name, found, **asked, **chosen)
@@ -98,34 +96,3 @@ def method_name(found: Any) -> str:
     """What an object is called as a method: `module:name` of a function or class, else its type."""
     name = getattr(found, "__qualname__", None)
     return type(found).__name__ if name is None else f"{found.__module__}:{name}"
-
-
-def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Parameters that can be given by name."""
-    try:
-        found = inspect.signature(factory, eval_str=True).parameters.values()
-    except NameError:  # an annotation that exists for type checkers only
-        found = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # no function, or one that does not tell
-        found = ()
-    return {p.name: p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-
-
-def _checked(name: str, takes: dict[str, inspect.Parameter], settings: list[str]) -> dict[str, Any]:
-    """`key=value` pairs as values of the types that the parameters are declared with."""
-    chosen: dict[str, Any] = {}
-    for setting in settings:
-        key, _, text = setting.partition("=")
-        if key not in takes:
-            has = f"its settings are {', '.join(takes)}" if takes else "it has none"
-            raise ConfigError(f"method {name} has no setting {key!r}: {has}")
-        wanted = takes[key].annotation
-        if wanted is inspect.Parameter.empty or isinstance(wanted, str):
-            wanted = type(takes[key].default)
-        try:
-            adapter = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
-            chosen[key] = adapter.validate_python(text)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"].lower()
-            raise ConfigError(f"method {name}: {key}: {message}, got {text!r}") from None
-    return chosen

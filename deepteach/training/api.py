@@ -151,6 +151,11 @@ def configured(
             "train has no column to read groups from: give the source of each sample beside it, "
             "train_data=(x, y, group)"
         )
+    if settings.get("world") is not None:
+        raise ConfigError(
+            "train takes the data as they are, so it has no setting world: change the arrays with "
+            "deepteach.data.worlds.changed"
+        )
     if "noise" in settings:
         raise ConfigError(
             "train takes labels as they are, so it has no setting noise: change the labels with "

@@ -29,6 +29,7 @@ from pydantic.fields import FieldInfo
 from deepteach.core.adjoint.registry import ADJOINTS
 from deepteach.core.losses import VALIDATION_LOSSES
 from deepteach.data.noise import Kind
+from deepteach.data.worlds import WORLDS
 from deepteach.errors import ConfigError
 from deepteach.names import hint, is_path, known
 from deepteach.runs import safe_yaml
@@ -124,6 +125,12 @@ def _plain(key: Any, value: Any) -> str:
     raise ConfigError(f"{key} must be a number, a text without +, true or false, got {value!r}")
 
 
+def _world_text(value: Any) -> Any:
+    if isinstance(value, str) and ":" not in (name := value.partition("+")[0]):
+        known("world", name, WORLDS)
+    return value
+
+
 def _finite_or_none(value: float | None) -> float | None:
     return None if value == math.inf else value
 
@@ -158,7 +165,14 @@ class Config(BaseModel):
         common=True,
     )
     group: str | None = setting(None, "data", "column of a csv: the source of each sample")
-    valid_size: int | None = setting(None, "data", "trusted samples to split off", gt=0)
+    world: Annotated[str | None, BeforeValidator(_world_text)] = setting(
+        None,
+        "data",
+        f"a change of the data: {', '.join(WORLDS)} (biased+good=4), or package.module:name",
+    )
+    valid_size: int | None = setting(
+        None, "data", "trusted samples to split off, or to take of those there are", gt=0
+    )
     noise: NoiseConfig = Field(default_factory=NoiseConfig)
     augment: Annotated[bool | str, BeforeValidator(_path_or_bool)] = setting(
         False,

@@ -120,6 +120,25 @@ def test_without_validation_a_part_is_split_off_and_said() -> None:
     assert len(from_arrays(x, y, valid_size=90).y_valid) == 90
 
 
+def test_a_part_of_the_trusted_samples() -> None:
+    """Stratified, drawn by the seed; the rows go with them; more than there are is refused."""
+    arrays = table()
+    count = len(arrays["y_valid"])
+    numbers = {"rows_valid": np.arange(count) + 1000}
+    whole = from_arrays(**arrays, **numbers)
+    data = from_arrays(**arrays, **numbers, valid_size=12, seed=1)
+    assert data.rows_valid is not None and len(data.y_valid) == len(data.rows_valid) == 12
+    places = data.rows_valid - 1000
+    assert torch.equal(data.y_valid, whole.y_valid[places])
+    torch.testing.assert_close(data.x_valid, whole.x_valid[places])
+    shares = 12 * np.bincount(whole.y_valid) / count
+    assert np.abs(np.bincount(data.y_valid) - shares).max() < 1
+    assert f"valid_size 12: 12 of the {count} samples of x_valid" in data.notes[0]
+    assert len(from_arrays(**arrays, valid_size=count).y_valid) == count
+    assert not same(data, from_arrays(**arrays, **numbers, valid_size=12, seed=2))
+    refused(lambda: from_arrays(**arrays, valid_size=count + 1), f"x_valid has {count} samples")
+
+
 def test_split_off_samples_are_trusted_where_the_truth_is_known() -> None:
     x = np.arange(400.0)[:, None]
     truth = np.arange(400) % 4

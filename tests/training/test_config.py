@@ -48,6 +48,7 @@ def noises(draw: st.DrawFn) -> dict[str, Any]:
 VALID: dict[str, st.SearchStrategy[Any]] = {
     "data": TEXT,
     "group": st.none() | TEXT,
+    "world": st.sampled_from([None, "biased", "tail+factor=10", "mine:world"]),
     "valid_size": st.none() | st.integers(1, 10**9),
     "noise": noises(),
     "student": TEXT,
@@ -156,6 +157,7 @@ def test_what_resembles_nothing_points_to_the_help() -> None:
 WRONG: dict[str, list[Any]] = {
     "data": [1, None, ["digits"], {"npz": "a"}],
     "group": [3, ["source"]],
+    "world": ["biast", "+factor=10", "", 3],
     "valid_size": [0, -1, 1.5, "many"],
     "noise": ["flip", 0.4, None, [0.4]],
     "student": [None, 3],
