@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from deepteach.errors import ConfigError, DeepTeachError
 
 T = TypeVar("T")
@@ -121,6 +119,8 @@ def chosen_settings(
     Raises:
         ConfigError: a key that is none of `takes`, or a value that its type cannot be made of.
     """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError  # a loop of one's own needs none
+
     chosen: dict[str, Any] = {}
     for setting in settings:
         key, _, text = setting.partition("=")

@@ -175,6 +175,26 @@ def refused() -> str:
     return "\n".join(f"- {', '.join(names)}: {said}" for said, names in found.items())
 
 
+VERDICTS = ("sources", "imbalance", "labels")
+
+
+def beyond() -> str:
+    """The tables beyond the paper: the verdicts, then all rows of every setting."""
+    verdicts, whole = [], []
+    for name in VERDICTS:
+        path = Path(f"results/{name}.csv")
+        if not path.exists():
+            verdicts.append(f"**{name}** has not been run yet.")
+            continue
+        rows, count = read_csv(path), len(cells(name, "cpu"))
+        if len(rows) < count:
+            verdicts.append(f"**{name}**: {len(rows)} of {count} cells have been run.")
+        first, *others = summarise(rows, "cpu")
+        verdicts.append(f"**{first.title}**\n\n{first.markdown_grid(numeric=False)}")
+        whole += [f"**{t.title}**\n\n{t.markdown_grid(numeric=False)}" for t in others]
+    return "\n\n".join([*verdicts, *whole])
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "bench": ("docs/performance.md", bench),
     "precision": ("docs/performance.md", precision),
@@ -183,6 +203,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "results": ("docs/results.md", results),
     "layers": ("docs/correctness.md", layers),
     "refused": ("docs/correctness.md", refused),
+    "beyond": ("docs/results.md", beyond),
 }
 
 

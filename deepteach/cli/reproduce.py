@@ -12,13 +12,14 @@ from deepteach.names import known
 
 def add(parser: Parser, full: bool) -> None:
     """Add the command's flags."""
-    parser.add_argument("table", metavar="TABLE", help="table1 to table7, figure2, deeper, ...")
+    parser.add_argument("table", metavar="TABLE", help="table1 to table7, ..., sources, labels")
     parser.add_argument("--scale", default="cpu", metavar="NAME", help="paper, cpu or smoke")
     parser.add_argument("--data", metavar="DIR", help="data sets under fixed names")
     parser.add_argument("--out", default="runs/reproduce", metavar="DIR")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
     parser.add_argument("--executor", default="processes", metavar="NAME", help="or ray")
     parser.add_argument("--seeds", type=int, metavar="N", help="default: the scale's")
+    parser.add_argument("--headline", action="store_true", help="run no rows but the headline's")
     parser.add_argument("--results", metavar="FILE.csv", help="only show this file's rows")
     parser.add_argument("--format", choices=("text", "markdown"), default="text")
 
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         # Its page is drawn from the runs themselves: rows are not enough.
         kept = {} if options.table == "figure2" else reproduce.kept_rows(table, cells)
         failures = reproduce.execute(
-            [cell for cell in cells if cell.folder not in kept],
+            [c for c in cells if c.folder not in kept and not (options.headline and c.rank > 1)],
             data or None,
             out,
             cli.main,

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from deepteach.reproduction.scale import Scale
 from deepteach.training.config import make
@@ -32,6 +32,10 @@ class Cell:
     settings: Mapping[str, Any] = field(hash=False)
     source: Cell | None = None
     published: float | None = None
+    rank: int = 0
+    """Runs of a lower rank come first."""
+    ranks: bool = False
+    """Whether its row says how well wrong labels are found."""
 
     @property
     def folder(self) -> str:
@@ -45,8 +49,13 @@ class Cell:
         data = str(values["data"]).partition(":")[2] or values["data"]
         kind, rate = values["noise"]["kind"], values["noise"]["rate"]
         noise = "" if kind == "none" else f"-{kind}{100 * rate:g}"
-        name = f"{data}{noise}-{values['student']}-{values['method']}-s{values['seed']}"
+        world = f"-{values['world']}" if values.get("world") else ""
+        name = f"{data}{world}{noise}-{values['student']}-{values['method']}-s{values['seed']}"
         return f"{re.sub('[^A-Za-z0-9.+=-]+', '_', name.replace('.npz', ''))}-{digest[:8]}"
+
+
+Role = Literal["plain", "untaught", "taught", "deep", "ablation"]
+"""What a row is compared as in the tables beyond the paper."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,9 @@ class TableMethod:
     published: str = ""
     taught: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    role: Role = "untaught"
+    headline: bool = False
+    """Run first, and for more seeds than the other rows of its table."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,7 @@ class Scenario:
     noise: str = "none"
     rate: float = 0.0
     noise_shown: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def cells_of(
@@ -98,6 +111,9 @@ def cell_of(
 ) -> Cell:
     """One cell of a table."""
     label, spec = scenario.data
+    schedule = dict(scenario.schedule)
+    if spec.startswith("npz:") or spec == "digits":
+        schedule.pop("valid_size", None)  # these come with a trusted set
     taught = {"interval": scale.interval, "window": scale.window} if row.taught else {}
     settings = {
         "data": spec,
@@ -108,13 +124,12 @@ def cell_of(
         "student": scenario.student,
         "method": row.method,
         "baseline": False,
-        **scenario.schedule,
+        **schedule,
+        **scenario.settings,
         **taught,
         **row.settings,
         "seed": seed,
     }
-    if spec.startswith("npz:") or spec == "digits":
-        settings.pop("valid_size", None)  # these come with a trusted set
     noise = scenario.noise_shown or scenario.noise
     name = row.method.partition("+")[0]
     return Cell(

@@ -34,6 +34,9 @@ COLUMNS = (
 KINDS = ("last", "best", "selected")
 EMA_COLUMNS = tuple(f"test_error_ema_{kind}" for kind in KINDS)
 """Columns behind the others, in a file where any run kept a moving average of its student."""
+RANKING_COLUMNS = ("noise_precision_100", "noise_precision_1000", "loss_auroc")
+"""Columns behind those, in a file of a table that asks how well wrong labels are found."""
+_MORE = (EMA_COLUMNS, RANKING_COLUMNS)
 COMMANDS, LOGS = "commands", "logs"
 """Folders in `--out` beside the runs."""
 
@@ -48,13 +51,13 @@ class Failure:
 
 
 def runs_of(cells: Sequence[Cell]) -> list[Cell]:
-    """The different runs behind the cells, sources included, one seed after the other."""
+    """The different runs behind the cells, sources included: by rank, then by seed."""
     found: dict[str, Cell] = {}
     for cell in cells:
         for one in (cell.source, cell):
             if one is not None:
                 found.setdefault(one.folder, one)
-    return sorted(found.values(), key=lambda cell: cell.seed)
+    return sorted(found.values(), key=lambda cell: (cell.rank, cell.seed))
 
 
 def arguments(cell: Cell, data: Path | None, out: Path) -> list[str]:
@@ -233,7 +236,8 @@ def result_rows(
             "seconds": _figure(summary["seconds"], 2),
             **record,
         }
-        named = (*COLUMNS, *(name for name in EMA_COLUMNS if name in values))
+        more = (*EMA_COLUMNS, *(RANKING_COLUMNS if cell.ranks else ()))
+        named = (*COLUMNS, *(name for name in more if name in values))
         rows.append({name: str(values[name]) for name in named})
     return rows
 
@@ -246,7 +250,8 @@ def figures_of(summary: Mapping[str, Any]) -> dict[str, str]:
         for kind in KINDS
         if not whose or f"test_accuracy{whose}_{kind}" in summary
     }
-    return {**errors, "noise_auroc": _figure(summary["noise_auroc"], 6)}
+    ranked = {name: _figure(summary.get(name), 6) for name in RANKING_COLUMNS}
+    return {**errors, "noise_auroc": _figure(summary["noise_auroc"], 6), **ranked}
 
 
 def _error(accuracy: float | None) -> str:
@@ -259,7 +264,8 @@ def _figure(value: float | None, digits: int) -> str:
 
 def write_csv(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     """Replace the file at once, so that it is whole at every instant."""
-    columns = [*COLUMNS, *(EMA_COLUMNS if any(row.keys() & {*EMA_COLUMNS} for row in rows) else ())]
+    have = {name for row in rows for name in row}
+    columns = [*COLUMNS, *(name for more in _MORE if have & {*more} for name in more)]
     text = csv_text([columns, *([row.get(name, "") for name in columns] for row in rows)])
     write_atomic(path, text.encode())
 
@@ -272,7 +278,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
             rows, columns = list(reader), list(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV ({error})") from error
-    known = columns in (COLUMNS, [*COLUMNS, *EMA_COLUMNS])
-    if not known or any(None in row.values() for row in rows):
+    written = [*COLUMNS, *(name for more in _MORE if {*more} <= {*columns} for name in more)]
+    if columns != written or any(None in row.values() for row in rows):
         raise DataError(f"{path} is not a file of results: its columns must be {','.join(COLUMNS)}")
     return rows

@@ -31,6 +31,8 @@ class Scale:
     interval: int = 20
     window: int = 2
     seeds: int = 3
+    headline_seeds: int = 5
+    """Of the rows that a table beyond the paper is about."""
     teacher_students: tuple[str, str] = ("resnet32", "resnet110")
     """Appendix B: the student that the teacher is taught on, and another one."""
     other_schedule: Mapping[str, Any] = field(default_factory=dict)
@@ -99,6 +101,7 @@ SCALES: dict[str, Scale] = {
         _SMOKE, _SMOKE, _SMOKE,
         interval=7,
         seeds=1,
+        headline_seeds=1,
         teacher_students=("mlp", "cnn"),
         levels=_levels(1),
         labels=tuple((name, "digits", rate) for name, _, rate in HUMAN),

@@ -12,13 +12,15 @@ from deepteach.report.html import write_report
 from deepteach.report.pairing import UNIFORM
 from deepteach.report.stats import LITTLE_POWER, Gain, paired_gains
 from deepteach.report.table import UNKNOWN, TextTable, mean_std, number
+from deepteach.reproduction import claims
+from deepteach.reproduction.beyond import BEYOND
 from deepteach.reproduction.cell import Cell
+from deepteach.reproduction.figures import Rows, by_seed, ranking
 from deepteach.reproduction.scale import SCALES
 from deepteach.reproduction.tables import TABLES, not_reproduced
 from deepteach.runs.reader import open_run
 from deepteach.runs.storage import write_atomic
 
-Rows = Sequence[Mapping[str, str]]
 SETTING = ("data", "noise", "rate", "student")
 HEAD = (
     "method", "n", "selected, error %", "gain, points", "95 % interval", "reading", "p (t, Holm)",
@@ -40,6 +42,8 @@ def summarise(rows: Rows, scale: str) -> tuple[TextTable, ...]:
     """
     if not rows:
         raise DataError("expected rows of results, found none: run `deepteach reproduce` first")
+    if rows[0]["table"] in BEYOND:
+        return claims.claimed(rows, scale)
     published = _published(rows[0]["table"])
     groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
     for row in rows:
@@ -81,10 +85,10 @@ def _table(
     by_method: dict[tuple[str, str], dict[str, Mapping[str, str]]] = {}
     for row in rows:
         by_method.setdefault((row["method"], row["variant"]), {})[row["seed"]] = row
-    selected = {name: _values(seeds, "test_error_selected") for name, seeds in by_method.items()}
-    last = {name: _values(seeds, "test_error_last") for name, seeds in by_method.items()}
+    selected = {name: by_seed(seeds, "test_error_selected") for name, seeds in by_method.items()}
+    last = {name: by_seed(seeds, "test_error_last") for name, seeds in by_method.items()}
     plain = (UNIFORM, "")
-    averaged = {name: _values(seeds, "test_error_ema_last") for name, seeds in by_method.items()}
+    averaged = {name: by_seed(seeds, "test_error_ema_last") for name, seeds in by_method.items()}
     shown = any(averaged.values())
     gains = _gains(selected, plain)
     of_averages = _gains(averaged, plain)
@@ -107,9 +111,9 @@ def _table(
             " ".join(filter(None, (name[0], f"({name[1]})" if name[1] else ""))),
             str(len(selected[name])), mean_std(list(selected[name].values())), points, interval,
             reading, p, mean_std(list(last[name].values())), late,
-            mean_std(list(_values(seeds, "test_error_best").values())),
-            _auroc(list(_values(seeds, "noise_auroc").values())),
-            mean_std(list(_values(seeds, "seconds").values()), 0),
+            mean_std(list(by_seed(seeds, "test_error_best").values())),
+            ranking(list(by_seed(seeds, "noise_auroc").values())),
+            mean_std(list(by_seed(seeds, "seconds").values()), 0),
             number(number_there, 2), theirs,
             *((mean_std(list(averaged[name].values())),
                _points(of_averages[name]) if name in of_averages else UNKNOWN) if shown else ()),
@@ -123,11 +127,6 @@ def _table(
 
 def _points(gain: Gain) -> str:
     return f"{gain.mean:+.2f}" + ("" if gain.std is None else f" ± {gain.std:.2f}")
-
-
-def _auroc(values: Sequence[float]) -> str:
-    """Nothing where the weights are all alike: exactly one half, for every seed."""
-    return UNKNOWN if all(value == 0.5 for value in values) else mean_std(values, 3)
 
 
 def _notes(selected: Mapping[tuple[str, str], Mapping[str, float]]) -> tuple[str, ...]:
@@ -157,12 +156,3 @@ def _gains(values: Mapping[tuple[str, str], Mapping[str, float]], plain: tuple[s
     joined = {"\0".join(name): d for name, d in differences.items() if d}
     found = paired_gains(joined)
     return {name: found["\0".join(name)] for name in differences if "\0".join(name) in found}
-
-
-def _values(seeds: Mapping[str, Mapping[str, str]], column: str) -> dict[str, float]:
-    """The figures of a column by seed, in the order of seeds; empty ones left out."""
-    try:
-        ordered = sorted(seeds, key=int)
-        return {seed: float(seeds[seed][column]) for seed in ordered if seeds[seed].get(column)}
-    except ValueError as error:
-        raise DataError(f"a figure of column {column} is not a number: {error}") from error

@@ -12,6 +12,7 @@ from typing import Any
 
 from deepteach.errors import ConfigError
 from deepteach.names import known
+from deepteach.reproduction.beyond import BEYOND, beyond
 from deepteach.reproduction.cell import Cell, Scenario, TableMethod, cell_of, cells_of
 from deepteach.reproduction.published import (
     OURS,
@@ -275,6 +276,7 @@ TABLES: dict[str, Callable[[Scale], list[Cell]]] = {
     "table1": table1, "table2": table2, "table3": table3, "table4": table4, "table5": table5,
     "table6": table6, "table7": table7, "figure2": figure2_teachers, "deeper": deeper,
     "transfer": transfer, "human": human, "controls": controls,
+    **{name: beyond(name) for name in BEYOND},
 }  # fmt: skip
 
 
@@ -284,12 +286,16 @@ def cells(table: str, scale: str, seeds: int | None = None) -> list[Cell]:
     chosen = known("scale", scale, SCALES)
     if seeds is not None and seeds < 1:
         raise ConfigError(f"--seeds must be 1 or more, got {seeds}")
-    return recipe(chosen if seeds is None else replace(chosen, seeds=seeds))
+    if seeds is not None:
+        chosen = replace(chosen, seeds=seeds, headline_seeds=seeds)
+    return recipe(chosen)
 
 
 def not_reproduced(table: str, scale: str) -> list[str]:
     """What this scale leaves out of a table, and why."""
     place, reasons = SCALES[scale], []
+    if table in BEYOND:
+        return []
     published: dict[str, list[str]] = {
         "table1": [f"{data} with {student}" for data, student in PUBLISHED_1],
         "table5": [f"{data} with wrn-28-10, {100 * p:g} %" for data, p in PUBLISHED_5],

@@ -62,6 +62,12 @@ class Pruned(Curriculum):
             self.kept = (~wrong).nonzero().squeeze(1)
             training.weights.copy_((~wrong).to(training.weights))
 
+    def ranking(self, training: TrainingView) -> Tensor | None:
+        """cleanlab's label quality: the out-of-fold probability of the given label."""
+        if self.probabilities is None:
+            return None
+        return self.probabilities.gather(1, training.y.cpu()[:, None]).squeeze(1)
+
     def _fold(self, training: TrainingView) -> Tensor:
         """`(n,)` part of each training sample; every class is spread evenly."""
         if self._parts is None:

@@ -99,6 +99,13 @@ class Curriculum:
     def episode_end(self, training: TrainingView) -> None:
         """After the last epoch of each episode, and its `epoch_end`."""
 
+    def ranking(self, training: TrainingView) -> Tensor | None:
+        """`(n,)` how far each training sample's label is trusted at the end, the higher the more.
+
+        None: as far as its mean weight says.
+        """
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """What a bit-exact resume needs."""
         return {}

@@ -1,4 +1,4 @@
-"""Accuracy of a student, trust of a teacher, and how well low trust finds wrong labels."""
+"""Accuracy of a student, trust of a teacher, and how well a ranking finds wrong labels."""
 
 from __future__ import annotations
 
@@ -66,3 +66,32 @@ def noise_auroc(weight: Tensor, wrong: Tensor | None) -> float | None:
     from sklearn.metrics import roc_auc_score  # seconds to import, and rarely needed
 
     return float(roc_auc_score(wrong.numpy(), -weight.double().numpy()))
+
+
+def precision_among(trusted: Tensor, wrong: Tensor | None, count: int) -> float | None:
+    """Share of wrong labels among the `count` samples that are trusted least.
+
+    Where trust is equal across the cut, what a random order among those gives on average; so
+    trust that is all alike gives the share of wrong labels. None where that is unknown, or
+    where there are fewer samples.
+    """
+    if wrong is None or len(trusted) < count:
+        return None
+    trusted, wrong = trusted.double(), wrong.double()
+    cut = trusted.sort().values[count - 1]
+    below, level = trusted < cut, trusted == cut
+    left = count - int(below.sum())
+    return float(wrong[below].sum() + left * wrong[level].mean()) / count
+
+
+def ranking_figures(trusted: Tensor, loss: Tensor, wrong: Tensor | None) -> dict[str, float | None]:
+    """How well the least trusted samples are those with wrong labels, beside the largest losses.
+
+    Args:
+        trusted: `(n,)` higher is better.
+        loss: `(n,)` at the end of the training.
+        wrong: `(n,)` whether the given label is wrong, where known.
+    """
+    among = {f"noise_precision_{k}": precision_among(trusted, wrong, k) for k in (100, 1000)}
+    of_loss = noise_auroc(-loss, wrong)
+    return {"noise_auroc": noise_auroc(trusted, wrong), **among, "loss_auroc": of_loss}

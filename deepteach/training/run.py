@@ -19,7 +19,7 @@ from deepteach.runs.checkpoint import Store
 from deepteach.training import diagnostics
 from deepteach.training.build import Built
 from deepteach.training.config import Config
-from deepteach.training.evaluate import Trust, noise_auroc, trust
+from deepteach.training.evaluate import Trust, noise_auroc, ranking_figures, trust
 from deepteach.training.loop import EpochEnd
 from deepteach.training.progress import Watcher
 from deepteach.training.resume import RunLog, meta_of, restore, state_of
@@ -200,11 +200,16 @@ class MethodRun:
             "seconds": round(self.log.seconds, 2),
             **self._figures(""),
             **averaged,
-            "noise_auroc": noise_auroc(self.trust.weight, self.wrong),
+            **ranking_figures(self._ranking(), self.trust.loss, self.wrong),
             "gradient_quality": self.log.quality or None,
             "teacher_parameters": sum(p.numel() for p in self.coach.teacher.parameters()),
             "baseline": plain,
         }
+
+    def _ranking(self) -> Tensor:
+        """What the samples are ranked by: their weights, unless the curriculum knows better."""
+        own = self.loop.curriculum.ranking(self.loop)
+        return self.trust.weight if own is None else own
 
     def _figures(self, whose: str) -> dict[str, Any]:
         """Accuracies over the epochs; `whose` ends the names of what is not the student's."""

@@ -124,7 +124,7 @@ def test_a_part_of_the_trusted_samples() -> None:
     """Stratified, drawn by the seed; the rows go with them; more than there are is refused."""
     arrays = table()
     count = len(arrays["y_valid"])
-    numbers = {"rows_valid": np.arange(count) + 1000}
+    numbers: dict[str, Any] = {"rows_valid": np.arange(count) + 1000}
     whole = from_arrays(**arrays, **numbers)
     data = from_arrays(**arrays, **numbers, valid_size=12, seed=1)
     assert data.rows_valid is not None and len(data.y_valid) == len(data.rows_valid) == 12

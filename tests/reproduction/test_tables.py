@@ -10,6 +10,7 @@ from fake_run import make_run
 
 from deepteach.errors import ConfigError
 from deepteach.models import STUDENTS, build
+from deepteach.reproduction.beyond import BEYOND, GROUNDS
 from deepteach.reproduction.cell import Cell
 from deepteach.reproduction.published import (
     PUBLISHED_1,
@@ -24,7 +25,8 @@ from deepteach.teachers.method import MethodContext
 from deepteach.teachers.registry import method
 from deepteach.training.config import make
 
-EVERY = [(table, scale) for table in TABLES for scale in SCALES]
+PAPERS = [(table, scale) for table in TABLES if table not in BEYOND for scale in SCALES]
+EVERY = [*PAPERS, *((table, scale) for table in BEYOND for scale in GROUNDS)]
 CLASSES = {"CIFAR-100": 100}
 
 
@@ -42,7 +44,9 @@ def test_every_cell_is_a_run(table: str, scale: str, finished: Path) -> None:
         assert config.student in STUDENTS and config.seed == cell.seed and not config.baseline
         assert config.method.partition("+")[0] == cell.method
         origin = None if cell.source is None else str(finished)
-        context = MethodContext(CLASSES.get(cell.data, 10), 64, 100, 0, origin)
+        classes = CLASSES.get(cell.data, 10)
+        counts = {"counts": (10,) * classes, "samples": 10 * classes, "groups": 20}
+        context = MethodContext(classes, 64, 100, 0, origin, **counts)
         chosen = method(config.method, context)
         window = config.window or chosen.window or 2
         assert 1 <= window <= (config.interval or chosen.interval or 20)
@@ -55,7 +59,7 @@ def test_cells_are_told_apart(table: str, scale: str) -> None:
     assert len(shown) == len(found) == len({cell.folder for cell in found})
 
 
-@pytest.mark.parametrize("table, scale", EVERY)
+@pytest.mark.parametrize("table, scale", PAPERS)
 def test_every_row_has_its_uniform_baseline_and_all_seeds(table: str, scale: str) -> None:
     """Same data, noise, student and schedule: only what the teacher uses may differ."""
     teaching = {"method", "interval", "window", "internal", "pool", "through_weights"}
@@ -206,7 +210,7 @@ def test_what_a_scale_cannot_have_is_told() -> None:
     # Nothing small goes by a big name.
     for table in TABLES:
         for cell in cells(table, "cpu", seeds=1):
-            assert cell.data != "CIFAR-10" and cell.student in ("resnet8", "cnn")
+            assert cell.data != "CIFAR-10" and cell.student in ("resnet8", "cnn", "mlp")
     (reason,) = not_reproduced("transfer", "paper")
     assert "embedding" in reason
 

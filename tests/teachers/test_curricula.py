@@ -91,6 +91,11 @@ def test_pruning_finds_wrong_labels_by_unseen_predictions(data: Data) -> None:
     assert set(torch.cat([torch.cat(rows) for rows in epochs[24:]]).tolist()) <= set(
         curriculum.kept.tolist()
     )
+    # Its ranking is finer than what it dropped: a probability for each sample.
+    quality = curriculum.ranking(training)
+    assert quality is not None and quality.unique().numel() > 150
+    assert (quality >= 0).all() and (quality <= 1).all()
+    assert float(wrong[quality.argsort()[:50]].double().mean()) > 0.7
 
 
 def test_folds_spread_every_class_and_repeat(data: Data) -> None:

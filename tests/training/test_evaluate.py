@@ -17,7 +17,7 @@ import deepteach as dt
 from deepteach.core.predict import accuracy, evaluating, logits
 from deepteach.data.dataset import Data
 from deepteach.training import evaluate
-from deepteach.training.evaluate import noise_auroc, trust
+from deepteach.training.evaluate import noise_auroc, precision_among, trust
 
 
 def coach(teacher: dt.AbstractTeacher | None = None, steps: int = 3) -> dt.Coach:
@@ -170,3 +170,21 @@ def test_auroc_is_a_share_of_pairs(rows: list[tuple[int, bool]]) -> None:
 
 def test_auroc_of_an_unknown_truth() -> None:
     assert noise_auroc(torch.rand(5), None) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=6), st.data())
+def test_precision_is_the_mean_over_the_orders_of_equals(
+    samples: list[tuple[int, bool]], draw: st.DataObject
+) -> None:
+    count = draw.draw(st.integers(1, len(samples)))
+    trusted = torch.tensor([float(level) for level, _ in samples])
+    wrong = torch.tensor([is_wrong for _, is_wrong in samples])
+    orders = itertools.permutations(range(len(samples)))
+    shares = [
+        wrong[sorted(order, key=lambda i: float(trusted[i]))[:count]].double().mean()
+        for order in orders
+    ]
+    found = precision_among(trusted, wrong, count)
+    assert found == pytest.approx(float(torch.stack(shares).mean()), abs=1e-12)
+    assert precision_among(trusted, wrong, len(samples) + 1) is None
+    assert precision_among(trusted, None, count) is None
