@@ -4,13 +4,14 @@ Hooks, reversed gradients, detached parts and a backward pass of the user's own 
 comes back. Forward mode passes some of that by, and torch's second derivative applies it twice
 or misses it, in silence. So black boxes are asked: first derivatives as training takes them,
 and central differences of the losses and of those derivatives. It is done in float64 where the
-module lets its numbers be cast, at a point beside theta, where no unit stands on its kink.
+module lets its numbers be cast, at a point beside theta, where hardly a unit stands on its kink;
+what is not found true there is asked once more, at another one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -58,6 +59,10 @@ class Findings:
     forward: bool = True
     checked: bool = True
 
+    def __or__(self, other: Findings) -> Findings:
+        """What holds in either: a kink between two differences is nobody's hook."""
+        return Findings(*(getattr(self, f.name) or getattr(other, f.name) for f in fields(self)))
+
 
 Losses = Callable[[Params], Tensor]
 """What is asked: losses as a function of the parameters."""
@@ -93,15 +98,15 @@ def slopes_are_true(objective: Objective, theta: Params, validation: Validation)
             *batch, buffers = map(in_double, (*batch, buffers))
         return lambda theta: validation.at(theta, buffers, *batch).unsqueeze(0)
 
-    return _asked(objective, theta, losses, lambda asked: asked.true())
+    return _asked(objective, theta, losses, lambda asked: Findings(asked.true())).true
 
 
 def _asked(
     objective: Objective,
     theta: Params,
     losses: Callable[[bool, slice], Losses],
-    question: Callable[[_Examination], Any],
-) -> Any:
+    question: Callable[[_Examination], Findings],
+) -> Findings:
     """The answer of a few samples in float64; or a few as they are, or all of them."""
     size = sum(leaf.numel() for leaf in objective.student.module.parameters())
     few = min(ROWS, getattr(objective, "size", ROWS))  # no more than a chunk of `micro_batch`
@@ -110,10 +115,13 @@ def _asked(
             continue
         start = in_double(theta) if double else theta
         try:
-            return question(_Examination(losses(double, slice(0, count)), start))
+            part = losses(double, slice(0, count))
+            found = question(_Examination(part, start))
+            return found if found == Findings() else found | question(_Examination(part, start, 1))
         except Exception:  # a module may refuse other types and smaller batches in any way
             if count is None:
                 raise
+    raise AssertionError("the last try returns or raises")
 
 
 def _rows(value: Any, rows: slice, count: int) -> Any:
@@ -128,9 +136,9 @@ def _frozen(objective: Objective, theta: Params) -> Params:
 class _Examination:
     """Losses near `theta`, in a direction `along` that is made of theta's own sizes."""
 
-    def __init__(self, losses: Losses, theta: Params) -> None:
+    def __init__(self, losses: Losses, theta: Params, point: int = 0) -> None:
         self.losses = losses
-        draws = stream(0, "examination")
+        draws = stream(point, "examination")
         usual = norm(theta) / max(sum(leaf.numel() for leaf in theta.values()), 1) ** 0.5
 
         def noise(leaf: Tensor) -> Tensor:

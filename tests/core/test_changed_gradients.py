@@ -5,6 +5,8 @@ The student is trained with the changed gradients, so they are what the meta-gra
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from by_label import Base, ByLabel, X, Y
 from torch import Tensor, nn
 
 import deepteach as dt
+from deepteach.core import examination
 from deepteach.core.examination import SECOND, Findings
 from deepteach.errors import ConfigError
 
@@ -346,3 +349,26 @@ def test_it_costs_nothing_between_changes() -> None:
         counts.append(len(passes))
     # The first time, and the fourth.
     assert counts[1] == counts[2] == counts[4] == counts[5] == 3 < counts[0] == counts[3] < 40
+
+
+def test_a_kink_beside_the_point_that_is_asked_is_no_hook() -> None:
+    """Between the two shortest differences it spoils one of them: another point is asked."""
+    objective: Any = SimpleNamespace(student=SimpleNamespace(module=nn.Linear(3, 1)))
+    theta = {"w": torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)}
+    asked = examination._Examination(lambda theta: theta["w"].sum().unsqueeze(0), theta)
+    kink = (asked.theta["w"] + 3e-6 * asked.along["w"]).sum()
+
+    def losses(theta: dict[str, Tensor]) -> Tensor:
+        return (1 + (theta["w"].sum() - kink).relu() + 0.1 * theta["w"].square().sum()).unsqueeze(0)
+
+    def detached(theta: dict[str, Tensor]) -> Tensor:
+        return losses(theta) + theta["w"].detach().square().sum()
+
+    def found(function: Callable[[dict[str, Tensor]], Tensor]) -> bool:
+        start = {name: leaf.clone() for name, leaf in theta.items()}
+        return examination._asked(
+            objective, start, lambda double, rows: function, lambda one: Findings(one.true())
+        ).true
+
+    assert not examination._Examination(losses, theta).true()
+    assert found(losses) and not found(detached)
