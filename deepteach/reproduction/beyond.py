@@ -59,14 +59,14 @@ LONGER = TableMethod("uniform", TWICE)
 PROBE = TableMethod("probe", "fixed weights")
 MEANS = TableMethod("source-means", "fixed weights", headline=True)
 TUNED_AT_LAST = TableMethod("fine-tune", "on the trusted set at last", headline=True)
-RIDING = TableMethod("riding", "trusted set along, fixed weight", headline=True)
+RIDING = TableMethod("riding", "trusted set along, fixed weight 1", headline=True)
 MERGED = TableMethod("merged", "trusted set merged in")
 ADJUSTED = TableMethod("logit-adjustment")
 ADJUSTED_TUNED = TableMethod(
     "logit-adjustment+fine_tune=0.34", "on the trusted set at last", headline=True
 )
 ADJUSTED_RIDING = TableMethod(
-    "logit-adjustment+riding=1", "trusted set along, fixed weight", headline=True
+    "logit-adjustment+riding=3", "trusted set along, fixed weight 3", headline=True
 )
 BALANCED = TableMethod("class-balanced")
 JTT = TableMethod("jtt")
