@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_HOME` says the same 
         DeepTeachError,
         NumericError,
         ReplayError,
+        ReversalWarning,
         StorageError,
     )
     from deepteach.integrations.sklearn import TeachClassifier
@@ -108,6 +109,7 @@ __all__ = [
     "ReplayError",
     "StorageError",
     "CollapseWarning",
+    "ReversalWarning",
     "__version__",
 ]
 
@@ -126,7 +128,7 @@ _HOME = {
     "core.teacher": "AbstractTeacher",
     "core.update": "UpdateRecord",
     "errors": "CheckpointError CollapseWarning ConfigError DataError DeepTeachError "
-    "NumericError ReplayError StorageError",
+    "NumericError ReplayError ReversalWarning StorageError",
     "integrations.sklearn": "TeachClassifier",
     "teachers.features": "Internal Label Loss Surface",
     "teachers.focal": "Focal",

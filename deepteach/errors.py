@@ -38,7 +38,14 @@ class NumericError(DeepTeachError, ArithmeticError):
 
 
 class ReplayError(NumericError):
-    """A recorded step could not be replayed: the recovered state is not the true one."""
+    """A recorded step could not be replayed: the recovered state is not the true one.
+
+    `off` is by how much, relatively, where that was measured.
+    """
+
+    def __init__(self, message: str = "", off: float | None = None) -> None:
+        super().__init__(message)
+        self.off = off
 
 
 class StorageError(DeepTeachError, OSError):
@@ -55,3 +62,7 @@ class RankError(DeepTeachError, RuntimeError):
 
 class CollapseWarning(UserWarning):
     """The teacher's weights rest on almost no samples."""
+
+
+class ReversalWarning(UserWarning):
+    """Undone steps were lost to rounding; the states of later windows are kept instead."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepteach.core.accumulation import refuse_accumulation
-from deepteach.core.adjoint.base import AbstractAdjoint
+from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient
 from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.all_or_nothing import all_or_nothing
 from deepteach.core.distributed_batch import (
@@ -45,12 +45,12 @@ from deepteach.core.student import Inputs, Student
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.core.training_pass import TrainingPass
 from deepteach.core.trusted_batches import TrustedBatches
-from deepteach.core.update import UpdateRecord, descend, warn_of_collapse
+from deepteach.core.update import ROUNDING, UNFITTED, UpdateRecord, descend, warn_of_collapse
 from deepteach.core.validation import Validation
 from deepteach.distributed.collectives import PERIOD, Ranks, here, refuse_sharded, shown
-from deepteach.errors import ConfigError, NumericError
+from deepteach.errors import ConfigError, NumericError, ReplayError
 from deepteach.rng import generator_states, same_states, untouched
-from deepteach.tree import Params, all_finite, norm
+from deepteach.tree import Params, all_finite, norm, zeros_like
 
 
 class Coach:
@@ -66,7 +66,8 @@ class Coach:
         teacher: any `AbstractTeacher`; baselines are teachers too.
         interval: optimizer steps between updates of the teacher (K).
         window: steps that the meta-gradient looks back through (B <= K).
-        adjoint: how the meta-gradient is computed, and how exactly; `Reversed()` unless given.
+        adjoint: how the meta-gradient is computed, and how exactly; unless given,
+            `Reversed(fallback=True)`.
         teacher_optimizer: Adam with rate 1e-2 on the teacher unless given.
         through_weights: let gradients reach the student through the weights.
         loss: `(logits, y) -> (batch,)`; cross-entropy unless given.
@@ -114,7 +115,9 @@ class Coach:
         self.student, self.teacher = student, teacher
         self.optimizer = unwrapped(optimizer)
         self.interval, self.window = interval, window
-        self.adjoint: AbstractAdjoint = adjoint or teacher.default_adjoint() or Reversed()
+        self.adjoint: AbstractAdjoint = (
+            adjoint or teacher.default_adjoint() or Reversed(fallback=True)
+        )
         self.validation_loss = validation_loss_of(validation_loss, loss)
         size, ranks = self.adjoint.micro_batch, here() if ranks is None else ranks
         self.objective = (
@@ -131,6 +134,7 @@ class Coach:
         self.teacher_optimizer = teacher_optimizer
         self.last_record: UpdateRecord | None = None
         self._trusted = TrustedBatches()
+        self._fitted = not (taught and teacher.reads_trusted)
         self._proved = False
         mixed = self.adjoint.mixed_precision
         self.recorder = Recorder(
@@ -213,6 +217,7 @@ class Coach:
         recording, device = torch.is_grad_enabled(), device_of_batch(labels)
         self.recorder.learn_names()
         if recording:
+            self._fit_first()
             self.recorder.begin()
             self._training_pass.refuse_autocast(device)
         if self.ranks.count > 1:
@@ -286,11 +291,23 @@ class Coach:
         return replace(found, gradient=self.ranks.summed(found.gradient, "replays"))
 
     def trust(self, valid: Iterable | tuple) -> None:
-        """Name the trusted data without teaching: for `Lookahead`, before the first step.
+        """Name the trusted data without teaching, before the first step.
 
-        A lookahead teaches inside `loss` from the data that `update` was last given.
+        Features that read trusted samples (`TrustedProbe`) are then fitted before the first
+        window; otherwise the first update fits them and does not step the teacher. A lookahead
+        teaches inside `loss` from the data that `update` was last given.
         """
         self._trusted.source = valid
+
+    def _fit_first(self) -> None:
+        """Features see trusted samples before the first window that the teacher learns from."""
+        seen = self.recorder.pending or self.recorder.steps or self.recorder.since_update
+        if not (seen or self._fitted or self._trusted.source is None):
+            with all_or_nothing(self.teacher, None, self.recorder, self._trusted):
+                validation = self._validation(*self._trusted.next())
+                validation.gradient(self.recorder.state().theta)
+                self.teacher.fit(validation.snapshot(self.clock))
+            self._fitted = True
 
     def update(self, valid: Iterable | tuple) -> UpdateRecord | None:
         """Teach the teacher if `interval` steps have passed since it was last taught.
@@ -330,7 +347,10 @@ class Coach:
         steps, validation = self.recorder.recorded(), self._validation(x_valid, y_valid)
         size = self.window if window is None else window
         with untouched():
-            return self._look_back(steps, validation, size, adjoint).gradient
+            found = self._look_back(steps, validation, size, adjoint)
+        if found.skipped:
+            raise ReplayError(found.skipped)
+        return found.gradient
 
     def _validation(self, inputs: Inputs, labels: Tensor) -> Validation:
         kind = Validation if self.adjoint.micro_batch is None else MicroValidation
@@ -380,13 +400,21 @@ class Coach:
         with all_or_nothing(self.teacher, self.teacher_optimizer, self.recorder, self._trusted):
             x_valid, y_valid = self._trusted.next()
             validation = self._validation(x_valid, y_valid)
-            result = self._look_back(steps, validation, self.window)
+            if self._fitted:
+                result = self._look_back(steps, validation, self.window)
+            else:
+                validation.gradient(self.recorder.state().theta)
+                result = MetaGradient(zeros_like(self.omega), None, skipped=UNFITTED)
             if self.ranks.any(not all_finite(result.gradient.values())):
                 raise NumericError(
                     "the teacher's gradient is not finite; nothing was changed: lower the "
                     "student's learning rate, or shorten the window"
                 )
-            descend(self.teacher, self.teacher_optimizer, result.gradient)
+            size, skipped = norm(result.gradient), result.skipped
+            if skipped is None and self._learns and size == 0:
+                skipped = ROUNDING
+            if skipped is None:
+                descend(self.teacher, self.teacher_optimizer, result.gradient)
             accuracy = validation.accuracy()
             self.recorder.clock = self.clock.measured(accuracy)
             self.recorder.observed.deliver()  # the window is crossed; what is fitted may read them
@@ -396,13 +424,15 @@ class Coach:
                 step=self.clock.step,
                 validation_loss=validation.loss,
                 validation_accuracy=accuracy,
-                gradient_norm=norm(result.gradient),
+                gradient_norm=size,
                 effective_sample_size=effective,
                 drift=result.drift,
+                skipped=skipped,
             )
             self.recorder.restart()
             warn_of_collapse(effective, taken)
-        self.last_record = record
+            self.adjoint.learn(result)
+        self._fitted, self.last_record = True, record
         return record
 
     def prove_equal(self, where: str) -> None:
@@ -419,6 +449,8 @@ class Coach:
             "teacher": self.teacher.state_dict(),
             "teacher_optimizer": None if optimizer is None else optimizer.state_dict(),
             "trusted": self._trusted.state_dict(),
+            "adjoint": self.adjoint.state_dict(),
+            "fitted": self._fitted,
             **self.recorder.state_dict(),
         }
 
@@ -428,4 +460,6 @@ class Coach:
         if self.teacher_optimizer is not None:
             self.teacher_optimizer.load_state_dict(state["teacher_optimizer"])
         self._trusted.load_state_dict(state["trusted"])
+        self.adjoint.load_state_dict(state.get("adjoint", {}))
+        self._fitted = state.get("fitted", True)
         self.recorder.load_state_dict(state)

@@ -36,8 +36,8 @@ class Feature(nn.Module):
     def fit(self, trusted: Snapshot) -> None:
         """Learn from trusted samples; most features need nothing.
 
-        Called after every update of the teacher, never inside a window; `trusted` has no
-        `index` and no `group`.
+        Called before the first window where trusted samples are known by then, and after every
+        update of the teacher, never inside a window; `trusted` has no `index` and no `group`.
         """
 
     def observe(self, snapshot: Snapshot) -> None:

@@ -28,7 +28,7 @@ from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError
 from deepteach.rng import replayed
-from deepteach.tree import Params
+from deepteach.tree import Params, tree_map, zeros_like
 
 
 @dataclass
@@ -60,6 +60,8 @@ class Objective:
     sweeps: int = 0
     """Windows that were crossed."""
     ranks: Ranks = field(default_factory=Ranks)
+    summed: Params | None = None
+    """While a sweep asks for it: how large the terms are that `teacher_gradient` adds up."""
 
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """`(batch,)` losses; refuses a loss that already averages."""
@@ -95,18 +97,24 @@ class Objective:
 
     def weights(self, omega: Params, snapshot: Snapshot) -> Tensor:
         """u(omega) of a batch, `(batch,)`; features detached where they are held."""
+        shares = self._shares(*self._log_weights(omega, snapshot))
+        return shares.to(snapshot.losses.dtype)
+
+    def _log_weights(self, omega: Params, snapshot: Snapshot) -> tuple[Tensor, int | Tensor]:
+        """Logarithms of the raw weights, and how many samples count."""
         seen = snapshot.detach() if self.held else snapshot
-        log_weights = functional_call(self.teacher, omega, (seen,))
-        log_weights, count = counted(log_weights, seen.ignored())
+        return counted(functional_call(self.teacher, omega, (seen,)), seen.ignored())
+
+    def _shares(self, log_weights: Tensor, count: int | Tensor) -> Tensor:
+        """u of a batch, in the logarithms' precision; of the whole batch on several ranks."""
         if self.ranks.count > 1:
-            shares, count = self.ranks.shares(log_weights, count)
-            raw = shares if self.teacher.normalised else log_weights.exp() / max(count, 1)
-            return raw.to(seen.losses.dtype)
+            shares, total = self.ranks.shares(log_weights, count)
+            return shares if self.teacher.normalised else log_weights.exp() / max(total, 1)
         if self.teacher.normalised:
-            return normalise(log_weights).to(seen.losses.dtype)
+            return normalise(log_weights)
         if isinstance(count, Tensor):
             count = count.clamp(min=1)
-        return (log_weights.exp() / count).to(seen.losses.dtype)
+        return log_weights.exp() / count
 
     def log_mass(self, omega: Params, snapshot: Snapshot) -> float:
         """log sum w of a batch, or log n where weights are not normalised."""
@@ -247,13 +255,39 @@ class Objective:
         omega = {name: leaf.detach().requires_grad_() for name, leaf in omega.items()}
         held = held.detach()
         with torch.enable_grad():
-            weights = self.weights(omega, held)
-            if not self.teacher.shapes_loss:
-                return gradients(weights @ moved, omega)
-            logits = held.logits.detach().requires_grad_()
-            value = weights @ self.losses(omega, logits, held)
-            (pull,) = torch.autograd.grad(value, logits, create_graph=True)
-            return gradients((pull * moved).sum(), omega)
+            log_weights, count = self._log_weights(omega, held)
+            weights = self._shares(log_weights, count).to(held.losses.dtype)
+            if self.teacher.shapes_loss:
+                logits = held.logits.detach().requires_grad_()
+                value = weights @ self.losses(omega, logits, held)
+                (pull,) = torch.autograd.grad(value, logits, create_graph=True)
+                change = pull * moved
+            else:
+                change = weights * moved
+            if self.summed is not None:
+                terms = _terms(log_weights, change, omega)
+                self.summed = tree_map(torch.add, self.summed, terms)
+            return gradients(change.sum(), omega)
+
+
+def _terms(log_weights: Tensor, change: Tensor, omega: Params) -> Params:
+    """What the derivative of sum_k a_k, a = u m, is the small difference of, by entry.
+
+    It is sum_k (a_k - u_k sum_j a_j) dlog w_k/domega. Where dlog w_k/domega is the same for all
+    samples of a batch that is 0, but for the rounding of terms of this size.
+    """
+    if not log_weights.requires_grad:
+        return zeros_like(omega)
+    size = change.detach().flatten(1).sum(1) if change.dim() > 1 else change.detach()
+    found = torch.autograd.grad(
+        log_weights,
+        list(omega.values()),
+        size.abs().to(log_weights.dtype),
+        retain_graph=True,
+        allow_unused=True,
+    )
+    pairs = zip(omega.items(), found, strict=True)
+    return {n: torch.zeros_like(leaf) if g is None else g.abs() for (n, leaf), g in pairs}
 
 
 class _SampleLosses(nn.Module):

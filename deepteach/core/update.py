@@ -14,6 +14,12 @@ from deepteach.tree import Params
 COLLAPSED_FRACTION = 0.02
 """Below this effective sample fraction a batch teaches (almost) nothing."""
 
+UNFITTED = "its features had not seen trusted samples in this window"
+"""Why a teacher was fitted and not stepped: its gradient would be rounding."""
+
+ROUNDING = "its gradient is no more than the rounding of what it is summed from"
+"""Why a teacher was not stepped: Adam would make a whole step of it."""
+
 
 @dataclass(frozen=True)
 class UpdateRecord:
@@ -28,6 +34,7 @@ class UpdateRecord:
             update: a fraction of the batch, 1 for equal weights.
         drift: relative distance of the recovered from the true start of the window; None
             where the adjoint recovers nothing.
+        skipped: why the teacher was not stepped; None where it was.
     """
 
     step: int
@@ -36,6 +43,7 @@ class UpdateRecord:
     gradient_norm: float
     effective_sample_size: float
     drift: float | None
+    skipped: str | None = None
 
 
 def descend(

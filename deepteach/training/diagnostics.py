@@ -121,6 +121,7 @@ def of(built: Built) -> Quality | None:
 def _cosines(case: Case, window: int, longer: int) -> tuple[float | None, float | None]:
     """Of the window's gradient to a longer one's, and of its differences to the exact form."""
     coach = case.coach(Stored(), longer)
+    coach.trust(case.trusted)
     for number in range(longer):
         case.step_rule.take(coach, *case.batch(number))
     far = coach.meta_gradient(*case.trusted)
@@ -139,6 +140,7 @@ def _seconds(
 ) -> tuple[dict[str, float], UpdateRecord]:
     """Medians of a plain step, a taught step and an update, in turn; the last update."""
     coach = case.coach(adjoint, window)
+    coach.trust(case.trusted)
     module = copy.deepcopy(coach.student.module)
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
     times: dict[str, list[float]] = {"plain": [], "taught": [], "update": []}

@@ -73,7 +73,7 @@ def settle_adjoint(
         return _configured(own, config), ()
     reason = _why_not_undone(optimizer, half)
     if reason is None:
-        return _configured(Reversed(), config), ()
+        return _configured(Reversed(fallback=True), config), ()
     learns = any(leaf.requires_grad for leaf in chosen.teacher.parameters())
     notes = (f"adjoint stored: {reason}",) if learns else ()
     return _configured(Stored(), config), notes

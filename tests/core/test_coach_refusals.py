@@ -234,7 +234,7 @@ def test_module_that_is_not_deterministic(adjoint: type[dt.AbstractAdjoint]) -> 
 
 def test_drift_past_the_tolerance() -> None:
     """The copy that opens the window is not where the reversal arrives."""
-    run, coach = started(MLP, Setting(window=3))
+    run, coach = started(MLP, Setting(window=3), adjoint=dt.Reversed())
     run.train(coach)
     for leaf in coach.recorder.steps[0].state.theta.values():
         leaf.mul_(1.01)

@@ -228,14 +228,14 @@ MUTATIONS = [
     ),
     Mutation(
         "weights' dependence on the student dropped",
-        *(objective.Objective, "weights"),
+        *(objective.Objective, "_log_weights"),
         "seen = snapshot.detach() if self.held else snapshot",
         "seen = snapshot.detach()",
         through_gap,
     ),
     Mutation(
         "weights depend on the student although the gradient is stopped",
-        *(objective.Objective, "weights"),
+        *(objective.Objective, "_log_weights"),
         "seen = snapshot.detach() if self.held else snapshot",
         "seen = snapshot",
         stored_gap,

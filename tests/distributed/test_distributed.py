@@ -130,6 +130,13 @@ def test_two_hundred_steps(alone: Answers, limit: float, both: list[Answers], re
     assert same(*two)
 
 
+@pytest.mark.parametrize("alone", ["default method"], indirect=True)
+def test_the_default_method(alone: Answers, both: list[Answers]) -> None:
+    """No step of its teacher is made of rounding, which two processes do not share with one."""
+    assert gap(both[0]["default method"], alone) < 1e-3
+    assert same(both[0]["default method"], both[1]["default method"])
+
+
 @pytest.mark.parametrize("alone", ADJOINTS, indirect=True)
 def test_meta_gradients(alone: Answers, both: list[Answers], request: Any) -> None:
     """Every adjoint and option; finite differences divide the rounding by their step."""

@@ -96,6 +96,13 @@ def long(dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def default_method() -> dict[str, Tensor]:
+    """Three epochs on digits by the default method, in float32; the student and its teacher."""
+    config = settings("digits", seed=2, epochs=3, batch_size=64)
+    ended = train_run(config, noisy("digits", seed=2))
+    return {**tensors(ended.model), **tensors(ended.coach.teacher)}
+
+
 ADJOINTS: dict[str, tuple[Callable[[], dt.AbstractAdjoint], dict[str, Any]]] = {
     "reversed": (dt.Reversed, {}),
     "stored": (dt.Stored, {}),
@@ -337,6 +344,7 @@ JOBS: dict[str, Callable[[], Any]] = {
     "float64": lambda: long(torch.float64),
     "float32": lambda: long(torch.float32),
     **{name: lambda name=name: meta(name) for name in ADJOINTS},
+    "default method": default_method,
     "batchnorm": lambda: several("batchnorm"),
     "dropout": lambda: several(
         "dropout", lambda case: dt.Teacher([dt.TrustedProbe(), dt.Internal(case.width)])

@@ -12,6 +12,7 @@ docs/paper.md lists the corrections.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import copy as shallow_copy
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ from deepteach.errors import ConfigError, ReplayError
 from deepteach.tree import Params, all_finite, clone, tree_map, zeros_like
 
 EXACT, FINITE_DIFFERENCE = "exact", "finite-difference"
+
+ROUNDINGS = 8
+"""A sum is known no better than to this many units in the last place of its terms."""
 
 LEAST_MIXED_TOLERANCE = 0.01
 """Half precision is off by more than the replays' usual tolerance."""
@@ -80,6 +84,10 @@ class MetaGradient:
 
     gradient: Params
     drift: float | None
+    lost: str | None = None
+    """Why the states had to be found otherwise than by undoing steps, where they had."""
+    skipped: str | None = None
+    """Why `gradient` is no gradient (it is 0) and must not be stepped on, where it is none."""
 
 
 class AbstractAdjoint:
@@ -177,6 +185,16 @@ class AbstractAdjoint:
                 f"window={LONGEST_WINDOW} or derivatives='exact'"
             )
 
+    def learn(self, found: MetaGradient) -> None:
+        """What an update that has been done says of the next ones."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has learned, for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+
     def spare(self, window: int) -> int:
         """How many steps before the window to remember as well."""
         return 0
@@ -228,7 +246,7 @@ class AbstractAdjoint:
         theta = window.final.theta
         d_slots = {slot: zeros_like(d_theta) for slot in rule.slot_names}
         cotangent = State(d_theta, d_slots)
-        d_omega = zeros_like(window.omega)
+        d_omega, objective.summed = zeros_like(window.omega), zeros_like(window.omega)
         later = window.final
         for position in reversed(range(window.start, len(window.steps))):
             step = window.steps[position]
@@ -256,7 +274,8 @@ class AbstractAdjoint:
                 cotangent = State(tree_map(torch.add, pull.theta, curvature), pull.slots)
             d_omega = tree_map(torch.add, d_omega, part)
             later = earlier
-        return MetaGradient(ranks.summed(d_omega, "teacher"), self._drift(theta, window))
+        drift = self._drift(theta, window)
+        return MetaGradient(above_rounding(objective, d_omega), drift)
 
     def teacher_part(self, theta: Params, step: Step, window: Window, along: Params) -> Params:
         """(dg/domega)^T along at one step, by forward mode where every operator has it.
@@ -267,7 +286,7 @@ class AbstractAdjoint:
         if self.derivatives == FINITE_DIFFERENCE:
             losses, moved = FiniteDifferences(objective).directional(theta, step, along)
             # They are those of a point nearby: the replay is checked only roughly.
-            guards.compare_losses(losses, step, max(self.tolerance, 0.1))
+            guards.compare_losses(losses, step, max(self.tolerance, 0.1), objective.ranks)
             return objective.teacher_gradient(window.omega, held, moved)
         if objective.held and objective.forward_mode:
             try:
@@ -279,7 +298,7 @@ class AbstractAdjoint:
                 # as exact, only dearer. Asked once, then remembered.
                 objective.forward_mode = False
             else:
-                guards.compare_losses(losses, step, self.tolerance)
+                guards.compare_losses(losses, step, self.tolerance, objective.ranks)
                 return objective.teacher_gradient(window.omega, held, moved)
         return self._linearised(theta, step, window).pull_back_teacher(along)
 
@@ -290,19 +309,37 @@ class AbstractAdjoint:
             graph, window.graph = window.graph, None
             return graph
         graph = self.derived(window.objective).linearised(theta, step, window.omega)
-        guards.compare_losses(graph.losses, step, self.tolerance)
+        guards.compare_losses(graph.losses, step, self.tolerance, window.objective.ranks)
         return graph
 
     def _check_state(self, theta: Params, position: int) -> None:
         if not all_finite(theta.values()):
             raise ReplayError(
                 f"the state recovered for step {position} of the window is not finite: "
-                "shorten the window or use adjoint=Stored()"
+                "shorten the window or use adjoint=Stored()",
+                off=math.inf,
             )
 
     def _drift(self, theta: Params, window: Window) -> float | None:
         """How far the recovered start of the window is from the true one, where known."""
         return None
+
+
+def above_rounding(objective: Objective, d_omega: Params) -> Params:
+    """d_omega summed over ranks, 0 in entries that are no more than the rounding of their terms.
+
+    Adam knows no scale: it would make a whole step of such an entry.
+    """
+    found = objective.ranks.summed(d_omega, "teacher")
+    terms, objective.summed = objective.summed, None
+    if terms is None:
+        return found
+    terms = objective.ranks.summed(terms, "rounding")
+
+    def kept(leaf: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+        return torch.where(leaf.abs() > ROUNDINGS * torch.finfo(leaf.dtype).eps * size, leaf, 0.0)
+
+    return tree_map(kept, found, terms)
 
 
 def copy(state: State) -> State:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from deepteach.core.examination import (
     DIFFERENCES,
@@ -19,6 +20,7 @@ from deepteach.core.examination import (
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
 from deepteach.core.validation import Validation
+from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, ReplayError
 from deepteach.tree import Params, norm, tree_map
 
@@ -37,20 +39,34 @@ def check_movement(start: Params, end: Params, reached: Params, slack: float) ->
             f"the recorded steps do not connect the student's states (off by {error:.1e} of a "
             f"movement of {movement:.1e}): something besides coach.loss and the optimizer "
             "changed the student, such as an added loss term or a parameter update outside "
-            "optimizer.step(); or, where steps are undone, rounding lost them: use adjoint=Stored()"
+            "optimizer.step()",
+            off=error / max(movement, 1e-300),
         )
 
 
-def compare_losses(losses: torch.Tensor, step: Step, tolerance: float) -> None:
-    """A replayed pass must repeat its losses, or it saw something else than the first."""
+def replay_error(losses: Tensor, step: Step, ranks: Ranks) -> float:
+    """How far the losses of a replayed pass are from those recorded, relatively; of all ranks."""
     recorded = step.snapshot.losses
     error = float((losses - recorded).abs().max() / (1 + recorded.abs().mean()))
+    return error if ranks.count == 1 else float(ranks.table(error).max())
+
+
+def compare_losses(losses: Tensor, step: Step, tolerance: float, ranks: Ranks) -> None:
+    """A replayed pass must repeat its losses, or it saw something else than the first.
+
+    All ranks raise, or none.
+    """
+    refuse_replay(replay_error(losses, step, ranks), tolerance)
+
+
+def refuse_replay(error: float, tolerance: float) -> None:
+    """Raises ReplayError where a `replay_error` is beyond the tolerance, or no number."""
     if not error <= tolerance:
         raise ReplayError(
             f"replaying a step gave other losses than the first pass (by {error:.1e}): the "
             "student is not deterministic (randomness outside torch's generators?), or its "
-            "inputs were changed in place after coach.loss; or, where steps are undone, the "
-            "recovered state is too far off: use adjoint=Stored()"
+            "inputs were changed in place after coach.loss",
+            off=error,
         )
 
 

@@ -12,6 +12,7 @@ from deepteach.core.adjoint.base import (
     AbstractAdjoint,
     MetaGradient,
     Window,
+    above_rounding,
 )
 from deepteach.core.examination import DIFFERENCES, EITHER
 from deepteach.core.linearised import gradients
@@ -62,8 +63,9 @@ class Lookahead(AbstractAdjoint):
         guards.examine_gradients(window.objective, theta, step, validation, derivative)
         cotangent = State(d_theta, {slot: zeros_like(d_theta) for slot in rule.slot_names})
         along = rule.pull(state, gradient, hyper, cotangent).gradient
+        window.objective.summed = zeros_like(window.omega)
         part = self.teacher_part(theta, step, window, along)
-        return MetaGradient(ranks.summed(part, "teacher"), None)
+        return MetaGradient(above_rounding(window.objective, part), None)
 
 
 class FirstOrder(AbstractAdjoint):
