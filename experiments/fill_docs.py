@@ -105,7 +105,7 @@ def methods() -> str:
             if not own:
                 continue
             errors = [spread(own, f"error_{kind}") for kind in ("last", "selected", "best")]
-            cost = "1.00" if method == "uniform" else steps.get(method.partition("+")[0], "")
+            cost = "1.00" if method == "uniform" else steps.get(method) or steps.get(method.partition("+")[0], "")
             lines.append([f"`{method}`", *errors, spread(own, "auroc", 3), cost, str(len(own))])
         header = "method | error, last | selected | best | AUROC | a step costs | runs"
         parts.append(f"**{name}**\n\n{table(header, lines)}")

@@ -25,14 +25,18 @@ from deepteach.data.noise import corrupt
 from deepteach.data.readers import load
 from deepteach.report.table import csv_text
 from deepteach.runs.storage import write_atomic
-from deepteach.teachers.registry import METHODS
 from deepteach.training.api import run
 from deepteach.training.config import make
 
 NOISES = {"flip-0.4": ("flip", 0.4), "uniform-0.6": ("uniform", 0.6), "clean": ("none", 0.0)}
 
 GRID: dict[str, tuple[str, ...]] = {
-    "deep": ("deep --teacher_lr 0.01", "deep", "deep --teacher_lr 0.1"),
+    "deep": ("deep --teacher_lr 0.02", "deep", "deep --teacher_lr 0.1"),
+    "deep+features=probe": (
+        "deep+features=probe --teacher_lr 0.01",
+        "deep+features=probe",
+        "deep+features=probe --teacher_lr 0.1",
+    ),
     "paper": ("paper --teacher_lr 0.003", "paper", "paper --teacher_lr 0.03"),
     "uniform": ("uniform --lr 0.02", "uniform", "uniform --lr 0.1"),
     "focal": ("focal+gamma=0.5", "focal+gamma=1", "focal"),
@@ -56,7 +60,7 @@ GRID: dict[str, tuple[str, ...]] = {
 """Three trials of every method; the default is one of them."""
 
 CHOSEN = {
-    "deep": "deep --teacher_lr 0.1",
+    "deep+features=probe": "deep+features=probe --teacher_lr 0.1",
     "focal": "focal+gamma=1",
     "spl": "spl+kind=linear",
     "mwn-sgd": "mwn-sgd --teacher_lr 0.01",
@@ -153,7 +157,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join(GRID))
     parser.add_argument("--noise", default=",".join(NOISES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=40, help="enough to learn noise by heart")
