@@ -152,7 +152,11 @@ class _Examination:
         self.base = self._plain(self.theta)
         # A pass that does not repeat itself is found, and worded, by the replays.
         self.repeats = not _apart(self._plain(self.theta), self.base, 1e-3 * self.base.abs())
-        self.floor = 1e-8 * self.base.abs()
+        # Of samples that are fitted to the last digit all slopes are rounding: of numbers like
+        # 1, over the shortest step that counts.
+        eps = torch.finfo(self.base.dtype).eps
+        self.rounding = eps / (SIZES[-1] if self.base.dtype == torch.float64 else SIZES[1])
+        self.floor = 1e-8 * self.base.abs() + self.rounding
 
     def findings(self, derivative: str) -> Findings:
         """All that is asked of a training pass."""
@@ -166,7 +170,7 @@ class _Examination:
         if not (forward and derivative == EITHER):
             derived = not _apart(self._by_reverse(), trained, self.floor)
         if derivative == SECOND and true and derived:
-            floor = 1e-8 * torch.linalg.vector_norm(trained)
+            floor = 1e-8 * torch.linalg.vector_norm(trained) + self.rounding
             true = self._agrees(self._curvature(), self._gradient, floor)
         return Findings(true, derived, forward)
 

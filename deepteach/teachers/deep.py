@@ -28,6 +28,9 @@ from deepteach.teachers.trusted_set import FineTuned
 Control = Literal["none", "shuffled", "frozen", "random-features", "random-gradient"]
 
 
+UPDATES = 300
+"""Teacher updates that a run should have: the numbers of many sources have far to go."""
+
 Part = Literal["none", "sources", "evidence", "shifts", "riding"]
 
 
@@ -93,7 +96,8 @@ def _of_parts(context: MethodContext, without: Part, history: bool) -> Method:
     if without != "shifts":
         start = prior_shift(context.counts, context.trusted_counts)
         teacher = ClassShift(context.classes, start=start, weighing=teacher)
-    whole = Method(teacher, teacher_rate=5e-2, window=1)
+    interval = max(1, min(20, context.steps // UPDATES))
+    whole = Method(teacher, teacher_rate=5e-2, window=1, interval=interval)
     return whole if without == "riding" else replace(whole, curriculum=Riding())
 
 

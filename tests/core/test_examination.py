@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepteach.core.examination import _Examination
+from deepteach.core.examination import Findings, _Examination
 from deepteach.tree import Params
 
 
@@ -61,3 +61,21 @@ def test_one_kink_close_by_is_no_changed_gradient(distance: float) -> None:
 @pytest.mark.parametrize("seed", range(25))
 def test_changed_gradients_are_found_among_kinks(seed: int) -> None:
     assert not asked(seed, 1e-2, reverses=True).true()
+
+
+@pytest.mark.parametrize("derivative", ["either", "reverse", "second", "differences"])
+@pytest.mark.parametrize("gap", [20.0, 30.0, 35.0, 40.0, 100.0, 700.0])
+def test_samples_that_are_fitted_to_the_last_digit_raise_no_alarm(
+    gap: float, derivative: str
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, generator=draw).double()
+    theta = {"w": torch.randn(3, 3, generator=draw).double()}
+    labels = torch.tensor([0, 1, 2, 0])
+    fitted = gap * torch.nn.functional.one_hot(labels, 3)
+
+    def losses(at: Params) -> Tensor:
+        logits = x @ at["w"] + fitted
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    assert _Examination(losses, theta).findings(derivative) == Findings()

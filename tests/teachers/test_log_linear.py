@@ -97,7 +97,7 @@ def test_a_weight_is_a_product_of_factors() -> None:
         teacher.factors[0].copy_(torch.tensor([0.1, 0.2, 0.3]))
         teacher.factors[1].fill_(-1.0)
     # Trusted samples that ride along are weighed by their source alone.
-    assert torch.allclose(teacher(seen), torch.tensor([0.1 - 1, 0.2 - 2, 0.3, 0.3]))
+    assert torch.allclose(teacher(seen), torch.tensor([0.2 - 1, 0.4 - 2, 0.6, 0.6]))
 
 
 def test_trust_is_never_turned_upside_down() -> None:
