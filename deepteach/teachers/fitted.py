@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +13,15 @@ from deepteach.errors import ConfigError
 
 def adopt_shapes(module: nn.Module, names: Sequence[str]) -> None:
     """Let loading a state change the shapes of these buffers: only the first fit knows them."""
+    # A function of the module's own file, not a closure: estimators are pickled.
+    module.register_load_state_dict_pre_hook(partial(_adopt, tuple(names)))
 
-    def adopt(_module: nn.Module, state: dict, prefix: str, *_: object) -> None:
-        for name in names:
-            if prefix + name in state:
-                saved, present = state[prefix + name], getattr(module, name)
-                setattr(module, name, torch.empty_like(saved, device=present.device))
 
-    module.register_load_state_dict_pre_hook(adopt)
+def _adopt(names: Sequence[str], module: nn.Module, state: dict, prefix: str, *_: object) -> None:
+    for name in names:
+        if prefix + name in state:
+            saved, present = state[prefix + name], getattr(module, name)
+            setattr(module, name, torch.empty_like(saved, device=present.device))
 
 
 def refuse_width(states: Tensor, slope: Tensor, reader: str) -> None:
