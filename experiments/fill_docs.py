@@ -105,7 +105,11 @@ def methods() -> str:
             if not own:
                 continue
             errors = [spread(own, f"error_{kind}") for kind in ("last", "selected", "best")]
-            cost = "1.00" if method == "uniform" else steps.get(method) or steps.get(method.partition("+")[0], "")
+            cost = (
+                "1.00"
+                if method == "uniform"
+                else steps.get(method) or steps.get(method.partition("+")[0], "")
+            )
             lines.append([f"`{method}`", *errors, spread(own, "auroc", 3), cost, str(len(own))])
         header = "method | error, last | selected | best | AUROC | a step costs | runs"
         parts.append(f"**{name}**\n\n{table(header, lines)}")
@@ -123,18 +127,23 @@ SHOWN = (
 )  # fmt: skip
 
 
+def run_so_far(name: str) -> tuple[list[str], Sequence[TextTable]]:
+    """What is missing of a table at the cpu scale, in words, and the tables of what is there."""
+    path = Path(f"results/{name}.csv")
+    if not path.exists():
+        return [f"**{name}** has not been run yet."], []
+    rows, whole = read_csv(path), len(cells(name, "cpu"))
+    missing = [f"**{name}**: {len(rows)} of {whole} cells have been run."]
+    return missing if len(rows) < whole else [], summarise(rows, "cpu")
+
+
 def results() -> str:
     """The tables of the paper as far as they have been run, their main columns."""
     parts = []
     for name in RESULTS:
-        path = Path(f"results/{name}.csv")
-        if not path.exists():
-            parts.append(f"**{name}** has not been run yet.")
-            continue
-        rows, whole = read_csv(path), len(cells(name, "cpu"))
-        if len(rows) < whole:
-            parts.append(f"**{name}**: {len(rows)} of {whole} cells have been run.")
-        for found in summarise(rows, "cpu"):
+        said, found_tables = run_so_far(name)
+        parts += said
+        for found in found_tables:
             if found.columns == HEAD:
                 columns = [HEAD.index(column) for column in SHOWN]
                 lines = [[row[c] for c in columns] for row in found.rows]
@@ -182,16 +191,10 @@ def beyond() -> str:
     """The tables beyond the paper: the verdicts, then all rows of every setting."""
     verdicts, whole = [], []
     for name in VERDICTS:
-        path = Path(f"results/{name}.csv")
-        if not path.exists():
-            verdicts.append(f"**{name}** has not been run yet.")
-            continue
-        rows, count = read_csv(path), len(cells(name, "cpu"))
-        if len(rows) < count:
-            verdicts.append(f"**{name}**: {len(rows)} of {count} cells have been run.")
-        first, *others = summarise(rows, "cpu")
-        verdicts.append(f"**{first.title}**\n\n{first.markdown_grid(numeric=False)}")
-        whole += [f"**{t.title}**\n\n{t.markdown_grid(numeric=False)}" for t in others]
+        said, found = run_so_far(name)
+        grids = [f"**{t.title}**\n\n{t.markdown_grid(numeric=False)}" for t in found]
+        verdicts += [*said, *grids[:1]]
+        whole += grids[1:]
     return "\n\n".join([*verdicts, *whole])
 
 

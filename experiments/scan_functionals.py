@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import torch
-from scan_losses import bits, classes, counted, each, many, pixels, real, shares, signs
+from scan_losses import (
+    bits,
+    classes,
+    counted,
+    ctc,
+    each,
+    many,
+    parts,
+    pixels,
+    real,
+    shares,
+    signs,
+)
 from scan_modules import IMAGE, LINE, SHAPES, TOKENS, VOLUME
 from scan_recipe import CLASSES, Labels, Loss, Recipe, of
 from torch import Tensor, nn
@@ -204,16 +216,6 @@ def unreduced(name: str, labels: Labels, before=lambda z: z, **settings) -> Reci
     return loss(
         name, labels, lambda z, y: getattr(F, name)(before(z), y, reduction="none", **settings)
     )
-
-
-def parts(z: Tensor) -> tuple[Tensor, ...]:
-    return z.unflatten(1, (3, 2)).unbind(1)
-
-
-def ctc(z: Tensor, y: Tensor) -> Tensor:
-    frames = z.unflatten(1, (4, CLASSES)).log_softmax(2).transpose(0, 1)
-    full = torch.full((len(y),), 4)
-    return F.ctc_loss(frames, y[:, None] % 2 + 1, full, full // 4, reduction="none")
 
 
 ROWS = torch.randn(CLASSES, 5, generator=torch.Generator().manual_seed(7), dtype=torch.float64)

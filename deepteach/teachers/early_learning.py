@@ -13,6 +13,7 @@ from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
 from deepteach.teachers.class_indices import class_indices
 from deepteach.teachers.method import Method, MethodContext, recipe
+from deepteach.teachers.sample_index import sample_index
 
 MARGIN = 1e-4
 """Probabilities are held within [MARGIN, 1 - MARGIN], so that logarithms are finite."""
@@ -85,11 +86,7 @@ class EarlyLearning(AbstractTeacher):
         return self.beta * held + (1 - self.beta) * p, own
 
     def _places(self, snapshot: Snapshot) -> tuple[Tensor, Tensor]:
-        index, count = snapshot.index, len(self.targets) - 1
-        if index is None:
-            raise ConfigError(
-                "elr remembers samples: say which they are by coach.loss(x, y, index=...)"
-            )
+        index, count = sample_index(snapshot, "elr"), len(self.targets) - 1
         return index.clamp(max=count), index < count
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepteach.core.feature import Feature
 from deepteach.core.losses import margin
 from deepteach.core.snapshot import Snapshot
-from deepteach.errors import ConfigError
 from deepteach.teachers.class_indices import class_indices
+from deepteach.teachers.fitted import adopt_shapes
+from deepteach.teachers.sample_index import sample_index
 
 
 class History(Feature):
@@ -37,10 +38,10 @@ class History(Feature):
         self.floor = floor
         self.register_buffer("sums", torch.zeros(0, self.width))
         self.register_buffer("visits", torch.zeros(0))
-        self.register_load_state_dict_pre_hook(_adopt_length)
+        adopt_shapes(self, ("sums", "visits"))
 
     def forward(self, snapshot: Snapshot) -> Tensor:
-        index = _index(snapshot)
+        index = sample_index(snapshot, "History")
         sums, visits = self.get_buffer("sums"), self.get_buffer("visits")
         if len(visits) == 0:
             return snapshot.losses.new_zeros(len(index), self.width)
@@ -50,7 +51,7 @@ class History(Feature):
 
     @torch.no_grad()
     def observe(self, snapshot: Snapshot) -> None:
-        index, labels = _index(snapshot), class_indices(snapshot, "History")
+        index, labels = sample_index(snapshot, "History"), class_indices(snapshot, "History")
         said = snapshot.logits.to(self.get_buffer("sums").dtype).log_softmax(1)
         given = said.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
         gap = margin(said, labels.clamp(min=0))
@@ -69,17 +70,3 @@ class History(Feature):
             self.visits = torch.cat([visits, visits.new_zeros(room)])
             sums = self.get_buffer("sums")
             self.sums = torch.cat([sums, sums.new_zeros(room, self.width)])
-
-
-def _index(snapshot: Snapshot) -> Tensor:
-    if snapshot.index is None:
-        raise ConfigError(
-            "History remembers samples: say which they are by coach.loss(x, y, index=...)"
-        )
-    return snapshot.index
-
-
-def _adopt_length(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
-    for name in ("sums", "visits"):
-        if prefix + name in state:
-            setattr(module, name, torch.empty_like(state[prefix + name]))

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from deepteach.core.feature import Feature
 from deepteach.core.snapshot import Snapshot
-from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
+from deepteach.teachers.reading import Reading
 
 
-class Teacher(AbstractTeacher):
+class Teacher(Reading):
     """w = sigmoid(z), z a linear map or an MLP of the concatenated features.
 
     With `hidden_layers=0` and the features `Internal`, `Label` this is the paper's teacher
@@ -36,12 +36,9 @@ class Teacher(AbstractTeacher):
         *,
         hidden_width: int | None = None,
     ) -> None:
-        super().__init__()
-        if not features or not all(isinstance(item, Feature) for item in features):
-            raise ConfigError("Teacher takes a non-empty list of dt.Feature objects")
+        super().__init__(features)
         if hidden_layers < 0:
             raise ConfigError(f"hidden_layers must be 0 or more, got {hidden_layers}")
-        self.features = nn.ModuleList(features)
         width = sum(feature.width for feature in features)
         hidden = hidden_width or width
         layers: list[nn.Module] = []
@@ -58,22 +55,3 @@ class Teacher(AbstractTeacher):
         dtype = next(self.score.parameters()).dtype
         columns = [feature(snapshot).to(dtype) for feature in self._each_feature()]
         return nn.functional.logsigmoid(self.score(torch.cat(columns, 1)).squeeze(1))
-
-    def fit(self, trusted: Snapshot) -> None:
-        for feature in self._each_feature():
-            feature.fit(trusted)
-
-    def observe(self, snapshot: Snapshot) -> None:
-        for feature in self._each_feature():
-            feature.observe(snapshot)
-
-    @property
-    def observes(self) -> bool:
-        return any(feature.observes for feature in self._each_feature())
-
-    @property
-    def reads_trusted(self) -> bool:
-        return any(feature.reads_trusted for feature in self._each_feature())
-
-    def _each_feature(self) -> list[Feature]:
-        return [feature for feature in self.features if isinstance(feature, Feature)]

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from deepteach.core.feature import Feature
 from deepteach.core.snapshot import Snapshot
-from deepteach.core.teacher import AbstractTeacher
-from deepteach.errors import ConfigError
 from deepteach.teachers.group import rides
+from deepteach.teachers.reading import Reading
 
 
-class LogLinear(AbstractTeacher):
+class LogLinear(Reading):
     """w = exp(sum_j a_j f_j / s_j), f the features side by side and s their units.
 
     All a_j start at 0, so teaching begins as plain training, and what is never moved stays
@@ -32,10 +31,7 @@ class LogLinear(AbstractTeacher):
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:
-        super().__init__()
-        if not features or not all(isinstance(item, Feature) for item in features):
-            raise ConfigError("LogLinear takes a non-empty list of dt.Feature objects")
-        self.features = nn.ModuleList(features)
+        super().__init__(features)
         self.factors = nn.ParameterList(
             nn.Parameter(torch.zeros(feature.width)) for feature in features
         )
@@ -54,20 +50,9 @@ class LogLinear(AbstractTeacher):
             for feature, factor in zip(self._each_feature(), self.factors, strict=True):
                 if feature.evidence:
                     factor.clamp_(min=0)
-        for feature in self._each_feature():
-            feature.fit(trusted)
-
-    def observe(self, snapshot: Snapshot) -> None:
-        for feature in self._each_feature():
-            feature.observe(snapshot)
-
-    @property
-    def observes(self) -> bool:
-        return any(feature.observes for feature in self._each_feature())
+        super().fit(trusted)
 
     @property
     def reads_trusted(self) -> bool:
-        return any(feature.reads_trusted or feature.evidence for feature in self._each_feature())
-
-    def _each_feature(self) -> list[Feature]:
-        return [feature for feature in self.features if isinstance(feature, Feature)]
+        evidence = any(feature.evidence for feature in self._each_feature())
+        return evidence or super().reads_trusted
