@@ -65,7 +65,9 @@ def labels_of(value: Any, name: str, numbers: Numbers | None = None) -> np.ndarr
     if y.dtype.kind == "S":
         y = np.char.decode(y, "utf-8", "replace")
     if y.dtype.kind == "f":
-        wrong = np.flatnonzero(~(np.isfinite(y) & (y == np.trunc(y)) & (np.abs(y) < _LARGEST)))
+        wide = y.astype(np.float64)  # half floats end far below the bound
+        whole = (wide == np.trunc(wide)) & (np.abs(wide) < _LARGEST)
+        wrong = np.flatnonzero(~(np.isfinite(wide) & whole))
         if len(wrong):
             first = int(wrong[0])
             raise DataError(

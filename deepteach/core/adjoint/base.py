@@ -337,7 +337,9 @@ def above_rounding(objective: Objective, d_omega: Params) -> Params:
     terms = objective.ranks.summed(terms, "rounding")
 
     def kept(leaf: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-        return torch.where(leaf.abs() > ROUNDINGS * torch.finfo(leaf.dtype).eps * size, leaf, 0.0)
+        # Asked so that a NaN is kept, for the update to refuse.
+        small = leaf.abs() <= ROUNDINGS * torch.finfo(leaf.dtype).eps * size
+        return torch.where(small, 0.0, leaf)
 
     return tree_map(kept, found, terms)
 
