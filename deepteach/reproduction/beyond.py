@@ -147,6 +147,7 @@ BEYOND: dict[str, Callable[[Ground], list[Situation]]] = {
 _RECIPE: dict[str, Any] = {
     "augment": True, "batch_size": 128, "valid_batch": 256, "lr": 0.1, "momentum": 0.9,
     "weight_decay": 5e-4, "schedule": "cosine", "ema": 0.99, "threads": 1,
+    "evaluate_every": 5,
 }  # fmt: skip
 
 GROUNDS: dict[str, Ground] = {

@@ -262,6 +262,13 @@ class Config(BaseModel):
         gt=0,
         lt=1,
     )
+    evaluate_every: int = setting(
+        1,
+        "training",
+        "epochs between two evaluations; the last is always evaluated",
+        gt=0,
+        le=10**6,
+    )
 
     seed: int = setting(0, "run", "of everything that is drawn", common=True, ge=0, lt=2**32)
     baseline: bool = setting(True, "run", "train plainly on the same schedule, too", common=True)

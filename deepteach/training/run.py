@@ -160,12 +160,17 @@ class MethodRun:
         return summary
 
     def _line(self, end: EpochEnd) -> dict[str, Any]:
-        valid, tested = self._accuracies(self.loop.module)
-        averaged: dict[str, Any] = {}
+        valid, tested = None, None
+        averaged: dict[str, float | None] = {}
         if self.loop.average is not None:
-            self.loop.settle_average(self.loop.average)
-            pair = self._accuracies(self.loop.average.module)
-            averaged = {"valid_accuracy_ema": pair[0], "test_accuracy_ema": pair[1]}
+            averaged = {"valid_accuracy_ema": None, "test_accuracy_ema": None}
+        if end.epoch % self.config.evaluate_every == 0 or end.epoch == self.config.epochs:
+            valid, tested = self._accuracies(self.loop.module)
+            if self.loop.average is not None:
+                self.loop.settle_average(self.loop.average)
+                averaged = dict(
+                    zip(averaged, self._accuracies(self.loop.average.module), strict=True)
+                )
         return {
             "epoch": end.epoch,
             "step": end.step,
@@ -212,9 +217,10 @@ class MethodRun:
         return self.trust.weight if own is None else own
 
     def _figures(self, whose: str) -> dict[str, Any]:
-        """Accuracies over the epochs; `whose` ends the names of what is not the student's."""
-        valids = [line[f"valid_accuracy{whose}"] for line in self.log.metrics]
-        tests = [line[f"test_accuracy{whose}"] for line in self.log.metrics]
+        """Accuracies over the evaluated epochs; `whose` ends the names of another model's."""
+        valid, test = f"valid_accuracy{whose}", f"test_accuracy{whose}"
+        lines = [line for line in self.log.metrics if line[valid] is not None]
+        valids, tests = [line[valid] for line in lines], [line[test] for line in lines]
         best = max(range(len(valids)), key=valids.__getitem__)
         return {
             f"test_accuracy{whose}_last": tests[-1],

@@ -56,8 +56,10 @@ def learning_curves(
     for ax, column in zip(axes, known, strict=True):
         title, scale = CURVES[column]
         for colour, (name, one) in zip(method_colours(runs), runs.items(), strict=True):
+            values = scale * one.column(column)
+            known_at = np.isfinite(values)  # not every epoch may be evaluated
             ax.plot(
-                one.column("epoch"), scale * one.column(column), color=colour,
+                one.column("epoch")[known_at], values[known_at], color=colour,
                 label=plain(name), linewidth=1.8, marker="o", markersize=2.5,
             )  # fmt: skip
         finish(ax, theme, title, "epoch")
@@ -83,6 +85,8 @@ def mean_curves(
         for colour, (name, runs) in zip(method_colours(groups), groups.items(), strict=True):
             epochs = np.arange(1, min(len(run.metrics) for run in runs) + 1)
             values = scale * np.stack([run.column(column)[: len(epochs)] for run in runs])
+            known_at = np.isfinite(values).all(0)
+            epochs, values = epochs[known_at], values[:, known_at]
             ax.fill_between(
                 epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0
             )
