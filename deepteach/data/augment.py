@@ -25,13 +25,20 @@ class Augment:
 
     This is CIFAR's usual augmentation. What is not a batch of images is returned as it
     is, and nothing is drawn for it.
+
+    Args:
+        pad: pixels on each side; None takes an eighth of the shorter side, CIFAR's 4 of 32.
+        flip: mirror left and right; wrong for digits and letters.
+
+    Raises:
+        ConfigError: a negative pad.
     """
 
-    pad: int = 4  # pixels on each side
-    flip: bool = True  # mirror left and right; wrong for digits and letters
+    pad: int | None = None
+    flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.pad < 0:
+        if self.pad is not None and self.pad < 0:
             raise ConfigError(f"pad is {self.pad}: expected 0 or more pixels")
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -43,19 +50,20 @@ class Augment:
         if x.dim() != 4:
             return x
         n, c, h, w = x.shape
-        if self.pad >= min(h, w):
+        pad = min(h, w) // 8 if self.pad is None else self.pad
+        if pad >= min(h, w):
             raise ConfigError(
-                f"pad is {self.pad} for images of {h}x{w}: expected less than the image's "
+                f"pad is {pad} for images of {h}x{w}: expected less than the image's "
                 "side; lower pad"
             )
-        corner = torch.randint(2 * self.pad + 1, (2, n, 1), generator=generator)
+        corner = torch.randint(2 * pad + 1, (2, n, 1), generator=generator)
         top, left = corner.to(x.device)
         rows = top + torch.arange(h, device=x.device)  # (n, h)
         columns = left + torch.arange(w, device=x.device)  # (n, w)
         if self.flip:
             mirrored = torch.randint(2, (n, 1), generator=generator).bool().to(x.device)
             columns = torch.where(mirrored, columns.flip(1), columns)
-        padded = F.pad(x, (self.pad,) * 4, mode="reflect")
+        padded = F.pad(x, (pad,) * 4, mode="reflect")
         sample = torch.arange(n, device=x.device).view(n, 1, 1, 1)
         channel = torch.arange(c, device=x.device).view(1, c, 1, 1)
         return padded[sample, channel, rows.view(n, 1, h, 1), columns.view(n, 1, 1, w)]

@@ -37,16 +37,17 @@ def biased(
     sources: Count = 20,
     good: Annotated[int, Field(ge=0)] = 4,
     share: Share = 0.9,
-    size: Count = 3,
+    size: Annotated[int, Field(ge=0)] = 0,
 ) -> Arrays:
     """Sources with a shortcut: a corner's colour gives the label away, in all but `good` of them.
 
     There it is the label's colour with probability `share`, else another class's; in the good
     sources, in the trusted and in the test samples it is a class's drawn at random. The corner
-    has `size` x `size` pixels. No label is changed.
+    has `size` x `size` pixels; 0 takes a quarter of the shorter side. No label is changed.
     """
     _refuse_good("biased", good, sources)
     x = _images("biased", arrays)
+    size = size or max(1, min(x.shape[2:]) // 4)
     if size >= min(x.shape[2:]):
         raise ConfigError(
             f"world biased: size is {size} for images of {x.shape[2]}x{x.shape[3]}: lower it"

@@ -63,6 +63,20 @@ def test_all_crops_and_both_sides_occur_equally_often() -> None:
     assert counts.min() > 4000 / 18 * 0.75 and counts.max() < 4000 / 18 * 1.25
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "pad"), [(32, 40, 4), (16, 16, 2), (12, 8, 1), (7, 9, 0)]
+)
+def test_the_crop_moves_by_an_eighth_of_the_shorter_side(height: int, width: int, pad: int) -> None:
+    place = torch.arange(float(height * width)).reshape(1, 1, height, width)
+    out = Augment(flip=False)(place.expand(2000, 1, height, width), seeded(0))
+    middle = out[:, 0, height // 2, width // 2].long()
+    for found, side, at in (
+        (middle // width, height, height // 2),
+        (middle % width, width, width // 2),
+    ):
+        assert found.unique().tolist() == list(range(at - pad, at + pad + 1)), side
+
+
 def test_no_pad_no_flip_is_the_identity() -> None:
     x = images()
     assert torch.equal(Augment(pad=0, flip=False)(x, seeded(0)), x)
