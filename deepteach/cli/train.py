@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     config = _config(options)
     console = Console()
     given = {"group": config.group, "world": config.world, "as_given": is_path(config.student)}
+    given["task"] = config.task
     data = load(config.data, config.seed, config.valid_size, **given)
     kind, rate, seed = config.noise.kind, config.noise.rate, config.noise.seed
     data = noise.corrupt(data, kind, rate, config.seed if seed is None else seed)

@@ -1,4 +1,4 @@
-"""One classification problem in memory, and the checks that it must pass.
+"""One problem in memory, and the checks that it must pass.
 
 Symbols: n samples, c channels, h height, w width, d columns.
 """
@@ -8,25 +8,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deepteach.data.frames import index_notes
-from deepteach.data.labels import encode, labels_of
 from deepteach.data.repeats import Repeats
 from deepteach.data.scaling import moments, normalised, whole
 from deepteach.data.splits import stratified_split
+from deepteach.data.tasks.base import Task
+from deepteach.data.tasks.classification import Classification
+from deepteach.data.tasks.registry import AUTO, kind_of
 from deepteach.data.validation import (
+    as_array,
     features,
     groups_of,
-    in_message,
     refuse_lengths,
     refuse_non_finite,
-    refuse_one_class,
-    refuse_out_of_range,
     row_numbers,
 )
 from deepteach.errors import DataError
@@ -44,13 +44,13 @@ class Data:
     """
 
     x_train: Tensor  # (n, ...) float32; int32 or int64 where they are tokens
-    y_train: Tensor  # (n,) int64 in 0..C-1, as given: possibly wrong
+    y_train: Tensor  # codes of `task`, (n,) int64 in 0..C-1 of classes, as given: maybe wrong
     x_valid: Tensor  # (m, ...) as x_train
-    y_valid: Tensor  # (m,) int64: trusted
+    y_valid: Tensor  # (m,), likewise: trusted
     x_test: Tensor | None  # only measures
     y_test: Tensor | None
-    y_clean: Tensor | None  # (n,) int64, the truth of the training labels, where known
-    classes: int  # C
+    y_clean: Tensor | None  # the truth of the training labels, where known
+    classes: int  # C, or what the task has in their place
     name: str  # what the data is called, in messages
     mean: Tensor  # (c, 1, 1), (c, 1), (d,), ...: it spreads over a sample
     scale: Tensor
@@ -60,6 +60,11 @@ class Data:
     group_names: tuple[str, ...] = ()  # by code
     label_names: tuple[str, ...] | None = None  # by label, where the user's were not 0..C-1
     notes: tuple[str, ...] = ()  # what the user must be told
+    task: Task = cast(Task, None)  # what the labels are; classes unless given
+
+    def __post_init__(self) -> None:
+        task = Classification(names=self.label_names) if self.task is None else self.task
+        object.__setattr__(self, "task", replace(task, classes=self.classes))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -91,13 +96,14 @@ def from_arrays(
     valid_size: int | None = None,
     normalise: bool = True,
     as_given: bool = False,
+    task: str = AUTO,
 ) -> Data:
     """Check arrays, tensors or data frames, and turn them into tensors.
 
     Args:
         x_train: (n, d), (n, h, w), images with channels last or first, or more axes, of which
             the second is that of the channels.
-        y_train: (n,) labels, as the module `labels` reads them.
+        y_train: labels, as their task reads them: (n,) of classes.
         x_valid: trusted samples, as x_train.
         y_valid: their labels.
         x_test: samples that only measure, as x_train.
@@ -117,6 +123,7 @@ def from_arrays(
         normalise: centre and scale by the moments of the training samples.
         as_given: for a module of the user's own. What is not bytes keeps its axes, and whole
             numbers stay whole numbers, neither centred nor scaled.
+        task: what the labels are, a name of `tasks.registry.TASKS`; found out unless given.
 
     Raises:
         DataError: one line that says what is wrong, where, and what to do.
@@ -134,18 +141,18 @@ def from_arrays(
         for k, rows in (("train", rows_train), ("valid", rows_valid))
         if rows is not None and f"x_{k}" in xs
     }
-    ys = {k: labels_of(v, k, numbers) for k, v in given.items() if v is not None}
+    kind = kind_of(task, given)
+    ys = {k: kind.read(v, k, numbers) for k, v in given.items() if v is not None}
     for k, values in xs.items():
         refuse_non_finite(values, k, numbers)
     refuse_lengths(xs, ys)
-    refuse_one_class(ys)
     for k, values in xs.items():
         if values.shape[1:] != xs["x_train"].shape[1:]:
             raise DataError(
                 f"samples of {k} have shape {values.shape[1:]}, those of x_train "
                 f"{xs['x_train'].shape[1:]}: expected the same"
             )
-    labels = encode(ys, classes, numbers)
+    labels = kind.coded(ys, classes, label_names, numbers)
     ys = labels.codes
     group, group_names = groups_of(group_train, len(xs["x_train"]))
     rows = numbers.get("train", np.arange(len(xs["x_train"])))
@@ -153,12 +160,12 @@ def from_arrays(
     notes.extend(labels.notes)
     split_off = "x_valid" not in xs
     if split_off:
-        rest, part, note = _split_off(xs, ys, seed, valid_size)
+        rest, part, note = _split_off(xs, ys, labels.task, seed, valid_size)
         rows, trusted = rows[rest], rows[part]
         group = None if group is None else group[rest]
         notes.append(note)
     elif valid_size is not None:
-        part, note = _fewer(xs, ys, seed, valid_size)
+        part, note = _fewer(xs, ys, labels.task, seed, valid_size)
         trusted = None if trusted is None else trusted[part]
         notes.append(note)
     x, mean, scale = _scaled(xs, normalise, as_given)
@@ -171,7 +178,7 @@ def from_arrays(
         x_test=x.get("x_test"),
         y_test=y.get("y_test"),
         y_clean=y.get("y_clean"),
-        classes=labels.classes,
+        classes=labels.task.classes,
         name=name,
         mean=mean,
         scale=scale,
@@ -179,7 +186,8 @@ def from_arrays(
         rows_valid=None if trusted is None else torch.from_numpy(trusted),
         group=None if group is None else torch.from_numpy(group),
         group_names=group_names,
-        label_names=labels.names if label_names is None else tuple(label_names),
+        label_names=labels.task.names,
+        task=labels.task,
     )
     return replace(data, notes=(*notes, *check(data, split_off=split_off)))
 
@@ -187,7 +195,7 @@ def from_arrays(
 def check(data: Data, *, split_off: bool = False) -> tuple[str, ...]:
     """What a user must be told about `data`.
 
-    Refused: labels that are not integers in 0..C-1, arrays of different length, NaN or
+    Refused: labels that are not of the task, arrays of different length, NaN or
     Inf, an empty or one-class part, and a validation set that repeats training rows, unless
     it was `split_off` from them. Warned about: a tiny validation set, one that lacks a class
     of the training set, and a few rows that are in both.
@@ -205,36 +213,19 @@ def check(data: Data, *, split_off: bool = False) -> tuple[str, ...]:
     for name, x in xs.items():
         if x is not None:
             refuse_non_finite(x.numpy(), name)
-    labels = {k: labels_of(y, k) for k, y in ys.items() if y is not None}
+    labels = {k: as_array(y) for k, y in ys.items() if y is not None}
     refuse_lengths({k: x for k, x in xs.items() if x is not None}, labels)
     rows = row_numbers(data.rows, "rows", len(data.x_train))
-    for name, y in labels.items():
-        refuse_out_of_range(y, name, data.classes)
-    refuse_one_class(labels)
-    notes, warned = [], []
-    missing = sorted(set(range(data.classes)) - set(labels["y_valid"].tolist()))
-    if missing:
-        names = data.label_names or [str(label) for label in range(data.classes)]
-        absent = _some([in_message(names[label]) for label in missing])
-        notes.append(
-            f"no validation sample of {'class' if len(missing) == 1 else 'classes'} "
-            f"{absent}: the teacher learns nothing there"
-        )
-        if set(missing) & set(labels["y_train"].tolist()):
-            warned.append(notes[-1])
-    if len(labels["y_valid"]) < max(10, 2 * data.classes):
-        notes.append(
-            f"only {len(labels['y_valid'])} validation samples for {data.classes} classes: "
-            "the teacher will follow their accidents; add trusted samples"
-        )
-        warned.append(notes[-1])
+    data.task.refuse_strange(labels)
+    told = data.task.told(labels)
+    notes, warned = [one.note for one in told], [one.note for one in told if one.warn]
     repeats = Repeats.of(data.x_train.numpy())
     rows_valid = None if data.rows_valid is None else data.rows_valid.numpy()
-    if told := repeats.across(data.x_valid.numpy(), rows, rows_valid, refuse=not split_off):
-        notes.append(told)
-        warned.append(told)
-    if told := repeats.within(labels["y_train"], rows):
-        notes.append(told)
+    if twins := repeats.across(data.x_valid.numpy(), rows, rows_valid, refuse=not split_off):
+        notes.append(twins)
+        warned.append(twins)
+    if twins := repeats.within(labels["y_train"], rows):
+        notes.append(twins)
     for note in warned:
         warnings.warn(note, stacklevel=2)
     return tuple(notes)
@@ -261,22 +252,16 @@ def _scaled(
 
 
 def _split_off(
-    xs: dict[str, np.ndarray], ys: dict[str, np.ndarray], seed: int, size: int | None
+    xs: dict[str, np.ndarray], ys: dict[str, np.ndarray], task: Task, seed: int, size: int | None
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Move a stratified part of the training samples to x_valid, y_valid.
 
     Returns the places of what is left and of what was moved, and what to tell the user.
     """
     y = ys["y_train"]
-    labels, first, counts = np.unique(y, return_index=True, return_counts=True)
-    if (counts < 2).any():
-        alone = int(np.argmin(counts))
-        raise DataError(
-            f"label {labels[alone]} occurs once in y_train (index {first[alone]}), too "
-            "rarely to split off a validation set: correct it, or give x_valid and y_valid"
-        )
+    task.refuse_rare(y)
     wanted = min(1000, max(1, len(y) // 10)) if size is None else size
-    rest, part = stratified_split(y, wanted, seed, least=2 if size is None else 0)
+    rest, part = stratified_split(task.strata(y), wanted, seed, least=2 if size is None else 0)
     trusted = ys.get("y_clean", y)
     xs["x_valid"], ys["y_valid"] = xs["x_train"][part], trusted[part]
     xs["x_train"] = xs["x_train"][rest]
@@ -290,7 +275,7 @@ def _split_off(
 
 
 def _fewer(
-    xs: dict[str, np.ndarray], ys: dict[str, np.ndarray], seed: int, size: int
+    xs: dict[str, np.ndarray], ys: dict[str, np.ndarray], task: Task, seed: int, size: int
 ) -> tuple[np.ndarray, str]:
     """Leave a stratified part of x_valid, y_valid; its places, and what to tell the user."""
     there = len(ys["y_valid"])
@@ -298,15 +283,9 @@ def _fewer(
         raise DataError(f"valid_size is {size}, and x_valid has {there} samples: lower it")
     part = np.arange(there)
     if size < there:
-        _, part = stratified_split(ys["y_valid"], size, seed)
+        _, part = stratified_split(task.strata(ys["y_valid"]), size, seed)
     xs["x_valid"], ys["y_valid"] = xs["x_valid"][part], ys["y_valid"][part]
     return (
         part,
         f"valid_size {size}: {size} of the {there} samples of x_valid (stratified) are used",
     )
-
-
-def _some(items: list[str]) -> str:
-    """The first five, then how many more."""
-    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-    return ", ".join(items[:5]) + more

@@ -19,6 +19,7 @@ from deepteach.data.dataset import Data, Read, check, from_arrays
 from deepteach.data.images import folder
 from deepteach.data.splits import stratified_split
 from deepteach.data.tables import table
+from deepteach.data.tasks.registry import AUTO
 from deepteach.data.worlds import changed
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import called, hint, imported, is_path
@@ -44,6 +45,7 @@ def load(
     group: str | None = None,
     world: str | None = None,
     as_given: bool = False,
+    task: str = AUTO,
 ) -> Data:
     """The data set that `spec` names; `seed` decides the splits that it does not come with.
 
@@ -56,6 +58,7 @@ def load(
         group: the column of a table that names each sample's source.
         world: how the data are changed before they are used, as in `worlds.changed`.
         as_given: for a student of the user's own, as in `from_arrays`.
+        task: what the labels are, as in `from_arrays`.
 
     Raises:
         ConfigError: an unknown spec, or one that has no such groups.
@@ -64,16 +67,16 @@ def load(
     scheme, colon, path = spec.partition(":")
     if scheme == "digits" and not colon:
         arrays = _digits(seed, 200 if valid_size is None else valid_size)
-        data = _built(arrays, spec, seed, None, as_given, world)
+        data = _built(arrays, spec, seed, None, as_given, world, task)
     elif scheme in _READERS:
         if not path:
             raise ConfigError(f"data '{spec}' names no path: expected {scheme}:PATH")
         file = Path(path).expanduser()
         arrays, notes = _READERS[scheme](file, group)
-        data = _built(arrays, spec, seed, valid_size, as_given, world, file)
+        data = _built(arrays, spec, seed, valid_size, as_given, world, task, file)
         data = replace(data, notes=(*notes, *data.notes))
     elif is_path(spec) and scheme != "digits":
-        data = _own(spec, seed, valid_size, group, as_given, world)
+        data = _own(spec, seed, valid_size, group, as_given, world, task)
     else:
         raise _unknown(spec)
     if group is not None and (data.group is None or scheme == "npz"):
@@ -98,7 +101,8 @@ def _built(
     seed: int,
     valid_size: int | None,
     as_given: bool,
-    world: str | None = None,
+    world: str | None,
+    task: str,
     path: Path | None = None,
 ) -> Data:
     """`from_arrays` of that world, its refusals naming the source."""
@@ -108,6 +112,7 @@ def _built(
             arrays, note = changed(world, arrays, seed, path, as_given=as_given)
             told = (note,)
         settings = {"name": spec, "seed": seed, "valid_size": valid_size, "as_given": as_given}
+        settings["task"] = task
         data = from_arrays(**{**settings, **arrays})
     except DataError as error:
         raise DataError(f"{spec}: {error}") from error
@@ -121,6 +126,7 @@ def _own(
     group: str | None,
     as_given: bool,
     world: str | None,
+    task: str,
 ) -> Data:
     """What a function of the user's own returns, checked."""
     try:
@@ -152,7 +158,7 @@ def _own(
     for key in ("x_train", "y_train"):
         if key not in made:
             raise ConfigError(f"data {spec!r} returned no {key}: expected x_train and y_train")
-    return _built(made, spec, seed, valid_size, as_given, world)
+    return _built(made, spec, seed, valid_size, as_given, world, task)
 
 
 def _digits(seed: int, valid_size: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Repeats:
         if not twins:
             return None
         at, earlier = twins[0]
-        other = sum(y_train[i] != y_train[j] for i, j in twins)
+        other = sum(bool(np.any(y_train[i] != y_train[j])) for i, j in twins)
         return (
             f"{len(twins)} of {len(self.keys)} training rows repeat an earlier one (first: row "
             f"{rows[at]} is row {rows[earlier]}), {other or 'none'} of them with another label"

@@ -21,7 +21,7 @@ Entry = Callable[[list[str]], int]
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """One run: the arguments of `deepteach`, and the file that its output goes to."""
 
     name: str
@@ -30,14 +30,14 @@ class Task:
     threads: int
 
 
-TaskExit = tuple[Task, int | None]
+TaskExit = tuple[Job, int | None]
 """A run and its exit code, None where its process died."""
 
-Executor = Callable[[Sequence[Task], int, Entry], Iterator[TaskExit]]
+Executor = Callable[[Sequence[Job], int, Entry], Iterator[TaskExit]]
 """(tasks, how many at a time, the command) -> outcomes, as they come."""
 
 
-def run_task(task: Task, entry: Entry, folder: str) -> int:
+def run_task(task: Job, entry: Entry, folder: str) -> int:
     """In the worker: the command as on a terminal, its output in the log; the exit code."""
     os.chdir(folder)
     with task.log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
@@ -48,14 +48,14 @@ def run_task(task: Task, entry: Entry, folder: str) -> int:
             return 1
 
 
-def by_processes(tasks: Sequence[Task], jobs: int, entry: Entry) -> Iterator[TaskExit]:
+def by_processes(tasks: Sequence[Job], jobs: int, entry: Entry) -> Iterator[TaskExit]:
     """`jobs` processes at a time. One that is killed fails its run, not the others'."""
     waiting, here = deque(tasks), os.getcwd()
     context = multiprocessing.get_context("spawn")
     while waiting:
         workers = min(jobs, len(waiting))
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-        running: dict[Future[int], Task] = {}
+        running: dict[Future[int], Job] = {}
         broken = False
         try:
             while running or (waiting and not broken):
@@ -84,7 +84,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def by_ray(tasks: Sequence[Task], jobs: int, entry: Entry) -> Iterator[TaskExit]:
+def by_ray(tasks: Sequence[Job], jobs: int, entry: Entry) -> Iterator[TaskExit]:
     """Ray decides where each run goes; all machines must see the same folders.
 
     The cluster is that of RAY_ADDRESS; without it, `jobs` runs at a time on this machine.

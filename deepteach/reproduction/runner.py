@@ -24,7 +24,7 @@ from deepteach import __version__
 from deepteach.errors import ConfigError, DataError
 from deepteach.report.table import csv_text
 from deepteach.reproduction.cell import Cell
-from deepteach.reproduction.launch import Entry, Executor, Task, by_processes
+from deepteach.reproduction.launch import Entry, Executor, Job, by_processes
 from deepteach.runs.storage import probe_writable, write_atomic
 
 COLUMNS = (
@@ -157,14 +157,14 @@ def execute(
     return failures
 
 
-def _task(cell: Cell, data: Path | None, out: Path, version: str) -> Task:
+def _task(cell: Cell, data: Path | None, out: Path, version: str) -> Job:
     flags = arguments(cell, data, out)
     record = {"command": "deepteach " + shlex.join(flags), "commit": version}
     write_atomic(out / COMMANDS / f"{cell.folder}.json", json.dumps(record).encode())
     resumed = ["--resume"] if (out / cell.folder / "config.yaml").exists() else []
     threads = int(cell.settings.get("threads") or 1)
     log = (out / LOGS / f"{cell.folder}.log").absolute()
-    return Task(cell.folder, (*flags, *resumed), log, threads)
+    return Job(cell.folder, (*flags, *resumed), log, threads)
 
 
 def _progress(console: Console) -> Progress:

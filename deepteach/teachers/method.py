@@ -14,6 +14,8 @@ import torch
 
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.teacher import AbstractTeacher
+from deepteach.data.tasks.base import Task
+from deepteach.data.tasks.classification import Classification
 from deepteach.errors import ConfigError
 from deepteach.teachers.curriculum import Curriculum
 
@@ -35,13 +37,17 @@ class MethodContext:
     teacher_from: str | None = None
     """Folder of a finished run whose teacher, or weights, are used."""
     counts: tuple[int, ...] = ()
-    """Training labels of each class; empty where labels are no class indices."""
+    """Training samples of each class, or with each label; empty where labels are quantities."""
     trusted_counts: tuple[int, ...] = ()
-    """Trusted labels of each class, likewise."""
+    """Trusted samples, likewise."""
     samples: int = 0
     """n, the number of training samples: the indices from n on are trusted ones."""
     groups: int = 0
     """Sources of the training samples; 0 where none are known."""
+    trusted_samples: int = 0
+    """m, the number of trusted samples."""
+    task: Task = field(default_factory=Classification)
+    """What the labels are."""
 
 
 def teacher_adam(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:

@@ -123,6 +123,7 @@ def train(
         valid_size=config.valid_size,
         normalise=as_array(splits[0][0]).dtype.kind in "bui",
         as_given=not isinstance(model, str),
+        task=config.task,
     )
     for note in data.notes:
         if note.startswith("no x_valid"):

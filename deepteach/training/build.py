@@ -66,7 +66,7 @@ def student(config: Config, data: Data, module: nn.Module | None = None) -> tupl
         name = config.student
         if name == "auto":
             name = "cnn" if data.is_image else "mlp"
-        module, layer = build(name, data.input_shape, data.classes, config.seed)
+        module, layer = build(name, data.input_shape, data.task.outputs, config.seed)
     chosen = config.internal or layer or _last_linear(module)
     if not chosen:
         raise ConfigError(
@@ -148,7 +148,7 @@ def assemble(
     teacher = chosen.teacher.to(device)
     teacher_optimizer = chosen.optimizer()
     adjoint, notes = settle_adjoint(config, chosen, optimizer)
-    loss = loss_of(config, overrides)
+    loss = loss_of(config, overrides) or data.task.loss
     make_coach = partial(
         Coach,
         through_weights=config.through_weights,
@@ -224,11 +224,7 @@ def state_width(student: Student, data: Data, name: str = "custom") -> int:
             f"student {name!r} failed on samples of shape {data.input_shape} "
             f"({brief(error)[:200]}): make its forward pass take a batch of them"
         ) from error
-    if outputs.logits.dim() != 2 or outputs.logits.shape[1] < data.classes:
-        raise ConfigError(
-            f"the student returns logits of shape {tuple(outputs.logits.shape)} for 2 samples of "
-            f"{data.classes} classes: expected (2, {data.classes})"
-        )
+    data.task.refuse_logits(outputs.logits)
     return outputs.internal.shape[1]
 
 

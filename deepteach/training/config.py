@@ -29,6 +29,7 @@ from pydantic.fields import FieldInfo
 from deepteach.core.adjoint.registry import ADJOINTS
 from deepteach.core.losses import VALIDATION_LOSSES
 from deepteach.data.noise import Kind
+from deepteach.data.tasks.registry import AUTO, TASKS
 from deepteach.data.worlds import WORLDS
 from deepteach.errors import ConfigError
 from deepteach.names import hint, is_path, known
@@ -163,6 +164,9 @@ class Config(BaseModel):
         "data",
         "digits, npz:PATH, csv:PATH, folder:PATH, cifar10:DIR, cifar100:DIR, package.module:name",
         common=True,
+    )
+    task: Annotated[str, _one_of("task", {AUTO: None, **TASKS})] = setting(
+        AUTO, "data", f"what the labels are: {AUTO}, {', '.join(TASKS)}", common=True
     )
     group: str | None = setting(None, "data", "column of a csv: the source of each sample")
     world: Annotated[str | None, BeforeValidator(_world_text)] = setting(

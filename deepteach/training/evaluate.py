@@ -6,12 +6,13 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepteach.core.coach import Coach
 from deepteach.core.losses import normalise
-from deepteach.core.predict import CHUNK, device_of, evaluating
+from deepteach.core.predict import CHUNK, device_of, evaluating, logits
 from deepteach.data.dataset import Data
+from deepteach.data.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,16 @@ def trust(coach: Coach, data: Data) -> Trust:
     return Trust(
         weights.float().cpu(),
         snapshot.losses.float().cpu(),
-        snapshot.logits.argmax(1).cpu(),
+        data.task.predicted(snapshot.logits).cpu(),
         snapshot.internal.float().cpu(),
         data.rows,
     )
+
+
+def measured(task: Task, module: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """The sums of `Task.measured` over samples, in eval mode; of none, a rank's part may be."""
+    found = logits(module, inputs) if len(labels) else torch.zeros(0, task.outputs)
+    return task.measured(found, labels.cpu())
 
 
 def noise_auroc(weight: Tensor, wrong: Tensor | None) -> float | None:

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepteach.core.predict import accuracy
 from deepteach.data.dataset import Data
 from deepteach.rng import stream
 from deepteach.runs.checkpoint import Store
 from deepteach.training import diagnostics
 from deepteach.training.build import Built
 from deepteach.training.config import Config
-from deepteach.training.evaluate import Trust, noise_auroc, ranking_figures, trust
+from deepteach.training.evaluate import Trust, measured, noise_auroc, ranking_figures, trust
 from deepteach.training.loop import EpochEnd
 from deepteach.training.progress import Watcher
 from deepteach.training.resume import RunLog, meta_of, restore, state_of
@@ -55,7 +54,8 @@ class MethodRun:
         self.loop = built.loop
         self.coach, self.ranks = self.loop.coach, self.loop.ranks
         self.log = RunLog()
-        self.wrong = None if data.y_clean is None else data.y_clean != data.y_train
+        self.task, truth = data.task, data.y_clean
+        self.wrong = None if truth is None else self.task.differ(truth, data.y_train)
 
     def go(self, watch: Watch, resume: bool) -> None:
         """Train to the end, from the newest verified checkpoint where there is one."""
@@ -160,17 +160,15 @@ class MethodRun:
         return summary
 
     def _line(self, end: EpochEnd) -> dict[str, Any]:
-        valid, tested = None, None
-        averaged: dict[str, float | None] = {}
-        if self.loop.average is not None:
-            averaged = {"valid_accuracy_ema": None, "test_accuracy_ema": None}
+        found: dict[str, float | None] = dict.fromkeys(self._keys(""))
+        average = self.loop.average
+        if average is not None:
+            found.update(dict.fromkeys(self._keys("_ema")))
         if end.epoch % self.config.evaluate_every == 0 or end.epoch == self.config.epochs:
-            valid, tested = self._accuracies(self.loop.module)
-            if self.loop.average is not None:
-                self.loop.settle_average(self.loop.average)
-                averaged = dict(
-                    zip(averaged, self._accuracies(self.loop.average.module), strict=True)
-                )
+            found.update(self._judged(self.loop.module, ""))
+            if average is not None:
+                self.loop.settle_average(average)
+                found.update(self._judged(average.module, "_ema"))
         return {
             "epoch": end.epoch,
             "step": end.step,
@@ -178,9 +176,7 @@ class MethodRun:
             "lr": self.loop.optimizer.param_groups[0]["lr"],
             "train_loss": end.train_loss,
             "valid_loss": end.valid_loss,
-            "valid_accuracy": valid,
-            "test_accuracy": tested,
-            **averaged,
+            **found,
             "effective_sample_size": end.effective_sample_size,
             "updates": end.updates,
             "drift": end.drift,
@@ -194,6 +190,8 @@ class MethodRun:
         plain = beside.get("uniform")
         return {
             "method": config.method,
+            "task": self.task.name,
+            "metric": self.task.metrics[0].key,
             "data": config.data,
             "noise": config.noise.model_dump(),
             "student": config.student,
@@ -216,32 +214,43 @@ class MethodRun:
         own = self.loop.curriculum.ranking(self.loop)
         return self.trust.weight if own is None else own
 
-    def _figures(self, whose: str) -> dict[str, Any]:
-        """Accuracies over the evaluated epochs; `whose` ends the names of another model's."""
-        valid, test = f"valid_accuracy{whose}", f"test_accuracy{whose}"
-        lines = [line for line in self.log.metrics if line[valid] is not None]
-        valids, tests = [line[valid] for line in lines], [line[test] for line in lines]
-        best = max(range(len(valids)), key=valids.__getitem__)
-        return {
-            f"test_accuracy{whose}_last": tests[-1],
-            f"test_accuracy{whose}_best": None if tests[0] is None else max(tests),
-            f"test_accuracy{whose}_selected": tests[best],
-            f"valid_accuracy{whose}_best": valids[best],
-            f"valid_accuracy{whose}_last": valids[-1],
-        }
+    def _keys(self, whose: str) -> list[str]:
+        """What figures are called in metrics.jsonl; `whose` ends the names of another model's."""
+        keys = [metric.key for metric in self.task.metrics]
+        return [f"{part}_{key}{whose}" for part in ("valid", "test") for key in keys]
 
-    def _accuracies(self, module: nn.Module) -> tuple[float, float | None]:
+    def _figures(self, whose: str) -> dict[str, Any]:
+        """Figures over the evaluated epochs, of which the first metric chooses one."""
+        chosen = f"valid_{self.task.metrics[0].key}{whose}"
+        lines = [line for line in self.log.metrics if line[chosen] is not None]
+        valids = [line[chosen] for line in lines]
+        selected = valids.index(self.task.metrics[0].best(valids))
+        found: dict[str, Any] = {}
+        for metric in self.task.metrics:
+            valid, test = f"valid_{metric.key}{whose}", f"test_{metric.key}{whose}"
+            valids, tests = [line[valid] for line in lines], [line[test] for line in lines]
+            found |= {
+                f"{test}_last": tests[-1],
+                f"{test}_best": None if tests[0] is None else metric.best(tests),
+                f"{test}_selected": tests[selected],
+                f"{valid}_best": metric.best(valids),
+                f"{valid}_last": valids[-1],
+            }
+        return found
+
+    def _judged(self, module: nn.Module, whose: str) -> dict[str, float | None]:
         """Of the trusted samples that never train, and of the test samples."""
         data, judging = self.data, self.loop.judging()
-        valid = self._accuracy(module, data.x_valid[judging], data.y_valid[judging])
-        if data.x_test is None or data.y_test is None:
-            return valid, None
-        return valid, self._accuracy(module, data.x_test, data.y_test)
+        found = self._measured(module, data.x_valid[judging], data.y_valid[judging])
+        tested: dict[str, float] = {}
+        if data.x_test is not None and data.y_test is not None:
+            tested = self._measured(module, data.x_test, data.y_test)
+        keys = [metric.key for metric in self.task.metrics]
+        figures = [found[key] for key in keys] + [tested.get(key) for key in keys]
+        return dict(zip(self._keys(whose), figures, strict=True))
 
-    def _accuracy(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    def _measured(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, float]:
         """Each rank sees its part of the samples."""
-        ranks, own = self.ranks, self.ranks.part(labels)
-        if ranks.count == 1:
-            return accuracy(module, inputs, labels)
-        share = accuracy(module, ranks.part(inputs), own) if len(own) else 0.0
-        return float(ranks.table(round(share * len(own))).sum()) / len(labels)
+        ranks = self.ranks
+        sums = measured(self.task, module, ranks.part(inputs), ranks.part(labels))
+        return self.task.figures(ranks.table(*sums).sum(0))

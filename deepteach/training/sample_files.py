@@ -18,22 +18,21 @@ STATES_SHOWN = 500
 def weights_csv(data: Data, trust: Trust) -> bytes:
     """A line per training sample, named by the user's own row.
 
-    The suggested label is the predicted one where it differs from the given one and the sample
-    weighs less than in plain training (1); elsewhere it is the given one.
+    Labels are shown, and one is suggested, as their task says.
     """
     given, predicted, weight = data.y_train, trust.predicted.cpu(), trust.weight.cpu()
-    suggested = torch.where((predicted != given) & (weight < 1), predicted, given)
+    task = data.task
     columns = {
         "index": data.rows.tolist(),
-        "given_label": given.tolist(),
-        "predicted_label": predicted.tolist(),
-        "suggested_label": suggested.tolist(),
+        "given_label": task.shown(given),
+        "predicted_label": task.shown(predicted),
+        "suggested_label": task.shown(task.suggested(given, predicted, weight)),
         "weight": [f"{value:.6g}" for value in weight.tolist()],
         "loss": [f"{value:.6g}" for value in trust.loss.tolist()],
     }
     if data.group is not None:
         columns["group"] = [data.group_names[code] for code in data.group.tolist()]
-    truth = [""] * len(given) if data.y_clean is None else data.y_clean.tolist()
+    truth = [""] * len(given) if data.y_clean is None else task.shown(data.y_clean)
     columns["true_label"] = truth
     return csv_text([list(columns), *zip(*columns.values(), strict=True)]).encode()
 

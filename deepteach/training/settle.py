@@ -39,21 +39,18 @@ def settle_context(config: Config, data: Data, width: int, steps: int) -> Method
     """The run as a recipe sees it."""
     labels, group = data.y_train, data.group
 
-    def counted(labels: torch.Tensor) -> tuple[int, ...]:
-        if labels.dim() != 1 or labels.is_floating_point():
-            return ()
-        return tuple(labels.bincount(minlength=data.classes).tolist())
-
     return MethodContext(
-        data.classes,
+        data.task.classes,
         width,
         steps,
         config.seed,
         config.teacher_from,
-        counts=counted(labels),
-        trusted_counts=counted(data.y_valid),
+        counts=tuple(data.task.counts(labels).tolist()),
+        trusted_counts=tuple(data.task.counts(data.y_valid).tolist()),
         samples=len(labels),
         groups=0 if group is None else max(len(data.group_names), int(group.max()) + 1),
+        trusted_samples=len(data.y_valid),
+        task=data.task,
     )
 
 

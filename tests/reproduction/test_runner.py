@@ -27,7 +27,7 @@ from deepteach.reproduction import launch as executors
 from deepteach.reproduction import runner as reproduce
 from deepteach.reproduction import summary
 from deepteach.reproduction.cell import Cell
-from deepteach.reproduction.launch import Entry, Task, run_task
+from deepteach.reproduction.launch import Entry, Job, run_task
 from deepteach.reproduction.runner import COLUMNS, execute, read_csv, result_rows
 from deepteach.reproduction.tables import cells
 
@@ -209,13 +209,13 @@ def pretend(arguments: list[str]) -> int:
     return 0
 
 
-def in_turn(tasks: Sequence[Task], jobs: int, entry: Entry) -> Iterator[tuple[Task, int]]:
+def in_turn(tasks: Sequence[Job], jobs: int, entry: Entry) -> Iterator[tuple[Job, int]]:
     for task in tasks:
         CALLS.append(task)
         yield task, run_task(task, entry, os.getcwd())
 
 
-CALLS: list[Task] = []
+CALLS: list[Job] = []
 
 
 @pytest.fixture(autouse=True)

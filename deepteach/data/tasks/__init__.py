@@ -1,0 +1,1 @@
+"""What labels mean: a task a file, `base.py` first; `registry.py` finds it."""

@@ -1,0 +1,113 @@
+"""One class of several a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepteach.data.labels import encode, labels_of
+from deepteach.data.tasks.base import Coded, Parts, Task, Told
+from deepteach.data.tasks.metrics import ACCURACY, Metric
+from deepteach.data.validation import (
+    Numbers,
+    in_message,
+    refuse_one_class,
+    refuse_out_of_range,
+)
+from deepteach.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Codes `(n,)` int64 in 0..C-1; logits `(b, C)` or wider."""
+
+    name: ClassVar[str] = "classification"
+    metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY,)
+
+    @classmethod
+    def read(cls, value: Any, name: str, numbers: Numbers | None = None) -> np.ndarray:
+        return labels_of(value, name, numbers)
+
+    @classmethod
+    def coded(
+        cls,
+        ys: Parts,
+        classes: int | None = None,
+        names: Sequence[str] | None = None,
+        numbers: Numbers | None = None,
+    ) -> Coded:
+        refuse_one_class(ys)
+        labels = encode(ys, classes, numbers or {})
+        called = labels.names if names is None else tuple(names)
+        return Coded(cls(labels.classes, called), labels.codes, labels.notes)
+
+    def refuse_strange(self, codes: Parts) -> None:
+        labels = {name: labels_of(y, name) for name, y in codes.items()}
+        for name, y in labels.items():
+            refuse_out_of_range(y, name, self.classes)
+        refuse_one_class(labels)
+
+    def told(self, codes: Parts) -> list[Told]:
+        found, trusted = [], codes["y_valid"]
+        missing = sorted(set(range(self.classes)) - set(trusted.tolist()))
+        if missing:
+            names = self.names or [str(label) for label in range(self.classes)]
+            absent = _some([in_message(names[label]) for label in missing])
+            note = (
+                f"no validation sample of {'class' if len(missing) == 1 else 'classes'} "
+                f"{absent}: the teacher learns nothing there"
+            )
+            found.append(Told(note, bool(set(missing) & set(codes["y_train"].tolist()))))
+        if len(trusted) < max(10, 2 * self.classes):
+            note = (
+                f"only {len(trusted)} validation samples for {self.classes} classes: "
+                "the teacher will follow their accidents; add trusted samples"
+            )
+            found.append(Told(note, warn=True))
+        return found
+
+    def refuse_rare(self, codes: np.ndarray) -> None:
+        labels, first, counts = np.unique(codes, return_index=True, return_counts=True)
+        if (counts < 2).any():
+            alone = int(np.argmin(counts))
+            raise DataError(
+                f"label {labels[alone]} occurs once in y_train (index {first[alone]}), too "
+                "rarely to split off a validation set: correct it, or give x_valid and y_valid"
+            )
+
+    def refuse_logits(self, logits: Tensor) -> None:
+        if logits.dim() == 2 and logits.shape[1] >= self.classes:
+            return
+        count = len(logits)
+        raise ConfigError(
+            f"the student returns logits of shape {tuple(logits.shape)} for {count} samples of "
+            f"{self.classes} classes: expected ({count}, {self.classes})"
+        )
+
+    def counts(self, codes: Tensor) -> Tensor:
+        return codes.bincount(minlength=self.classes)
+
+    def predicted(self, logits: Tensor) -> Tensor:
+        return logits.argmax(1)
+
+    def measured(self, logits: Tensor, codes: Tensor) -> Tensor:
+        right = self.predicted(logits) == codes
+        return torch.stack([right.sum(), right.new_tensor(len(codes), dtype=torch.int64)]).double()
+
+    def figures(self, sums: Tensor) -> dict[str, float]:
+        right, count = sums.float()  # the mean of float32 numbers, as it has always been
+        return {ACCURACY.key: float(right / count)}
+
+    def shown(self, codes: Tensor) -> list[Any]:
+        return codes.tolist()
+
+
+def _some(items: list[str]) -> str:
+    """The first five, then how many more."""
+    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+    return ", ".join(items[:5]) + more
