@@ -50,7 +50,7 @@ def deep(
     - *sources*: a number a source of the data, and one for the trusted samples;
     - *evidence*: a number for what the trusted probe says of the given label (`TrustedRatio`);
     - *shifts*: a number a class, added to the logits (`ClassShift`), from `prior_shift` on;
-    - *riding*: half of the trusted set trains along (`Riding`), the other half teaches.
+    - *riding*: trusted samples train along (`Riding`), by turns; the others teach meanwhile.
 
     `without` leaves one of them out, `history` adds what the student said of a sample before.
     With `features=probe` it is the former default: the trusted probe, read by a linear teacher

@@ -1,4 +1,4 @@
-"""The trusted set as one more source: a half of it trains along, the other half teaches."""
+"""The trusted set as one more source: a part of it trains along while the rest teaches."""
 
 from __future__ import annotations
 
@@ -15,58 +15,67 @@ from deepteach.teachers.curriculum import Curriculum, TrainingView
 from deepteach.teachers.group import rides
 from deepteach.teachers.method import Method, recipe
 
+PARTS = 5
+"""Of the trusted set: two ride by turns, two more take their place, and one never trains."""
+
 
 class Riding(Curriculum):
     """The training set, with trusted samples riding along in every batch.
 
-    The trusted set is parted into halves, alike in their labels. One of them rides: a batch of
-    b samples gets `share` b more, drawn from it. The other half teaches and chooses epochs, for
-    a sample that is trained on says too little of the student's errors. With fewer than 4
-    trusted samples none of them rides.
+    A fifth of the trusted set never trains: it teaches in every epoch, and it alone chooses
+    epochs. The rest is parted into halves that change places after every epoch: one rides, and
+    the other teaches, for a sample that is trained on says too little of the student's errors.
+    All parts are alike in their labels. A batch of b samples gets `share` b more, drawn from the
+    half that rides. With fewer than 5 trusted samples none of them rides.
 
     Args:
         share: trusted samples for each training sample of a batch, in (0, 1].
-        swapped: the halves change places after every epoch, so that every trusted sample
-            rides, and none is left that never trained.
         whole: all trusted samples ride; for methods that nobody teaches.
 
     Raises:
         ConfigError: a share out of range.
     """
 
-    def __init__(self, share: float = 1 / 8, *, swapped: bool = False, whole: bool = False) -> None:
+    def __init__(self, share: float = 1 / 8, *, whole: bool = False) -> None:
         if not 0 < share <= 1:
             raise ConfigError(f"the share of riding samples must lie in (0, 1], got {share}")
-        self.share, self.swapped, self.whole = share, swapped, whole
+        self.share, self.whole = share, whole
 
     def choose(self, training: TrainingView, rows: Tensor) -> Tensor:
-        half = self._half(training, rides=True)
-        if len(half) == 0:
+        riding = self._riding(training).nonzero().squeeze(1)
+        if len(riding) == 0:
             return rows
         count = max(1, round(self.share * len(rows)))
         generator = stream(training.seed, "riders", training.step)
-        drawn = torch.randint(len(half), (count,), generator=generator)
-        return torch.cat([rows, len(training.y) + half[drawn]])
+        drawn = torch.randint(len(riding), (count,), generator=generator)
+        return torch.cat([rows, len(training.y) + riding[drawn]])
 
     def teaching(self, training: TrainingView) -> Tensor | None:
-        half = self._half(training, rides=False)
-        return half if len(half) else None
+        riding = self._riding(training)
+        return None if self.whole or not riding.any() else (~riding).nonzero().squeeze(1)
 
     def judging(self, training: TrainingView) -> Tensor | None:
-        return None if self.swapped else self.teaching(training)
+        parts = self._parts(training)
+        return None if self.whole or len(parts) < PARTS else (parts == 0).nonzero().squeeze(1)
 
-    def _half(self, training: TrainingView, *, rides: bool) -> Tensor:
-        """Places in the trusted set; the same halves at any time of a run."""
-        labels = training.y_valid.cpu()
+    def _riding(self, training: TrainingView) -> Tensor:
+        """`(trusted,)` bool: which samples may ride in this epoch."""
+        parts = self._parts(training)
         if self.whole:
-            return torch.arange(len(labels) if rides else 0)
-        if len(labels) < 4:
-            return torch.zeros(0, dtype=torch.int64)
+            return torch.ones_like(parts, dtype=torch.bool)
+        if len(parts) < PARTS:
+            return torch.zeros_like(parts, dtype=torch.bool)
+        return (parts > 0) & (parts % 2 == training.epoch % 2)
+
+    def _parts(self, training: TrainingView) -> Tensor:
+        """`(trusted,)` a sample's part, 0 to 4; the same at any time of a run."""
+        labels = training.y_valid.cpu()
         order = torch.randperm(len(labels), generator=stream(training.seed, "halves"))
         if labels.dim() == 1:
             order = order[labels[order].argsort(stable=True)]
-        turn = training.epoch if self.swapped else 0
-        return order[(turn + (not rides)) % 2 :: 2].sort().values
+        parts = torch.empty(len(labels), dtype=torch.int64)
+        parts[order] = torch.arange(len(labels)) % PARTS
+        return parts
 
 
 class RidersWeighed(AbstractTeacher):
