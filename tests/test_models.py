@@ -52,6 +52,17 @@ def test_resnets_have_the_published_sizes(name: str, parameters: int) -> None:
     assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) + 1 == int(name[6:])
 
 
+def test_a_strided_resnet_is_the_same_at_half_the_resolution() -> None:
+    strided, plain = (build(name, (3, 16, 16), 10, seed=0)[0] for name in ("resnet8-s2", "resnet8"))
+    assert digest(strided) == digest(plain)
+    halved: list[torch.Size] = []
+    strided.get_submodule("layer1").register_forward_hook(
+        lambda *seen: halved.append(seen[2].shape)
+    )
+    assert strided(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+    assert halved == [torch.Size((2, 16, 8, 8))]
+
+
 def test_wide_resnet_has_the_published_size() -> None:
     with torch.device("meta"):  # 36 million parameters are counted, not filled
         model = STUDENTS["wrn-28-10"]((3, 32, 32), 10)

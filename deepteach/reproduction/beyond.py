@@ -154,7 +154,7 @@ GROUNDS: dict[str, Ground] = {
     "cpu": Ground(
         ("CIFAR-10 (JPEG) 10,000 16x16", "npz:mini16/{}.npz"),
         ("Adult", "npz:adult.npz"),
-        "resnet8",
+        "resnet8-s2",
         _RECIPE,
         lambda epochs: epochs,
         mixed="aggre,random1,worse,flip0.6",

@@ -15,7 +15,7 @@ from deepteach.teachers.curriculum import Curriculum, TrainingView
 from deepteach.teachers.group import rides
 from deepteach.teachers.method import Method, recipe
 
-PARTS = 5
+_PARTS = 5
 """Of the trusted set: two ride by turns, two more take their place, and one never trains."""
 
 
@@ -56,14 +56,14 @@ class Riding(Curriculum):
 
     def judging(self, training: TrainingView) -> Tensor | None:
         parts = self._parts(training)
-        return None if self.whole or len(parts) < PARTS else (parts == 0).nonzero().squeeze(1)
+        return None if self.whole or len(parts) < _PARTS else (parts == 0).nonzero().squeeze(1)
 
     def _riding(self, training: TrainingView) -> Tensor:
         """`(trusted,)` bool: which samples may ride in this epoch."""
         parts = self._parts(training)
         if self.whole:
             return torch.ones_like(parts, dtype=torch.bool)
-        if len(parts) < PARTS:
+        if len(parts) < _PARTS:
             return torch.zeros_like(parts, dtype=torch.bool)
         return (parts > 0) & (parts % 2 == training.epoch % 2)
 
@@ -74,7 +74,7 @@ class Riding(Curriculum):
         if labels.dim() == 1:
             order = order[labels[order].argsort(stable=True)]
         parts = torch.empty(len(labels), dtype=torch.int64)
-        parts[order] = torch.arange(len(labels)) % PARTS
+        parts[order] = torch.arange(len(labels)) % _PARTS
         return parts
 
 
