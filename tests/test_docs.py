@@ -98,13 +98,17 @@ ELSEWHERE = ("torch", "optimizer", "coach")
 ENDINGS = ("py", "md", "csv", "json", "yml", "log", "yaml", "npz", "safetensors", "toml", "lock")
 
 
+HOSTS = ("huggingface", "lightning", "skorch")
+"""Adapters, which are imported with the library that they are for, in seconds."""
+
+
 def names_of_modules() -> list[str]:
-    """All modules of the package."""
+    """All modules of the package but those of `HOSTS`."""
     package = ROOT / "deepteach"
     return [
         ".".join(["deepteach", *file.relative_to(package).with_suffix("").parts])
         for file in sorted(package.rglob("*.py"))
-        if not file.name.startswith("__")
+        if not file.name.startswith("__") and file.stem not in HOSTS
     ]
 
 

@@ -243,6 +243,12 @@ def _required(function: Callable[..., Any]) -> int:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+def last_linear(module: nn.Module) -> str | None:
+    """The last linear layer, whose input is the paper's I0; None where there is none."""
+    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    return names[-1] if names else None
+
+
 def refuse_lazy(module: nn.Module) -> None:
     """Raises ConfigError: layers whose shapes are not known yet."""
     if any(map(is_lazy, (*module.parameters(), *module.buffers()))):

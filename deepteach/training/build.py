@@ -18,7 +18,7 @@ from torch import nn
 
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.coach import Coach
-from deepteach.core.student import Student
+from deepteach.core.student import Student, last_linear
 from deepteach.data import augment
 from deepteach.data.dataset import Data
 from deepteach.distributed.collectives import Ranks
@@ -67,7 +67,7 @@ def student(config: Config, data: Data, module: nn.Module | None = None) -> tupl
         if name == "auto":
             name = "cnn" if data.is_image else "mlp"
         module, layer = build(name, data.input_shape, data.task.outputs, config.seed)
-    chosen = config.internal or layer or _last_linear(module)
+    chosen = config.internal or layer or last_linear(module)
     if not chosen:
         raise ConfigError(
             "the student has no named linear layer to read the internal state from: name a "
@@ -203,7 +203,7 @@ def settle_method(config: Config, data: Data, student: Student, teacher: Any, st
     chosen = method(config.method if teacher is None else teacher, context)
     if config.teacher_from is not None and list(chosen.teacher.parameters()):
         here = {"student": config.student, "data": config.data, "internal": student.internal}
-        layer = _last_linear(student.module)
+        layer = last_linear(student.module)
         adopt(chosen.teacher, config.teacher_from, {**here, "width": width}, layer)
         chosen = replace(chosen, window=1)  # nothing is taught by looking back
     if config.teacher_lr is not None:
@@ -238,12 +238,6 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ConfigError(f"device {name!r} is not available here: use auto or cpu") from None
     return found
-
-
-def _last_linear(module: nn.Module) -> str | None:
-    """The last linear layer, whose input is the paper's I0."""
-    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    return names[-1] if names else None
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

@@ -68,7 +68,7 @@ def settle_adjoint(
     own = chosen.adjoint or chosen.teacher.default_adjoint()
     if own is not None:
         return _configured(own, config), ()
-    reason = _why_not_undone(optimizer, half)
+    reason = why_not_undone(optimizer, half)
     if reason is None:
         return _configured(Reversed(fallback=True), config), ()
     learns = any(leaf.requires_grad for leaf in chosen.teacher.parameters())
@@ -88,7 +88,7 @@ def _configured(adjoint: AbstractAdjoint, config: Config) -> AbstractAdjoint:
     )
 
 
-def _why_not_undone(optimizer: torch.optim.Optimizer, half: bool) -> str | None:
+def why_not_undone(optimizer: torch.optim.Optimizer, half: bool) -> str | None:
     """Why the steps of this training cannot be undone, or None where they can."""
     if half:
         return "the gradients of steps in half precision are not found again in full precision"

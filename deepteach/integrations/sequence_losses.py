@@ -1,0 +1,71 @@
+"""The losses of Hugging Face models, one number a sample in the place of one a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from deepteach.core.ignored import integral
+from deepteach.errors import ConfigError
+
+
+def masked_mean(state: Tensor, inputs: Any) -> Tensor:
+    """A state `(batch, tokens, hidden)` averaged over the tokens of `attention_mask`.
+
+    Of any other shape, or without such a mask, as `pool="tokens"` and none would do.
+    """
+    if state.dim() != 3:
+        return state
+    mask = inputs.get("attention_mask") if hasattr(inputs, "get") else None
+    if mask is None or mask.shape != state.shape[:2]:
+        return state.mean(1)
+    kept = mask.unsqueeze(2).to(state.dtype)
+    return (state * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+def sample_losses(
+    *, regression: bool = False, smoothing: float = 0.0, shifted: bool = False
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """`(logits, labels) -> (batch,)`, whose mean is what a model reports of samples alike long.
+
+    Classes `(batch,)` and tokens `(batch, tokens)`, of which -100 is left out, have their
+    cross-entropy, a sequence's is the mean over its tokens; several labels `(batch, labels)`
+    of float type the mean of their binary cross-entropies; a `regression` the mean squared error.
+
+    Args:
+        regression: the labels are real-valued (a model of one label).
+        smoothing: of the labels of a cross-entropy.
+        shifted: each token's logits are for the next one (causal language models).
+
+    The function raises ConfigError: labels that are none of these.
+    """
+
+    def losses(logits: Tensor, labels: Tensor) -> Tensor:
+        if regression:
+            same = labels.to(logits.dtype).reshape(logits.shape)
+            return (logits - same).square().flatten(1).mean(1)
+        if labels.shape == logits.shape and not integral(labels):
+            each = functional.binary_cross_entropy_with_logits(
+                logits, labels.to(logits.dtype), reduction="none"
+            )
+            return each.flatten(1).mean(1)
+        if labels.shape != logits.shape[:-1] or not integral(labels):
+            raise ConfigError(
+                f"no loss is known of labels {tuple(labels.shape)} of type {labels.dtype} for "
+                f"logits {tuple(logits.shape)}: give coach_options={{'loss': ...}}, a function "
+                "(logits, labels) -> (batch,)"
+            )
+        if shifted:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        each = functional.cross_entropy(
+            logits.movedim(-1, 1), labels, reduction="none", label_smoothing=smoothing
+        )
+        if each.dim() == 1:
+            return each
+        each, counts = each.flatten(1), (labels >= 0).flatten(1)
+        return each.sum(1) / counts.sum(1).clamp(min=1)
+
+    return losses

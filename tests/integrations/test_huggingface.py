@@ -1,0 +1,449 @@
+"""The Trainer of transformers, taught: beside a plain loop around a Coach on the same batches."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_hosts import CLASSES, apart, bert_config, rows, tensors, without
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainingArguments,
+    get_scheduler,
+)
+
+import deepteach as dt
+from deepteach.integrations.huggingface import TeachTrainer
+from deepteach.integrations.sequence_losses import masked_mean, sample_losses
+
+TRAIN, TRUSTED, TEST = rows(32, noise=0.4), rows(18, seed=1), rows(12, seed=2)
+INTERVAL, WINDOW, TRUSTED_BATCH = 3, 2, 12
+
+
+def arguments(folder: Path, **changes: Any) -> TrainingArguments:
+    usual: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 8,
+        "max_steps": 7,
+        "learning_rate": 1e-2,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 2,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+        "log_level": "error",
+    }
+    return TrainingArguments(**{**usual, **changes})
+
+
+def bert(**changes: Any) -> nn.Module:
+    torch.manual_seed(3)
+    return BertForSequenceClassification(bert_config(**changes))
+
+
+def teacher() -> dt.Teacher:
+    torch.manual_seed(5)
+    return dt.Teacher([dt.TrustedProbe(), dt.Loss()])
+
+
+class Watched(TeachTrainer):
+    """Keeps the batches that it trains on, and where the random generator stood before each."""
+
+    def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+        if torch.is_grad_enabled():
+            self.__dict__.setdefault("seen", []).append((dict(inputs), torch.get_rng_state()))
+        return super().compute_loss(model, inputs, *rest, **more)
+
+
+def trained(module: nn.Module, args: TrainingArguments, **changes: Any) -> Watched:
+    usual: dict[str, Any] = {
+        "train_dataset": without("truth", TRAIN),
+        "trusted_dataset": without("truth", TRUSTED),
+        "teacher": teacher(),
+        "interval": INTERVAL,
+        "window": WINDOW,
+        "trusted_batch_size": TRUSTED_BATCH,
+    }
+    trainer = Watched(module, args, **{**usual, **changes})
+    trainer.train()
+    return trainer
+
+
+def labelled(batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+    return {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
+
+
+def plain_loop(
+    module: nn.Module,
+    trainer: Watched,
+    make_student: Callable[[nn.Module], dt.Student],
+    trusted: list[dict[str, Any]] = TRUSTED,
+    taught: dt.AbstractTeacher | None = None,
+    **options: Any,
+) -> dt.Coach:
+    """A loop of one's own on the batches that the Trainer saw, with its learning rates."""
+    args, parts = trainer.args, trainer.args.gradient_accumulation_steps
+    trainable = {n: leaf for n, leaf in module.named_parameters() if leaf.requires_grad}
+    decayed = trainer.get_decay_parameter_names(module)
+    groups = [[p for n, p in trainable.items() if (n in decayed) is own] for own in (True, False)]
+    optimizer = torch.optim.AdamW(
+        [{"params": group, "weight_decay": 0.0} for group in groups], lr=1e-2, fused=True
+    )
+    scheduler = get_scheduler("linear", optimizer, args.get_warmup_steps(7), 7)
+    taught = copy.deepcopy(taught or teacher())
+    if "teacher_optimizer" in options:
+        options["teacher_optimizer"] = options["teacher_optimizer"](taught.parameters())
+    coach = dt.Coach(
+        *(make_student(module), optimizer, taught),
+        **{"interval": INTERVAL, "window": WINDOW, "total_steps": 7, "accumulate": parts > 1},
+        **{"adjoint": dt.Stored(), **options},
+    )
+    samples: Any = without("truth", trusted)
+    loader = DataLoader(
+        samples,
+        batch_size=TRUSTED_BATCH,
+        shuffle=True,
+        collate_fn=lambda batch: labelled(trainer.data_collator(batch)),
+    )
+    coach.trust(loader)
+    module.train()
+    for place, (batch, generator) in enumerate(trainer.__dict__["seen"]):
+        torch.set_rng_state(generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            loss = coach.loss(*labelled(batch))
+        loss.backward()
+        if (place + 1) % parts == 0:
+            if "clip_norm" in options:
+                nn.utils.clip_grad_norm_(trainable.values(), options["clip_norm"])
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            coach.update(loader)
+    return coach
+
+
+def of_classifier(module: nn.Module) -> dt.Student:
+    return dt.Student(module, "classifier")
+
+
+DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "options"),
+    [
+        pytest.param(
+            {"max_grad_norm": 0.1, "warmup_steps": 3}, {}, {"clip_norm": 0.1}, id="clipped"
+        ),
+        pytest.param({"max_grad_norm": 0}, DROPOUT, {}, id="measured, dropout"),
+        pytest.param({"gradient_accumulation_steps": 2}, {}, {"clip_norm": 1.0}, id="accumulated"),
+        pytest.param({"activation_checkpointing": True}, {}, {"clip_norm": 1.0}, id="checkpoints"),
+        pytest.param(
+            {"bf16": True},
+            {},
+            {"clip_norm": 1.0, "adjoint": dt.Stored(mixed_precision=True, tolerance=0.1)},
+            id="bf16",
+        ),
+    ],
+)
+def test_a_run_ends_with_the_teacher_of_a_plain_loop(
+    tmp_path: Path, settings: dict[str, Any], config: dict[str, Any], options: dict[str, Any]
+) -> None:
+    trainer = trained(bert(**config), arguments(tmp_path, **settings))
+    assert trainer.coach is not None and trainer.coach.steps == 7
+    module = bert(**config)
+    coach = plain_loop(module, trainer, of_classifier, **options)
+    assert apart(tensors(trainer.coach.teacher), tensors(teacher()))
+    assert not apart(tensors(trainer.coach.teacher), tensors(coach.teacher))
+    assert trainer.model is not None and not apart(tensors(trainer.model), tensors(module))
+
+
+def per_sequence(logits: Tensor, y: Tensor) -> Tensor:
+    each = nn.functional.cross_entropy(logits.transpose(1, 2), y, reduction="none")
+    return each.sum(1) / (y >= 0).sum(1).clamp(min=1)
+
+
+def tagged(of: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A label a token, of which the first two and the padding at the end have none."""
+    found = []
+    for place, row in enumerate(of):
+        mask, labels = row["attention_mask"].clone(), row["input_ids"] % CLASSES
+        if place % 2:
+            mask[-2:] = 0
+        labels[mask == 0] = -100
+        labels[:2] = -100
+        found.append({**row, "attention_mask": mask, "labels": labels})
+    return found
+
+
+def test_tokens_are_weighed_by_sequence(tmp_path: Path) -> None:
+    def tagger() -> nn.Module:
+        torch.manual_seed(3)
+        return BertForTokenClassification(bert_config())
+
+    def of_tokens(module: nn.Module) -> dt.Student:
+        return dt.Student(module, "classifier", pool=masked_mean)
+
+    trusted = tagged(TRUSTED)
+    trainer = trained(
+        tagger(),
+        arguments(tmp_path, max_grad_norm=0),
+        train_dataset=without("truth", tagged(TRAIN)),
+        trusted_dataset=without("truth", trusted),
+        coach_options={"teacher_optimizer": torch.optim.Adam},
+        teacher=dt.Teacher([dt.Internal(8), dt.Loss()]),
+    )
+    assert trainer.coach is not None
+    module = tagger()
+    coach = plain_loop(
+        *(module, trainer, of_tokens, trusted),
+        loss=per_sequence,
+        taught=trainer.teaching.teacher,
+        teacher_optimizer=torch.optim.Adam,
+    )
+    assert not apart(tensors(trainer.coach.teacher), tensors(coach.teacher))
+    assert trainer.coach.last_record is not None
+    assert trainer.coach.last_record.gradient_norm > 0
+
+
+def test_what_the_default_teacher_reads(tmp_path: Path) -> None:
+    """Tokens have no probe, real-valued labels have another one."""
+    one = [{**row, "labels": float(row["labels"])} for row in without("truth", TRAIN)]
+    kinds = {
+        "TrustedProbe": (bert(), without("truth", TRAIN)),
+        "TrustedRegression": (bert(num_labels=1), one),
+        "Loss": (BertForTokenClassification(bert_config()), without("truth", tagged(TRAIN))),
+    }
+    for name, (module, data) in kinds.items():
+        trainer = trained(
+            *(module, arguments(tmp_path, max_steps=1)),
+            train_dataset=data,
+            trusted_dataset=data,
+            teacher=None,
+            interval=1,
+            window=1,
+        )
+        assert trainer.coach is not None
+        features = trainer.coach.teacher.features
+        assert [type(feature).__name__ for feature in features] == [name]  # type: ignore
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Stopped within a window, with dropout; the window and its draws are in the checkpoint."""
+    args = arguments(tmp_path, save_strategy="steps", save_steps=5, max_steps=8)
+    whole = trained(bert(**DROPOUT), args)
+    torch.manual_seed(99)
+    saved = tmp_path / "checkpoint-5"
+    assert (saved / "deepteach.safetensors").is_file()
+    again = Watched(
+        bert(**DROPOUT),
+        args,
+        train_dataset=without("truth", TRAIN),
+        trusted_dataset=without("truth", TRUSTED),
+        teacher=teacher(),
+        interval=INTERVAL,
+        window=WINDOW,
+        trusted_batch_size=TRUSTED_BATCH,
+    )
+    again.train(resume_from_checkpoint=str(saved))
+    assert whole.coach is not None and again.coach is not None and again.coach.steps == 8
+    assert len(again.__dict__["seen"]) == 3
+    assert not apart(tensors(whole.coach.teacher), tensors(again.coach.teacher))
+    assert whole.model is not None and again.model is not None
+    assert not apart(tensors(whole.model), tensors(again.model))
+    (saved / "deepteach.safetensors").unlink()
+    with pytest.raises(dt.CheckpointError, match="holds no deepteach.safetensors"):
+        again.train(resume_from_checkpoint=str(saved))
+
+
+def test_evaluation_best_model_and_logs(tmp_path: Path) -> None:
+    """The Trainer's own work goes on; where batches say what is right, logs say what was found."""
+
+    def accuracy(prediction: Any) -> dict[str, float]:
+        assert prediction.predictions.dtype == np.float32
+        return {
+            "accuracy": float((prediction.predictions.argmax(1) == prediction.label_ids).mean())
+        }
+
+    truth = [{**row, "clean_labels": row["truth"], "index": i} for i, row in enumerate(TRAIN)]
+    args = arguments(
+        tmp_path,
+        bf16=True,
+        eval_strategy="steps",
+        eval_steps=3,
+        save_strategy="steps",
+        save_steps=3,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        max_steps=6,
+    )
+    trainer = trained(
+        *(bert(), args),
+        train_dataset=without("truth", truth),
+        eval_dataset=without("truth", [{**row, "index": 0} for row in TEST]),
+        compute_metrics=accuracy,
+    )
+    assert trainer.state.best_model_checkpoint is not None and trainer.coach is not None
+    logs = [line for line in trainer.state.log_history if "loss" in line]
+    assert {"effective_sample_size", "trusted_loss", "trusted_accuracy"} <= logs[-1].keys()
+    assert 0 <= logs[-1]["wrong_label_auroc"] <= 1
+    assert len([line for line in trainer.state.log_history if "eval_accuracy" in line]) == 2
+    first = trainer.coach
+    trainer.train()
+    assert trainer.coach is first and first.steps == 12
+    unseen: Any = without("truth", TEST)
+    assert np.shape(trainer.predict(unseen).predictions) == (12, CLASSES)
+
+
+def test_every_model_that_is_made_has_an_untaught_teacher(tmp_path: Path) -> None:
+    given = teacher()
+    trainer = Watched(
+        args=arguments(tmp_path, max_steps=3),
+        model_init=lambda: bert(),
+        train_dataset=without("truth", TRAIN),
+        trusted_dataset=without("truth", TRUSTED),
+        teacher=given,
+        interval=INTERVAL,
+    )
+    ends = []
+    for _ in range(2):
+        trainer.train()
+        assert trainer.coach is not None and trainer.coach.steps == 3
+        ends.append(tensors(trainer.coach.teacher))
+    assert not apart(ends[0], ends[1]) and apart(ends[0], tensors(given))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapters_of_peft(tmp_path: Path) -> None:
+    """Only what is trained is looked back through; the base model stays as it is."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    def adapted() -> Any:
+        module: Any = bert()
+        return get_peft_model(
+            module, LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["query", "value"])
+        )
+
+    start = tensors(adapted())
+    trainer = trained(adapted(), arguments(tmp_path))
+    module = adapted()
+    layer = "base_model.model.classifier.modules_to_save.default"
+    coach = plain_loop(module, trainer, lambda m: dt.Student(m, layer), clip_norm=1.0)
+    assert trainer.coach is not None and trainer.coach.student.internal == layer
+    assert not apart(tensors(trainer.coach.teacher), tensors(coach.teacher))
+    assert apart(tensors(trainer.coach.teacher), tensors(teacher()))
+    assert all(
+        "lora" in name or "modules_to_save" in name for name in apart(start, tensors(module))
+    )
+
+
+class Own(nn.Module):
+    """Not a model of transformers: its inputs and labels have names of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.embed, self.head = nn.EmbeddingBag(20, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, words: Tensor, target: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.head(self.embed(words))
+        loss = {} if target is None else {"loss": nn.functional.cross_entropy(logits, target)}
+        return {**loss, "logits": logits}
+
+
+def test_modules_and_label_names_of_one_s_own(tmp_path: Path) -> None:
+    named = [{"words": row["input_ids"], "target": row["labels"]} for row in TRAIN]
+    trainer = trained(
+        *(Own(), arguments(tmp_path, label_names=["target"], optim="sgd")),
+        train_dataset=named,
+        trusted_dataset=named,
+        eval_dataset=named,
+    )
+    assert trainer.coach is not None and isinstance(trainer.coach.adjoint, dt.Stored)
+    assert "eval_loss" in trainer.evaluate()
+    nameless = [{"words": row["words"]} for row in named]
+    with pytest.raises(dt.DataError, match="no target among words: name its labels"):
+        trained(Own(), arguments(tmp_path, label_names=["target"]), trusted_dataset=nameless)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"trusted_dataset": None}, {}, "needs trusted samples: give trusted_dataset"),
+        ({"compute_loss_func": lambda *_: 0}, {}, "compute_loss_func gives one number"),
+        ({}, {"torch_compile": True}, "set torch_compile=False"),
+        ({"coach_options": {"los": None}}, {}, "unknown option of the coach 'los', did you mean"),
+        ({"student": "classifer"}, {}, "no submodule 'classifer'; candidates: classifier"),
+        ({}, {"optim": "adafactor"}, "Adafactor"),
+    ],
+)
+def test_what_is_refused(
+    tmp_path: Path, changes: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(dt.ConfigError, match=message) as told:
+        trained(bert(), arguments(tmp_path, **settings), **changes)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "labels", "options"),
+    [
+        (bert(), torch.tensor([0, 2]), {}),
+        (bert(num_labels=1), torch.tensor([0.3, -1.0]), {"regression": True}),
+        (bert(problem_type="multi_label_classification"), torch.rand(2, 3).round(), {}),
+        (BertForTokenClassification(bert_config()), torch.tensor([[0, 1, -100], [2, 0, -100]]), {}),
+        (
+            GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2)),
+            torch.tensor([[5, 1, 7], [2, 0, 3]]),
+            {"shifted": True},
+        ),
+    ],
+    ids=["classes", "regression", "labels", "tokens", "language"],
+)
+def test_the_mean_of_samples_is_what_the_model_reports(
+    module: nn.Module, labels: Tensor, options: dict[str, bool]
+) -> None:
+    module.eval()
+    ids = torch.tensor([[5, 1, 7], [2, 0, 3]])
+    answer = module(input_ids=ids, labels=labels)
+    losses = sample_losses(**options)(answer.logits, labels)
+    assert losses.shape == (2,) and losses.min() > 0
+    torch.testing.assert_close(losses.mean(), answer.loss)
+
+
+def test_a_smoothed_loss_is_the_trainer_s(tmp_path: Path) -> None:
+    args = arguments(tmp_path, label_smoothing_factor=0.2)
+    batch = {"labels": torch.tensor([0, 2]), "logits": torch.randn(2, 3)}
+    trainer: Any = Trainer(bert(), args)
+    own = trainer.label_smoother({"logits": batch["logits"]}, batch["labels"])
+    losses = sample_losses(smoothing=0.2)(batch["logits"], batch["labels"])
+    torch.testing.assert_close(losses.mean(), own)
+
+
+def test_the_mask_decides_what_is_averaged() -> None:
+    state = torch.arange(12.0).view(2, 3, 2)
+    mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
+    expected = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+    assert torch.equal(masked_mean(state, {"attention_mask": mask}), expected)
+    assert torch.equal(masked_mean(state, (1,)), state.mean(1))
+    assert masked_mean(state[:, 0], {"attention_mask": mask}) is not None
+
+
+def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "deepteach.integrations.huggingface")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ImportError, match=r"pip install 'deepteach\[huggingface"):
+        import deepteach.integrations.huggingface  # noqa: F401
