@@ -198,7 +198,9 @@ def test_a_resumed_fit_ends_with_the_same_bits(tmp_path: Path) -> None:
 class Two(Classifier):
     """Two optimizers."""
 
-    automatic_optimization = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
 
     def configure_optimizers(self) -> Any:
         return [
