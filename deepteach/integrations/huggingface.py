@@ -19,7 +19,7 @@ from deepteach.core.student import Student
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError, DataError
 from deepteach.integrations.sequence_losses import masked_mean, sample_losses
-from deepteach.integrations.teaching import OnDevice, Teaching, needed, read_state, write_state
+from deepteach.integrations.teaching import OnDevice, Teaching, load_coach, needed, save_coach
 from deepteach.integrations.wrong_labels import WrongLabels
 from deepteach.rng import untouched
 from deepteach.teachers.features import Loss
@@ -32,10 +32,10 @@ needed("accelerate", "huggingface")
 from accelerate.utils import convert_to_fp32  # noqa: E402
 from transformers import Trainer, TrainerCallback  # noqa: E402
 
-STATE = "deepteach.safetensors"
+COACH_FILE = "deepteach.safetensors"
 """The coach's file in a checkpoint of the Trainer."""
 
-COLUMNS = ("index", "group", "clean_labels")
+SAMPLE_COLUMNS = ("index", "group", "clean_labels")
 """What a batch may say of its samples beside the model's own inputs."""
 
 
@@ -164,7 +164,7 @@ class TeachTrainer(Trainer):
     ) -> Any:
         """The coach's loss where a gradient is taken; the Trainer's own in evaluation."""
         if return_outputs or not torch.is_grad_enabled() or self.coach is None:
-            own = {key: value for key, value in inputs.items() if key not in COLUMNS}
+            own = {key: value for key, value in inputs.items() if key not in SAMPLE_COLUMNS}
             loss, outputs = super().compute_loss(model, own, return_outputs=True)
             return (loss, convert_to_fp32(outputs)) if return_outputs else loss
         assert self.model is not None
@@ -198,17 +198,17 @@ class TeachTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         assert self._signature_columns is not None
-        self._signature_columns += [c for c in COLUMNS if c not in self._signature_columns]
+        self._signature_columns += [c for c in SAMPLE_COLUMNS if c not in self._signature_columns]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         assert self.coach is not None
-        write_state(Path(output_dir) / STATE, self.coach)
+        save_coach(Path(output_dir) / COACH_FILE, self.coach)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.coach is not None:
-            read_state(Path(checkpoint) / STATE, self.coach)
+            load_coach(Path(checkpoint) / COACH_FILE, self.coach)
 
     # What the coach asks for.
 
@@ -225,8 +225,8 @@ class TeachTrainer(Trainer):
                 f"{', '.join(inputs)}: name its labels with TrainingArguments(label_names=[...])"
             )
         labels = {name: inputs[name] for name in named}
-        x = {k: v for k, v in inputs.items() if k not in labels and k not in COLUMNS}
-        told = {name: inputs[name] for name in COLUMNS if name in inputs}
+        x = {k: v for k, v in inputs.items() if k not in labels and k not in SAMPLE_COLUMNS}
+        told = {name: inputs[name] for name in SAMPLE_COLUMNS if name in inputs}
         return x, labels if len(labels) > 1 else labels[named[0]], told
 
     def _pair(self, batch: Any) -> tuple[dict[str, Any], Any]:

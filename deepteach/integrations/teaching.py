@@ -172,7 +172,7 @@ def take_state(coach: Coach, tree: dict[str, Any], source: str) -> None:
         ) from error
 
 
-def write_state(path: Path, coach: Coach) -> None:
+def save_coach(path: Path, coach: Coach) -> None:
     """`whole_state` as one safetensors file of rank 0, written whole or not at all.
 
     Raises:
@@ -183,8 +183,8 @@ def write_state(path: Path, coach: Coach) -> None:
         write_atomic(path, save(tensors, metadata={"tree": json_bytes(skeleton).decode()}))
 
 
-def read_state(path: Path, coach: Coach) -> None:
-    """Let the coach go on where `write_state` was called; load student and optimizer first.
+def load_coach(path: Path, coach: Coach) -> None:
+    """Let the coach go on where `save_coach` was called; load student and optimizer first.
 
     Raises:
         CheckpointError: there is no such file, or it is damaged or of another teacher.
