@@ -56,6 +56,10 @@ class Teaching:
     student: str | StudentOf | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def interval_of(self, steps: int | None) -> int:
+        """Optimizer steps between updates in a training of so many, where that is known."""
+        return self.interval or max(1, min(20, (steps or 10**9) // WANTED_UPDATES))
+
     def coach(
         self,
         module: nn.Module,
@@ -85,7 +89,7 @@ class Teaching:
         teacher = self.teacher or Teacher([TrustedProbe()])
         device = next(module.parameters()).device
         teacher = copy.deepcopy(teacher).to(device)
-        interval = self.interval or max(1, min(20, (steps or 10**9) // WANTED_UPDATES))
+        interval = self.interval_of(steps)
         chosen = {
             "interval": interval,
             "window": self.window or min(2, interval),

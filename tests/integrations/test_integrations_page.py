@@ -51,6 +51,11 @@ class Module(LightningModule):
 trainer = Trainer(max_epochs=2)
 trainer.fit(Module(), loader)
 """,
+    "skorch": """
+from skorch import NeuralNetClassifier
+net = NeuralNetClassifier(Module, max_epochs=3)
+net.set_params(verbose=0, batch_size=8, train_split=None).fit(X, y)
+""",
 }
 
 
@@ -94,7 +99,14 @@ def of_lightning(folder: Path) -> dict[str, Any]:
     }
 
 
-OFFERED = {"transformers": of_transformers, "Lightning": of_lightning}
+def of_skorch(_folder: Path) -> dict[str, Any]:
+    x, y = torch.randn(32, 4).numpy(), (torch.arange(32) % 3).numpy()
+    layers = (torch.nn.Linear(4, 3), torch.nn.Softmax(1))
+    known = {"X": x, "y": y, "X_trusted": x[:9], "y_trusted": y[:9]}
+    return {"Module": lambda: torch.nn.Sequential(*layers), **known}
+
+
+OFFERED = {"transformers": of_transformers, "Lightning": of_lightning, "skorch": of_skorch}
 """What a stock script of a library has at hand."""
 
 
@@ -109,7 +121,8 @@ def test_three_lines_at_most_teach(library: str, tmp_path: Path) -> None:
         torch.manual_seed(0)
         names = OFFERED[library](tmp_path)
         exec(compile(text, library, "exec"), names)
-        callbacks = getattr(names["trainer"], "callbacks", [])
-        found = [getattr(owner, "coach", None) for owner in (names["trainer"], *callbacks)]
+        owner = names.get("trainer", names.get("net"))
+        owners = (owner, *(getattr(owner, "callbacks", None) or ()))
+        found = [getattr(one, name, None) for one in owners for name in ("coach", "coach_")]
         coach = next(filter(None, found), None)
         assert (coach is not None and coach.last_record is not None) == taught
