@@ -92,11 +92,11 @@ class TeachNet(NeuralNetClassifier):
         loader = DataLoader(data, self.trusted_batch_size, shuffle=True)
         self.trusted_ = OnDevice(loader, self._pair)
         options = self.coach_options or {}
-        own = "loss" in options
         teaching = Teaching(self.teacher, self.interval, self.window, self.student, options)
-        self.coach_: Coach = teaching.coach(
-            self.module_, self.optimizer_, **({} if own else {"loss": sample_loss(self.criterion_)})
-        )
+        host: dict[str, Any] = {}
+        if "loss" not in options:
+            host["loss"] = sample_loss(self.criterion_)
+        self.coach_: Coach = teaching.coach(self.module_, self.optimizer_, **host)
         self.coach_.trust(self.trusted_)
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
@@ -129,7 +129,7 @@ class TeachNet(NeuralNetClassifier):
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Tensor]:
         """A step of the optimizer, and an update of the teacher where one is due."""
-        step = super().train_step(batch, **fit_params)
+        step: Any = super().train_step(batch, **fit_params)
         self.coach_.update(self.trusted_)
         return step
 

@@ -108,12 +108,13 @@ def test_a_fit_ends_with_the_teacher_of_a_plain_loop(probabilities: bool) -> Non
     found = net(criterion=criterion, module__probabilities=probabilities).fit(X, Y)
     module = Own(probabilities)
     options = {"loss": of_probabilities} if probabilities else {}
-    coach = plain_loop(module, found.seen_, **options)
+    coach = plain_loop(module, found.__dict__["seen_"], **options)
     assert found.coach_.steps == 10
     assert apart(tensors(found.coach_.teacher), tensors(teacher()))
     assert not apart(tensors(found.coach_.teacher), tensors(coach.teacher))
     assert not apart(tensors(found.module_), tensors(module))
-    assert {"effective_sample_size", "trusted_loss", "trusted_accuracy"} <= set(found.history[-1])
+    last: Any = found.history[-1]
+    assert {"effective_sample_size", "trusted_loss", "trusted_accuracy"} <= set(last)
     assert found.predict(X).shape == (40,) and found.score(*TRUSTED) > 0.5
 
 
@@ -136,7 +137,8 @@ def test_fit_and_clone_begin_anew() -> None:
     given = teacher()
     first = net(teacher=given)
     ends = []
-    for found in (first, first, clone(first)):
+    again: Any = clone(first)
+    for found in (first, first, again):
         torch.manual_seed(0)
         ends.append(tensors(found.fit(X, Y).coach_.teacher))
         assert found.coach_.steps == 10
@@ -146,7 +148,8 @@ def test_fit_and_clone_begin_anew() -> None:
 
 def test_checkpoints_hold_the_coach(tmp_path: Path) -> None:
     def saving() -> Checkpoint:
-        return Checkpoint(dirname=str(tmp_path), f_coach="coach.pt", monitor=None)
+        every: Any = None
+        return Checkpoint(dirname=str(tmp_path), f_coach="coach.pt", monitor=every)
 
     torch.manual_seed(0)
     first = net(max_epochs=1, callbacks=[saving()]).fit(X, Y)
@@ -165,7 +168,8 @@ def test_checkpoints_hold_the_coach(tmp_path: Path) -> None:
 def test_a_grid_of_settings() -> None:
     """Clones are fitted in folds; how often a short run is taught follows from its length."""
     grid = {"lr": [0.01, 0.1], "teacher": [None, dt.Teacher([dt.Loss()])]}
-    search = GridSearchCV(net(interval=None, window=None), grid, cv=2, error_score="raise")
+    told: Any = "raise"
+    search = GridSearchCV(net(interval=None, window=None), grid, cv=2, error_score=told)
     search.fit(X, Y)
     best = search.best_estimator_
     assert best.coach_.interval == 2 and best.coach_.clock.total == 10

@@ -1,0 +1,155 @@
+"""Trainers of other libraries on two processes: the teacher of one process, on both."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_hosts import bert_config, rows, tensors, without
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import BertForSequenceClassification, TrainingArguments
+
+import deepteach as dt
+from deepteach.integrations.huggingface import TeachTrainer
+from deepteach.integrations.lightning import Teach
+
+SIZE = 8
+"""Samples of a step, over all processes."""
+
+Answer = dict[str, dict[str, Tensor]]
+
+
+def teacher() -> dt.Teacher:
+    torch.manual_seed(5)
+    return dt.Teacher([dt.TrustedProbe(), dt.Loss()])
+
+
+def of_transformers(folder: Path, count: int) -> Answer:
+    """Five steps, saved at the third, and gone on with from there."""
+
+    def trainer() -> TeachTrainer:
+        torch.manual_seed(3)
+        settings: dict[str, Any] = {
+            "output_dir": str(folder), "max_steps": 5, "per_device_train_batch_size": SIZE // count,
+            "use_cpu": True, "disable_tqdm": True, "save_strategy": "steps", "save_steps": 3,
+            "log_level": "error", "dataloader_pin_memory": False, "report_to": [],
+            "learning_rate": 1e-2,
+        }  # fmt: skip
+        return TeachTrainer(
+            *(BertForSequenceClassification(bert_config()), TrainingArguments(**settings)),
+            train_dataset=without("truth", rows(40, noise=0.4)),
+            trusted_dataset=without("truth", rows(12, seed=1)),
+            teacher=teacher(),
+            interval=2,
+        )
+
+    found: Answer = {}
+    for name, path in (("whole", None), ("resumed", str(folder / "checkpoint-3"))):
+        one = trainer()
+        one.train(resume_from_checkpoint=path)
+        assert one.coach is not None and one.model is not None and one.coach.steps == 5
+        assert one.coach.ranks.count == count
+        found |= {name: tensors(one.coach.teacher), f"{name} student": tensors(one.model)}
+    return found
+
+
+class Classifier(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.coach.loss(*batch)  # type: ignore[operator, union-attr]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def of_lightning(folder: Path, count: int) -> Answer:
+    """Two epochs of five steps, saved after the first, and gone on with from there."""
+    draws = torch.Generator().manual_seed(0)
+    y = torch.arange(40) % 3
+    x = torch.randn(40, 4, generator=draws) + 3 * torch.eye(4)[y]
+    wrong = torch.where(torch.rand(40, generator=draws) < 0.4, (y + 1) % 3, y)
+    found: Answer = {}
+    for name, path in (("whole", None), ("resumed", folder / "epoch=0.ckpt")):
+        teach = Teach((x[:9], y[:9]), teacher(), interval=3, window=2)
+        kept: list[Callback] = [ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1), teach]
+        settings: dict[str, Any] = {
+            "accelerator": "cpu", "devices": count, "max_epochs": 2, "logger": False,
+            "enable_progress_bar": False, "enable_model_summary": False, "callbacks": kept,
+            "gradient_clip_val": 0.5, "strategy": "ddp" if count > 1 else "auto",
+        }  # fmt: skip
+        module = Classifier()
+        data = DataLoader(TensorDataset(x, wrong), SIZE // count)
+        Trainer(**settings).fit(module, data, ckpt_path=path)
+        assert teach.coach is not None and teach.coach.steps == 10
+        assert teach.coach.ranks.count == count
+        found |= {name: tensors(teach.coach.teacher), f"{name} student": tensors(module)}
+    return found
+
+
+JOBS = {"transformers": of_transformers, "Lightning": of_lightning}
+
+
+def work(job: str, rank: int, port: int, folder: Path) -> None:
+    """One of two processes, as torchrun starts them."""
+    torch.set_num_threads(1)
+    os.environ.update(
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="0", GROUP_RANK="0",
+    )  # fmt: skip
+    AcceleratorState._reset_state(True)  # the parent process may have trained alone
+    PartialState._reset_state()
+    torch.save(JOBS[job](folder, 2), folder / f"rank-{rank}.pt")
+
+
+def both(job: str, folder: Path) -> list[Answer]:
+    """What the two processes answered."""
+    # What is imported already is shared, where no device's threads stand in the way.
+    context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    processes = [context.Process(target=work, args=(job, r, port, folder)) for r in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in (0, 1)]
+
+
+def off(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    return max(float((left[n].double() - right[n].double()).abs().max()) for n in left)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The '.*' does not have many workers:UserWarning",
+    "ignore:The number of training batches:UserWarning",
+    "ignore:Checkpoint directory .* exists and is not empty:UserWarning",
+    "ignore:.*LeafSpec.* is deprecated:FutureWarning",
+    "ignore:This process .* is multi-threaded:DeprecationWarning",
+)
+@pytest.mark.parametrize("job", JOBS)
+def test_two_processes_are_one(job: str, tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    alone = JOBS[job](tmp_path / "alone", 1)
+    first, second = both(job, tmp_path)
+    for name, found in first.items():
+        assert off(found, second[name]) == 0, name
+        assert off(found, alone[name]) < 1e-4, name
+    assert off(first["whole"], first["resumed"]) == 0
