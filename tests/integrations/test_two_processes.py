@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_hosts import bert_config, rows, tensors, without
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from transformers import BertForSequenceClassification, TrainingArguments
 
 import deepteach as dt
@@ -92,10 +92,12 @@ def of_lightning(folder: Path, count: int) -> Answer:
             "accelerator": "cpu", "devices": count, "max_epochs": 2, "logger": False,
             "enable_progress_bar": False, "enable_model_summary": False, "callbacks": kept,
             "gradient_clip_val": 0.5, "strategy": "ddp" if count > 1 else "auto",
+            "use_distributed_sampler": False,
         }  # fmt: skip
-        module = Classifier()
-        data = DataLoader(TensorDataset(x, wrong), SIZE // count)
-        Trainer(**settings).fit(module, data, ckpt_path=path)
+        module, data = Classifier(), TensorDataset(x, wrong)
+        turn = DistributedSampler(data, count, int(os.environ.get("RANK", 0)), shuffle=False)
+        loader = DataLoader(data, SIZE // count, sampler=turn)
+        Trainer(**settings).fit(module, loader, ckpt_path=path)
         assert teach.coach is not None and teach.coach.steps == 10
         assert teach.coach.ranks.count == count
         found |= {name: tensors(teach.coach.teacher), f"{name} student": tensors(module)}
