@@ -91,6 +91,8 @@ class Student:
         self.surrogate = surrogate
         self._logits = logits or logits_of
         self._layer = layers[internal]
+        self.under_autocast = False
+        """Whether the layer ran under autocast in the last pass, from outside or by itself."""
 
     def __call__(self, inputs: Inputs) -> Outputs:
         """The module's own pass, as in plain training: its buffers are updated as usual."""
@@ -184,11 +186,15 @@ class Student:
     def _tapped(self) -> Iterator[list[Tensor]]:
         seen: list[Tensor] = []
 
+        def keep(state: Tensor) -> None:
+            self.under_autocast = torch.is_autocast_enabled(state.device.type)
+            seen.append(state)
+
         def before(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            seen.append(_first_tensor((args, kwargs)))
+            keep(_first_tensor((args, kwargs)))
 
         def after(_module: nn.Module, _args: tuple, output: Any) -> None:
-            seen.append(_first_tensor(output))
+            keep(_first_tensor(output))
 
         if self.side == "input":
             handle = self._layer.register_forward_pre_hook(before, with_kwargs=True)

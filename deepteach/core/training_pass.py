@@ -39,6 +39,8 @@ class TrainingPass:
             if watched and versions != [leaf._version for leaf in taken]:
                 self._refuse_rewritten(taken, versions)
             if not self.adjoint.mixed_precision:
+                if watched and self.student.under_autocast:
+                    self._refuse_own_autocast()
                 return outputs
             dtype = next(iter(self.recorder.parameters().values())).dtype
             return Outputs(outputs.logits.to(dtype), outputs.internal.to(dtype))
@@ -48,6 +50,13 @@ class TrainingPass:
             outputs = self.student.functional(theta or {}, buffers, inputs, leaves=True)
         self.student.restore_buffers(buffers)
         return outputs
+
+    def _refuse_own_autocast(self) -> None:
+        raise ConfigError(
+            "the student's own forward runs under autocast (as accelerate prepares it), which "
+            "makes the meta-gradient inexact: give the module as it was before, or accept it by "
+            "adjoint=Stored(mixed_precision=True, tolerance=0.1)"
+        )
 
     def _refuse_rewritten(self, taken: list[Tensor], versions: list[int]) -> None:
         pairs = zip(taken, versions, strict=True)

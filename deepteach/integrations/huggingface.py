@@ -95,7 +95,7 @@ class TeachTrainer(Trainer):
             collate_fn=self._get_collator_with_removed_columns(self.data_collator),
         )
         self._trusted = OnDevice(loader, self._pair)
-        self._found = WrongLabels()
+        self._found, self._taken = WrongLabels(), 0
         self.add_callback(_AfterStep(self))
 
     def _refuse(self) -> None:
@@ -233,9 +233,19 @@ class TeachTrainer(Trainer):
         x, y, _ = self.parted(self._prepare_inputs(batch))
         return x, y
 
+    def before_step(self) -> None:
+        """Remember how many steps were taught."""
+        assert self.coach is not None
+        self._taken = self.coach.steps
+
     def after_step(self) -> None:
         """Teach where an update is due; the optimizer has stepped."""
         assert self.coach is not None
+        if self.coach.steps == self._taken:
+            raise ConfigError(
+                "TeachTrainer: a step was not taken on the coach's loss: a compute_loss of your "
+                "own must return that of TeachTrainer"
+            )
         self._found.weighed(self.coach.recorder.last_trust(self.coach.teacher))
         self.coach.update(self._trusted)
 
@@ -245,6 +255,9 @@ class _AfterStep(TrainerCallback):
 
     def __init__(self, trainer: TeachTrainer) -> None:
         self._trainer = trainer
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self._trainer.before_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self._trainer.after_step()

@@ -62,6 +62,7 @@ class Teach(Callback):
         self.teaching = Teaching(teacher, interval, window, student, options)
         self.coach: Coach | None = None
         self._source: Any = None
+        self._global, self._taken = 0, 0
         self._state: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,6 +91,7 @@ class Teach(Callback):
         """Module and optimizer are restored: the coach goes on where it was saved."""
         assert self.coach is not None
         state, self._state = self._state, None
+        self._global = trainer.global_step
         if state is not None:
             take_state(self.coach, state, str(trainer.ckpt_path))
         elif trainer.ckpt_path is not None:
@@ -99,10 +101,16 @@ class Teach(Callback):
             )
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *rest: Any, **more: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *rest: Any, **more: Any
     ) -> None:
         """Teach where an update is due; before checkpoints are written."""
         assert self.coach is not None
+        if outputs and trainer.global_step > self._global and self.coach.steps == self._taken:
+            raise ConfigError(
+                "Teach: a step was not taken on the coach's loss: let training_step return "
+                "self.coach.loss(x, y)"
+            )
+        self._global, self._taken = trainer.global_step, self.coach.steps
         record = self.coach.update(self._source)
         if record is not None:
             found = {

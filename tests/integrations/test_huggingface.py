@@ -379,6 +379,17 @@ def test_modules_and_label_names_of_one_s_own(tmp_path: Path) -> None:
         trained(Own(), arguments(tmp_path, label_names=["target"]), trusted_dataset=nameless)
 
 
+def test_a_loss_of_one_s_own_is_not_taken_in_silence(tmp_path: Path) -> None:
+    class Other(TeachTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+            return model(**inputs).loss
+
+    data = without("truth", TRAIN)
+    trainer = Other(bert(), arguments(tmp_path), train_dataset=data, trusted_dataset=data)
+    with pytest.raises(dt.ConfigError, match="not taken on the coach's loss"):
+        trainer.train()
+
+
 @pytest.mark.parametrize(
     ("changes", "settings", "message"),
     [

@@ -209,9 +209,17 @@ class Two(Classifier):
         ]
 
 
+class Untaught(Classifier):
+    """Its author forgot the line."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
+        (Untaught, {}, r"let training_step return self.coach.loss\(x, y\)"),
         (Two, {}, "takes one optimizer, and configure_optimizers gave 2"),
         (Classifier, {"precision": "bf16-true"}, "precision 'bf16-true' cannot be"),
         (
