@@ -34,7 +34,7 @@ from deepteach.core.losses import (
     validation_loss_of,
 )
 from deepteach.core.microbatch import MicroBatched, MicroValidation
-from deepteach.core.nested import device_of_batch, size_of
+from deepteach.core.nested import device_of_batch, moved, size_of
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
 from deepteach.core.optim import Clipped, Rule, rule_for, unwrapped
@@ -455,7 +455,11 @@ class Coach:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; load the student and its optimizer first."""
+        """Continue where `state_dict` was taken; load the student and its optimizer first.
+
+        What was saved, on whatever device, goes to where the student is.
+        """
+        state = moved(state, next(iter(self.recorder.parameters().values())).device)
         self.teacher.load_state_dict(state["teacher"])
         if self.teacher_optimizer is not None:
             self.teacher_optimizer.load_state_dict(state["teacher_optimizer"])

@@ -34,6 +34,17 @@ def joined_batch(parts: Sequence[Any]) -> Any:
     return first
 
 
+def moved(value: Any, device: torch.device) -> Any:
+    """The same tree of dicts, lists and tuples with its tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: moved(item, device) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(moved(item, device) for item in value)
+    return value
+
+
 def in_double(value: Any) -> Any:
     """The same batch with its real numbers in float64."""
     if isinstance(value, Tensor):

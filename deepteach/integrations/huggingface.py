@@ -164,8 +164,7 @@ class TeachTrainer(Trainer):
     ) -> Any:
         """The coach's loss where a gradient is taken; the Trainer's own in evaluation."""
         if return_outputs or not torch.is_grad_enabled() or self.coach is None:
-            own = {key: value for key, value in inputs.items() if key not in SAMPLE_COLUMNS}
-            loss, outputs = super().compute_loss(model, own, return_outputs=True)
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
             return (loss, convert_to_fp32(outputs)) if return_outputs else loss
         assert self.model is not None
         _bare(self.model)
@@ -173,6 +172,11 @@ class TeachTrainer(Trainer):
         self._found.expect(y, told.pop("clean_labels", None))
         with self.accelerator.autocast():
             return self.coach.loss(x, y, **told)
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *rest: Any, **more: Any) -> Any:
+        """The Trainer's, on the model's own inputs."""
+        own = {key: value for key, value in inputs.items() if key not in SAMPLE_COLUMNS}
+        return super().prediction_step(model, own, *rest, **more)
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """Of evaluation; a pass that is taught has its own."""

@@ -58,7 +58,8 @@ class Teaching:
 
     def interval_of(self, steps: int | None) -> int:
         """Optimizer steps between updates in a training of so many, where that is known."""
-        return self.interval or max(1, min(20, (steps or 10**9) // WANTED_UPDATES))
+        wanted = min(20, (steps or 10**9) // WANTED_UPDATES)
+        return self.interval or max(self.window or 1, wanted)
 
     def coach(
         self,
@@ -83,7 +84,8 @@ class Teaching:
         Raises:
             ConfigError: an unknown option, or what the coach cannot do exactly.
         """
-        takes = inspect.signature(Coach).parameters
+        signature = inspect.signature(Coach).parameters
+        takes = {name: p for name, p in signature.items() if p.kind is p.KEYWORD_ONLY}
         for name in self.options:
             known("option of the coach", name, takes)
         teacher = self.teacher or Teacher([TrustedProbe()])

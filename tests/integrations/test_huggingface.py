@@ -304,7 +304,7 @@ def test_evaluation_best_model_and_logs(tmp_path: Path) -> None:
     first = trainer.coach
     trainer.train()
     assert trainer.coach is first and first.steps == 12
-    unseen: Any = without("truth", TEST)
+    unseen: Any = [{**row, "index": 0} for row in without("labels", without("truth", TEST))]
     assert np.shape(trainer.predict(unseen).predictions) == (12, CLASSES)
 
 
