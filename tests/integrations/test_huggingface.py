@@ -308,6 +308,18 @@ def test_evaluation_best_model_and_logs(tmp_path: Path) -> None:
     assert np.shape(trainer.predict(unseen).predictions) == (12, CLASSES)
 
 
+def test_a_second_training_begins_a_window_of_its_own(tmp_path: Path) -> None:
+    """What became of the model in between (the best one loaded, say) no window may span."""
+    trainer = trained(bert(), arguments(tmp_path, max_steps=4), window=3)
+    assert trainer.coach is not None and trainer.model is not None
+    assert trainer.coach.recorder.since_update == 1
+    with torch.no_grad():
+        for leaf in trainer.model.parameters():
+            leaf.mul_(1.1)
+    trainer.train()
+    assert trainer.coach.steps == 8
+
+
 def test_every_model_that_is_made_has_an_untaught_teacher(tmp_path: Path) -> None:
     given = teacher()
     trainer = Watched(
