@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
 
 TOKENS, CLASSES, WIDTH = 20, 3, 8
 
@@ -33,6 +35,8 @@ def without(column: str, of: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def bert_config(**changes: Any) -> BertConfig:
     """Hidden 8, one layer, no dropout unless told."""
+    from transformers import BertConfig  # seconds, which tests of other libraries need not wait
+
     small: dict[str, Any] = {
         "vocab_size": TOKENS,
         "hidden_size": WIDTH,
