@@ -21,8 +21,8 @@ VERDICT_HEAD = (
 )  # fmt: skip
 ROWS_HEAD = (
     "row", "n", "last, error %", "EMA at last", "gain over plain", "deep's gain over it",
-    "95 % interval", "EMA: deep's gain", "AUROC", "first 100", "first 1,000", "loss's AUROC",
-    "seconds",
+    "95 % interval", "EMA: deep's gain", "AUROC", "first 100", "first 1,000", "AUROC w e^-loss",
+    "loss's AUROC", "seconds",
 )  # fmt: skip
 
 Name = tuple[str, str]
@@ -127,12 +127,14 @@ def _rows(setting: _Setting) -> TextTable:
             _errors(setting, name, "test_error_ema_last"), _gain(over_plain)[0], *_gain(behind),
             _gain(averaged)[0], ranking(list(setting.figures(name, "noise_auroc").values())),
             *(_share(setting, name, f"noise_precision_{k}") for k in (100, 1000)),
+            ranking(list(setting.figures(name, "quality_auroc").values())),
             ranking(list(setting.figures(name, "loss_auroc").values())),
             mean_std(list(setting.figures(name, "seconds").values()), 0),
         ))  # fmt: skip
     notes = (
         "deep's gain: error of the row minus that of deep, paired by seed; AUROC and the shares of "
         "wrong labels among the first 100 and 1,000 are of the row's own ranking of the samples, "
+        "AUROC w e^-loss of its mean weights times its student's belief in the label at the end, "
         "the loss's AUROC of the row's losses at the end: that of uniform is plain training's",
     )
     return TextTable(f"{setting.title}, {setting.student}", ROWS_HEAD, tuple(lines), notes)

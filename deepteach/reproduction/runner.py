@@ -34,7 +34,7 @@ COLUMNS = (
 KINDS = ("last", "best", "selected")
 EMA_COLUMNS = tuple(f"test_error_ema_{kind}" for kind in KINDS)
 """Columns behind the others, in a file where any run kept a moving average of its student."""
-RANKING_COLUMNS = ("noise_precision_100", "noise_precision_1000", "loss_auroc")
+RANKING_COLUMNS = ("noise_precision_100", "noise_precision_1000", "loss_auroc", "quality_auroc")
 """Columns behind those, in a file of a table that asks how well wrong labels are found."""
 _MORE = (EMA_COLUMNS, RANKING_COLUMNS)
 COMMANDS, LOGS = "commands", "logs"

@@ -27,7 +27,7 @@ _NUMBERS = (  # fields of summary.json that are a number, or null where unknown
     "seed epochs steps seconds test_accuracy_last test_accuracy_best noise_auroc "
     "test_accuracy_selected valid_accuracy_best teacher_parameters "
     "test_accuracy_ema_last test_accuracy_ema_best test_accuracy_ema_selected "
-    "noise_precision_100 noise_precision_1000 loss_auroc"
+    "noise_precision_100 noise_precision_1000 loss_auroc quality_auroc"
 ).split()
 
 

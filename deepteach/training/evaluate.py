@@ -91,14 +91,28 @@ def precision_among(trusted: Tensor, wrong: Tensor | None, count: int) -> float 
     return float(wrong[below].sum() + left * wrong[level].mean()) / count
 
 
-def ranking_figures(trusted: Tensor, loss: Tensor, wrong: Tensor | None) -> dict[str, float | None]:
+def log_quality(weight: Tensor, loss: Tensor) -> Tensor:
+    """`(n,)` log of w e^-loss: the teacher's trust in a label, times the taught student's own.
+
+    The loss of a plain student says little of labels that it has learned by heart; a student
+    that was taught not to has an opinion of its own.
+    """
+    return weight.double().clamp(min=1e-30).log() - loss.double()
+
+
+def ranking_figures(
+    trusted: Tensor, weight: Tensor, loss: Tensor, wrong: Tensor | None
+) -> dict[str, float | None]:
     """How well the least trusted samples are those with wrong labels, beside the largest losses.
 
     Args:
         trusted: `(n,)` higher is better.
+        weight: `(n,)` mean over the training.
         loss: `(n,)` at the end of the training.
         wrong: `(n,)` whether the given label is wrong, where known.
     """
     among = {f"noise_precision_{k}": precision_among(trusted, wrong, k) for k in (100, 1000)}
     of_loss = noise_auroc(-loss, wrong)
-    return {"noise_auroc": noise_auroc(trusted, wrong), **among, "loss_auroc": of_loss}
+    both = noise_auroc(log_quality(weight, loss), wrong)
+    auroc = noise_auroc(trusted, wrong)
+    return {"noise_auroc": auroc, **among, "loss_auroc": of_loss, "quality_auroc": both}

@@ -203,7 +203,7 @@ class MethodRun:
             "seconds": round(self.log.seconds, 2),
             **self._figures(""),
             **averaged,
-            **ranking_figures(self._ranking(), self.trust.loss, self.wrong),
+            **ranking_figures(self._ranking(), self.trust.weight, self.trust.loss, self.wrong),
             "gradient_quality": self.log.quality or None,
             "teacher_parameters": sum(p.numel() for p in self.coach.teacher.parameters()),
             "baseline": plain,

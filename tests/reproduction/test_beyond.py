@@ -127,7 +127,7 @@ def test_every_world_trains(table: str, place: beyond.Situation, out: Path) -> N
         if cell.noise == place.name and cell.rank == 0 and cell.method in ("uniform", "deep"):
             found = trained(cell, out)
             wrong = place.noise != "none" or place.world.startswith("mixed")
-            for name in ("noise_auroc", "noise_precision_100", "loss_auroc"):
+            for name in ("noise_auroc", "noise_precision_100", "loss_auroc", "quality_auroc"):
                 assert (found[name] is not None) == wrong, name
             assert found["test_accuracy_ema_last"] is not None
 

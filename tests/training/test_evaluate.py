@@ -17,7 +17,13 @@ import deepteach as dt
 from deepteach.core.predict import accuracy, evaluating, logits
 from deepteach.data.dataset import Data
 from deepteach.training import evaluate
-from deepteach.training.evaluate import noise_auroc, precision_among, trust
+from deepteach.training.evaluate import (
+    log_quality,
+    noise_auroc,
+    precision_among,
+    ranking_figures,
+    trust,
+)
 
 
 def coach(teacher: dt.AbstractTeacher | None = None, steps: int = 3) -> dt.Coach:
@@ -188,3 +194,14 @@ def test_precision_is_the_mean_over_the_orders_of_equals(
     assert found == pytest.approx(float(torch.stack(shares).mean()), abs=1e-12)
     assert precision_among(trusted, wrong, len(samples) + 1) is None
     assert precision_among(trusted, None, count) is None
+
+
+def test_quality_is_trust_times_the_belief_of_the_student() -> None:
+    weight, loss = torch.tensor([1.0, 2.0, 0.5, 0.0]), torch.tensor([0.1, 3.0, 0.2, 0.0])
+    expected = (weight.double() * (-loss.double()).exp()).log()
+    torch.testing.assert_close(log_quality(weight, loss)[:3], expected[:3])
+    assert int(log_quality(weight, loss).argmin()) == 3
+    wrong = torch.tensor([False, True, True, False])
+    found = ranking_figures(weight, weight, loss, wrong)
+    assert found["noise_auroc"] == 0.25 and found["loss_auroc"] == 1.0
+    assert found["quality_auroc"] == 0.5
