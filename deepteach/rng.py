@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,3 +69,24 @@ def stream(seed: int, purpose: str, index: int = 0) -> torch.Generator:
     generator = torch.Generator()
     generator.manual_seed(int.from_bytes(digest[:7], "big"))
     return generator
+
+
+@contextmanager
+def globals_kept() -> Iterator[None]:
+    """Put the CPU's global generators back: torch's, Python's and NumPy's."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+
+
+def seed_by_name(seed: int, purpose: str, *index: int) -> None:
+    """Seed the CPU's global generators, torch's, Python's and NumPy's, by a name alone."""
+    name = "/".join(map(str, (seed, purpose, *index)))
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    torch.default_generator.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number % 2**32)

@@ -61,6 +61,7 @@ ELEMENTWISE = same(
     ),
 ]
 
+
 def by_time(h: Tensor, w: Tensor, b: Tensor, mix: Tensor) -> Tensor:
     """Time first; its backward pass takes contiguous gradients alone, as a product's are."""
     out = F.conv_tbc(h.transpose(0, 1).contiguous(), w, b)

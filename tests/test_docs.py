@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lazy_sets import Listed
 
 import deepteach
 from deepteach.models import Mlp
@@ -66,6 +67,7 @@ PROSE = (
     "reliability",
     "methods",
     "objectives",
+    "data",
 )
 
 
@@ -123,6 +125,7 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     names: dict[str, object] = {
         "torch": torch, "model": Mlp((4,), 3), "scheduler": Still(), "train_loader": batches * 4,
         "valid_loader": [(x_valid, y_valid)], "x": x, "y": y, "x_valid": x_valid,
+        "train_set": Listed(x, y), "valid_set": Listed(x_valid, y_valid),
         "y_valid": y_valid, "x_test": inputs, "y_test": labels, "X": x.numpy(),
         "Xv": x_valid.numpy(), "yv": y_valid.numpy(),
     }  # fmt: skip

@@ -29,7 +29,9 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("doctor needs --student: name a model; see deepteach doctor --help")
     config = configuration.make({"data": "digits", **given})
     own = is_path(config.student)
-    data = load(config.data, config.seed, group=config.group, as_given=own)
+    data = load(
+        config.data, config.seed, group=config.group, as_given=own, image_size=config.image_size
+    )
     for line in examine(config, data):
         print(line)
     return 0

@@ -39,13 +39,26 @@ def run(options: argparse.Namespace) -> int:
 
     config = _config(options)
     console = Console()
-    given = {"group": config.group, "world": config.world, "as_given": is_path(config.student)}
-    given["task"] = config.task
-    data = load(config.data, config.seed, config.valid_size, **given)
+
+    def note(text: str) -> None:
+        console.print(f"note: {text}", soft_wrap=True, markup=False)
+
+    data = load(
+        config.data,
+        config.seed,
+        config.valid_size,
+        group=config.group,
+        world=config.world,
+        as_given=is_path(config.student),
+        image_size=config.image_size,
+        workers=config.workers,
+        say=note,
+        task=config.task,
+    )
     kind, rate, seed = config.noise.kind, config.noise.rate, config.noise.seed
     data = noise.corrupt(data, kind, rate, config.seed if seed is None else seed)
-    for note in data.notes:
-        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    for text in data.notes:
+        note(text)
 
     def watch(name: str, epochs: int, steps: int) -> AbstractContextManager[Watcher]:
         return watching(console, name, epochs, steps)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.student import logits_of
+from deepteach.data.rows import Samples, chunks
 
 CHUNK = 512
 """Samples per evaluation pass."""
@@ -32,14 +33,14 @@ def device_of(module: nn.Module) -> torch.device:
     return next(iter(module.parameters())).device
 
 
-def logits(module: nn.Module, inputs: Tensor) -> Tensor:
+def logits(module: nn.Module, inputs: Samples) -> Tensor:
     """`(n, classes)` logits on the CPU, in eval mode."""
     device = device_of(module)
     with evaluating(module):
-        parts = [module(part.to(device)) for part in inputs.split(CHUNK)]
-    return torch.cat([logits_of(part).float().cpu() for part in parts])
+        parts = [logits_of(module(part)).float().cpu() for part in chunks(inputs, CHUNK, device)]
+    return torch.cat(parts)
 
 
-def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+def accuracy(module: nn.Module, inputs: Samples, labels: Tensor) -> float:
     """The share of `(n,)` labels that are predicted right, in eval mode."""
     return float((logits(module, inputs).argmax(1) == labels.cpu()).float().mean())

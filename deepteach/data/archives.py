@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepteach.data.dataset import Read
+from deepteach.data.source import Read
 from deepteach.data.splits import PARTS
 from deepteach.errors import DataError
 from deepteach.names import brief, hint

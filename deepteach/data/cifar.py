@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepteach.data.dataset import Read
+from deepteach.data.source import Read
 from deepteach.errors import DataError
 
 

@@ -1,4 +1,4 @@
-"""One problem in memory, and the checks that it must pass.
+"""One problem, in memory or read on access, and the checks that it must pass.
 
 Symbols: n samples, c channels, h height, w width, d columns.
 """
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from deepteach.data.frames import index_notes
-from deepteach.data.repeats import Repeats
+from deepteach.data.lazy import LazyRows
+from deepteach.data.repeats import Keys, Repeats
+from deepteach.data.rows import Samples
 from deepteach.data.scaling import moments, normalised, whole
 from deepteach.data.splits import stratified_split
 from deepteach.data.tasks.base import Task
@@ -31,23 +33,21 @@ from deepteach.data.validation import (
 )
 from deepteach.errors import DataError
 
-# What a reader of files returns: arguments of `from_arrays`, and what the user must be told.
-Read = tuple[dict[str, Any], list[str]]
-
 
 @dataclass(frozen=True, eq=False)
 class Data:
     """Training, trusted (validation) and test samples of one problem, on the CPU.
 
+    Training and test samples may be read on access (`LazyRows`); trusted ones are in memory.
     x = (raw - mean) / scale with the moments of the training samples: per channel for
     images (n, c, h, w) and series (n, c, t), per column for tables (n, d).
     """
 
-    x_train: Tensor  # (n, ...) float32; int32 or int64 where they are tokens
+    x_train: Samples  # (n, ...) float32; int32 or int64 where they are tokens
     y_train: Tensor  # codes of `task`, (n,) int64 in 0..C-1 of classes, as given: maybe wrong
     x_valid: Tensor  # (m, ...) as x_train
     y_valid: Tensor  # (m,), likewise: trusted
-    x_test: Tensor | None  # only measures
+    x_test: Samples | None  # only measures
     y_test: Tensor | None
     y_clean: Tensor | None  # the truth of the training labels, where known
     classes: int  # C, or what the task has in their place
@@ -56,6 +56,7 @@ class Data:
     scale: Tensor
     rows: Tensor  # (n,) int64: the user's own row number of each training sample
     rows_valid: Tensor | None = None  # of the trusted samples, where they share that numbering
+    paths: np.ndarray | None = None  # (n,) text: the file of each training sample, where known
     group: Tensor | None = None  # (n,) int64 codes of the sources of the training samples
     group_names: tuple[str, ...] = ()  # by code
     label_names: tuple[str, ...] | None = None  # by label, where the user's were not 0..C-1
@@ -87,6 +88,7 @@ def from_arrays(
     y_clean: Any = None,
     *,
     group_train: Any = None,
+    paths_train: Sequence[str] | None = None,
     rows_train: Any = None,
     rows_valid: Any = None,
     name: str = "arrays",
@@ -102,7 +104,8 @@ def from_arrays(
 
     Args:
         x_train: (n, d), (n, h, w), images with channels last or first, or more axes, of which
-            the second is that of the channels.
+            the second is that of the channels; or `LazyRows`, which stay unread. So may x_test,
+            while an x_valid of them is read into memory.
         y_train: labels, as their task reads them: (n,) of classes.
         x_valid: trusted samples, as x_train.
         y_valid: their labels.
@@ -110,6 +113,7 @@ def from_arrays(
         y_test: their labels.
         y_clean: the truth of y_train, where known.
         group_train: the source of each training sample, numbers or text.
+        paths_train: the file of each training sample.
         rows_train: the user's own row numbers (default: the place in x_train).
         rows_valid: those of the trusted samples, where they share that numbering.
         name: what the data is called.
@@ -120,7 +124,8 @@ def from_arrays(
             x_valid (default: 10 %, at least 2 per class, at most 1000), stratified; their
             labels are the truth where `y_clean` is known. Of an x_valid that is given, how
             many are used (default: all), stratified, too.
-        normalise: centre and scale by the moments of the training samples.
+        normalise: centre and scale by the moments of the training samples; of those that are
+            read on access, the samples that are split off count as well.
         as_given: for a module of the user's own. What is not bytes keeps its axes, and whole
             numbers stay whole numbers, neither centred nor scaled.
         task: what the labels are, a name of `tasks.registry.TASKS`; found out unless given.
@@ -135,7 +140,11 @@ def from_arrays(
             present, absent = (y, x) if raw[x] is None else (x, y)
             raise DataError(f"{present} is given without {absent}: give both or neither")
     notes = index_notes(raw, given)
-    xs = {k: features(v, k, as_given=as_given) for k, v in raw.items() if v is not None}
+    xs: dict[str, Any] = {
+        k: v if isinstance(v, LazyRows) else features(v, k, as_given=as_given)
+        for k, v in raw.items()
+        if v is not None
+    }
     numbers = {
         k: row_numbers(rows, f"rows_{k}", len(xs[f"x_{k}"]))
         for k, rows in (("train", rows_train), ("valid", rows_valid))
@@ -144,7 +153,12 @@ def from_arrays(
     kind = kind_of(task, given)
     ys = {k: kind.read(v, k, numbers) for k, v in given.items() if v is not None}
     for k, values in xs.items():
-        refuse_non_finite(values, k, numbers)
+        if isinstance(values, LazyRows):
+            notes.extend(values.found.notes)
+            for note in values.found.notes:
+                warnings.warn(note, UserWarning, stacklevel=2)
+        else:
+            refuse_non_finite(values, k, numbers)
     refuse_lengths(xs, ys)
     for k, values in xs.items():
         if values.shape[1:] != xs["x_train"].shape[1:]:
@@ -155,6 +169,12 @@ def from_arrays(
     labels = kind.coded(ys, classes, label_names, numbers)
     ys = labels.codes
     group, group_names = groups_of(group_train, len(xs["x_train"]))
+    paths = None if paths_train is None else np.array(paths_train)
+    if paths is not None and len(paths) != len(xs["x_train"]):
+        raise DataError(
+            f"x_train has {len(xs['x_train'])} rows but paths_train {len(paths)}: expected a file "
+            "for each"
+        )
     rows = numbers.get("train", np.arange(len(xs["x_train"])))
     trusted = numbers.get("valid")
     notes.extend(labels.notes)
@@ -162,12 +182,16 @@ def from_arrays(
     if split_off:
         rest, part, note = _split_off(xs, ys, labels.task, seed, valid_size)
         rows, trusted = rows[rest], rows[part]
-        group = None if group is None else group[rest]
+        group, paths = (None if item is None else item[rest] for item in (group, paths))
         notes.append(note)
     elif valid_size is not None:
         part, note = _fewer(xs, ys, labels.task, seed, valid_size)
         trusted = None if trusted is None else trusted[part]
         notes.append(note)
+    lazy = isinstance(xs["x_train"], LazyRows) or isinstance(xs["x_valid"], LazyRows)
+    keys = Keys.of(xs["x_train"], xs["x_valid"]) if lazy else None
+    if isinstance(xs["x_valid"], LazyRows):
+        xs["x_valid"] = xs["x_valid"].held()
     x, mean, scale = _scaled(xs, normalise, as_given)
     y = {k: torch.from_numpy(v) for k, v in ys.items()}
     data = Data(
@@ -184,21 +208,23 @@ def from_arrays(
         scale=scale,
         rows=torch.from_numpy(rows),
         rows_valid=None if trusted is None else torch.from_numpy(trusted),
+        paths=paths,
         group=None if group is None else torch.from_numpy(group),
         group_names=group_names,
         label_names=labels.task.names,
         task=labels.task,
     )
-    return replace(data, notes=(*notes, *check(data, split_off=split_off)))
+    return replace(data, notes=(*notes, *check(data, split_off=split_off, keys=keys)))
 
 
-def check(data: Data, *, split_off: bool = False) -> tuple[str, ...]:
+def check(data: Data, *, split_off: bool = False, keys: Keys | None = None) -> tuple[str, ...]:
     """What a user must be told about `data`.
 
     Refused: labels that are not of the task, arrays of different length, NaN or
     Inf, an empty or one-class part, and a validation set that repeats training rows, unless
     it was `split_off` from them. Warned about: a tiny validation set, one that lacks a class
-    of the training set, and a few rows that are in both.
+    of the training set, and a few rows that are in both. `keys` tell rows apart where they
+    are not all in memory.
 
     Raises:
         DataError: the data cannot be used.
@@ -211,7 +237,7 @@ def check(data: Data, *, split_off: bool = False) -> tuple[str, ...]:
         "y_test": data.y_test,
     }
     for name, x in xs.items():
-        if x is not None:
+        if isinstance(x, Tensor):
             refuse_non_finite(x.numpy(), name)
     labels = {k: as_array(y) for k, y in ys.items() if y is not None}
     refuse_lengths({k: x for k, x in xs.items() if x is not None}, labels)
@@ -219,9 +245,10 @@ def check(data: Data, *, split_off: bool = False) -> tuple[str, ...]:
     data.task.refuse_strange(labels)
     told = data.task.told(labels)
     notes, warned = [one.note for one in told], [one.note for one in told if one.warn]
-    repeats = Repeats.of(data.x_train.numpy())
+    keys = keys or Keys.of(data.x_train, data.x_valid)
+    repeats = Repeats.of(keys.train)
     rows_valid = None if data.rows_valid is None else data.rows_valid.numpy()
-    if twins := repeats.across(data.x_valid.numpy(), rows, rows_valid, refuse=not split_off):
+    if twins := repeats.across(keys.valid, rows, rows_valid, refuse=not split_off):
         notes.append(twins)
         warned.append(twins)
     if twins := repeats.within(labels["y_train"], rows):
@@ -232,27 +259,37 @@ def check(data: Data, *, split_off: bool = False) -> tuple[str, ...]:
 
 
 def _scaled(
-    xs: dict[str, np.ndarray], normalise: bool, as_given: bool
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    xs: dict[str, Any], normalise: bool, as_given: bool
+) -> tuple[dict[str, Any], Tensor, Tensor]:
     """The samples as tensors, and the mean and scale that were taken out of them."""
-    keep = {k: as_given and x.dtype.kind in "iu" and x.dtype != np.uint8 for k, x in xs.items()}
-    for k, x in xs.items():
+    kinds = {k: x.raw_dtype if isinstance(x, LazyRows) else x.dtype for k, x in xs.items()}
+    keep = {k: as_given and kind.kind in "iu" and kind != np.uint8 for k, kind in kinds.items()}
+    for k in xs:
         if keep[k] != keep["x_train"]:
             raise DataError(
-                f"{k} has dtype {x.dtype}, x_train {xs['x_train'].dtype}: give both whole numbers, "
+                f"{k} has dtype {kinds[k]}, x_train {kinds['x_train']}: give both whole numbers, "
                 "or both floats"
             )
-    mean, scale = moments(xs["x_train"])
-    if keep["x_train"] or not normalise:
+    train = xs["x_train"]
+    plain = keep["x_train"] or not normalise
+    if isinstance(train, LazyRows):
+        mean, scale = train.moments.scale()
+    else:
+        mean, scale = moments(train)
+    if plain:
         mean, scale = np.zeros_like(mean), np.ones_like(scale)
     single = [torch.from_numpy(m.astype(np.float32)) for m in (mean, scale)]
-    if keep["x_train"]:
-        return {k: whole(x) for k, x in xs.items()}, single[0], single[1]
-    return {k: normalised(x, mean, scale) for k, x in xs.items()}, single[0], single[1]
+    made: dict[str, Any] = {}
+    for k, x in xs.items():
+        if isinstance(x, LazyRows):
+            made[k] = x if keep[k] or plain and x.raw_dtype.kind == "f" else x.scaled(mean, scale)
+        else:
+            made[k] = whole(x) if keep[k] else normalised(x, mean, scale)
+    return made, single[0], single[1]
 
 
 def _split_off(
-    xs: dict[str, np.ndarray], ys: dict[str, np.ndarray], task: Task, seed: int, size: int | None
+    xs: dict[str, Any], ys: dict[str, np.ndarray], task: Task, seed: int, size: int | None
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Move a stratified part of the training samples to x_valid, y_valid.
 
@@ -263,8 +300,8 @@ def _split_off(
     wanted = min(1000, max(1, len(y) // 10)) if size is None else size
     rest, part = stratified_split(task.strata(y), wanted, seed, least=2 if size is None else 0)
     trusted = ys.get("y_clean", y)
-    xs["x_valid"], ys["y_valid"] = xs["x_train"][part], trusted[part]
-    xs["x_train"] = xs["x_train"][rest]
+    xs["x_valid"], ys["y_valid"] = _taken(xs["x_train"], part), trusted[part]
+    xs["x_train"] = _taken(xs["x_train"], rest)
     ys.update({k: ys[k][rest] for k in ("y_train", "y_clean") if k in ys})
     kind = "true" if "y_clean" in ys else "given"
     note = (
@@ -275,7 +312,7 @@ def _split_off(
 
 
 def _fewer(
-    xs: dict[str, np.ndarray], ys: dict[str, np.ndarray], task: Task, seed: int, size: int
+    xs: dict[str, Any], ys: dict[str, np.ndarray], task: Task, seed: int, size: int
 ) -> tuple[np.ndarray, str]:
     """Leave a stratified part of x_valid, y_valid; its places, and what to tell the user."""
     there = len(ys["y_valid"])
@@ -284,8 +321,13 @@ def _fewer(
     part = np.arange(there)
     if size < there:
         _, part = stratified_split(task.strata(ys["y_valid"]), size, seed)
-    xs["x_valid"], ys["y_valid"] = xs["x_valid"][part], ys["y_valid"][part]
+    xs["x_valid"], ys["y_valid"] = _taken(xs["x_valid"], part), ys["y_valid"][part]
     return (
         part,
         f"valid_size {size}: {size} of the {there} samples of x_valid (stratified) are used",
     )
+
+
+def _taken(x: Any, places: np.ndarray) -> Any:
+    """Some of the samples; what is read on access stays unread."""
+    return x.select(torch.from_numpy(places)) if isinstance(x, LazyRows) else x[places]

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from deepteach.data.dataset import Read
+from deepteach.data.lazy import LazyRows
+from deepteach.data.source import Asked, Read
 from deepteach.data.splits import PARTS, part_named
 from deepteach.errors import ConfigError, DataError
 
@@ -20,12 +21,17 @@ _SYSTEM = {"thumbs.db", "desktop.ini", "ehthumbs.db", "__macosx", "@eadir", "$re
 """What systems leave in folders; besides it, hidden files (a first point) are passed over."""
 
 
-def folder(path: Path) -> Read:
+HELD = 2**29
+"""Bytes as float32 up to which the images of a folder are held in memory."""
+
+
+def folder(path: Path, asked: Asked) -> Read:
     """PATH/train/CLASS/IMAGE, likewise valid and test in any usual spelling; or PATH/CLASS/IMAGE.
 
     Classes are numbered in sorted order; a folder without an image is none. Grey if all
-    images are, else colour. All images take the size of the first. Pixels are bytes, or
-    floats 0..255 where an image has more than 8 bits a channel.
+    images are, else colour. All images take the size of the first, or the one asked for. Pixels
+    are bytes, or floats 0..255 where an image has more than 8 bits a channel. Beyond `HELD` the
+    images are read on access.
 
     Raises:
         ConfigError: Pillow is missing.
@@ -34,7 +40,7 @@ def folder(path: Path) -> Read:
     try:
         import PIL.Image  # noqa: F401 - the next line needs it
 
-        from deepteach.data.pixels import read_pixels
+        from deepteach.data.pixels import ImageFiles, Layout, read_pixels
     except ImportError as error:
         raise ConfigError(
             "folder: needs Pillow to read images: pip install 'deepteach[images]'"
@@ -60,15 +66,34 @@ def folder(path: Path) -> Read:
         notes.append(f"no training image of {_some(lacking)}")
     shown = ", ".join(f"{n} = {i}" for i, n in enumerate(classes[:10]))
     notes.append(f"classes: {shown}" + (", ..." if len(classes) > 10 else ""))
-    pixels, told = read_pixels([file for found in files.values() for file, _ in found])
+    every = [file for found in files.values() for file, _ in found]
+    layout, told = Layout.of(every, asked.image_size)
     notes.extend(told)
     arrays: dict[str, Any] = {"classes": len(classes), "label_names": classes}
+    lazy = len(every) * layout.sample_bytes > HELD
+    if lazy:
+        notes.append(_on_access(len(every), layout.sample_bytes))
+        pixels = np.empty(0)
+    else:
+        pixels, told = read_pixels(every, layout)
+        notes.extend(told)
     start = 0
     for part, found in files.items():
-        arrays[f"x_{part}"] = pixels[start : start + len(found)]
         arrays[f"y_{part}"] = np.array([classes.index(name) for _, name in found])
+        if part == "train":
+            arrays["paths_train"] = [str(file) for file, _ in found]
+        if lazy:
+            images = ImageFiles([file for file, _ in found], layout)
+            arrays[f"x_{part}"] = LazyRows.of(images, f"x_{part}", asked.reading, draws=False)
+        else:
+            arrays[f"x_{part}"] = pixels[start : start + len(found)]
         start += len(found)
     return arrays, notes
+
+
+def _on_access(count: int, size: int) -> str:
+    total = count * size / 2**30
+    return f"{count} images would take {total:.1f} GiB in memory: each is read when it is needed"
 
 
 def _roots(path: Path) -> tuple[dict[str, Path], list[str]]:

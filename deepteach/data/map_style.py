@@ -1,30 +1,41 @@
-"""A part of the data as it is handed to `train`: arrays, or a map-style Dataset of samples."""
+"""A part of the data as it is handed to `train`: arrays, a map-style Dataset, or a DataLoader."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
-from deepteach.data.validation import as_array
+from deepteach.data.lazy import ACCESS, Access, LazyRows
 from deepteach.errors import DataError
 
 
-def part_of(source: Any, name: str) -> tuple[Any, Any, Any]:
+def part_of(source: Any, name: str, reading: Access = ACCESS) -> tuple[Any, Any, Any]:
     """(x, y, group) of one part; None for what there is not. `from_arrays` checks them.
 
     Args:
         source: `(x, y)` or `(x, y, group)` of arrays, tensors or data frames; a map-style
             Dataset whose items are `(x, y)` or `(x, y, group)` of one sample, its label and
-            group numbers, text or tensors of one element; or None.
+            group numbers, text or tensors; a DataLoader over one, of which the dataset is
+            taken; or None. A Dataset is read once here for its labels, and x stays unread.
         name: "train_data", ..., for the messages.
+        reading: how samples of a Dataset are read.
 
     Raises:
-        DataError: neither of them, or items that are no samples of one shape.
+        DataError: none of them, or items that are no samples of one shape.
     """
     if source is None:
         return None, None, None
+    if isinstance(source, DataLoader):
+        source = _dataset_of(source, name)
+    if isinstance(source, TensorDataset):
+        source = source.tensors  # in memory already
     if isinstance(source, tuple | list) and len(source) in (2, 3):
         return source[0], source[1], source[2] if len(source) == 3 else None
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
@@ -32,46 +43,32 @@ def part_of(source: Any, name: str) -> tuple[Any, Any, Any]:
             f"{name} is of type {type(source).__name__}: expected (x, y), (x, y, group), or a "
             "map-style Dataset, which has a length"
         )
-    items = [source[i] for i in range(len(source))]
-    if not items:
-        raise DataError(f"{name} is empty: expected at least one sample")
-    first = items[0]
-    if not isinstance(first, tuple | list) or len(first) not in (2, 3):
+    x = LazyRows.of(source, name, reading)
+    if x.found.labels is None:
+        raise DataError(f"item 0 of {name} has no label: expected (x, y) or (x, y, group)")
+    return x, x.found.labels, x.found.group
+
+
+def from_loader(source: Any) -> dict[str, Any]:
+    """The settings that a DataLoader stands for; none of other sources."""
+    if not isinstance(source, DataLoader):
+        return {}
+    found = {"batch_size": source.batch_size, "workers": source.num_workers}
+    return {key: value for key, value in found.items() if value}
+
+
+def _dataset_of(loader: DataLoader[Any], name: str) -> Any:
+    """The dataset of a loader that does nothing that would be lost without it."""
+    own = "collate_fn" if loader.collate_fn is not default_collate else None
+    if not isinstance(loader.sampler, RandomSampler | SequentialSampler):
+        own = "sampler"
+    if loader.batch_size is None:
+        own = "batch_sampler"
+    if loader.worker_init_fn is not None:
+        own = "worker_init_fn"
+    if own is not None:
         raise DataError(
-            f"item 0 of {name} is of type {type(first).__name__}: expected (x, y) or (x, y, group)"
+            f"{name} is a DataLoader with a {own} of its own, and train reads its dataset in an "
+            f"order of its own: give the Dataset, with what {own} does in its items"
         )
-    for i, item in enumerate(items):
-        if not isinstance(item, tuple | list) or len(item) != len(first):
-            raise DataError(
-                f"item {i} of {name} is not made up of {len(first)} parts as item 0 is: give every "
-                "sample as many"
-            )
-    columns = list(zip(*items, strict=True))
-    y = np.empty(len(items), dtype=object)  # so that numbers beside text stay apart from it
-    y[:] = _scalars(columns[1], name)
-    group = np.array(_scalars(columns[2], name)) if len(columns) == 3 else None
-    return _inputs(columns[0], name), y, group
-
-
-def _inputs(samples: Sequence[Any], name: str) -> np.ndarray:
-    rows = [as_array(sample) for sample in samples]
-    for i, row in enumerate(rows):
-        if row.shape != rows[0].shape:
-            raise DataError(
-                f"item {i} of {name} has shape {row.shape}, item 0 {rows[0].shape}: expected "
-                "samples of one shape"
-            )
-    return np.stack(rows)
-
-
-def _scalars(values: Sequence[Any], name: str) -> list[Any]:
-    """Labels or groups as Python's own numbers and text."""
-    found = []
-    for i, value in enumerate(map(as_array, values)):
-        if value.size != 1:
-            raise DataError(
-                f"item {i} of {name} has a label or group of shape {value.shape} (one-hot?): "
-                "expected a single number or text, e.g. y.argmax()"
-            )
-        found.append(value.item())
-    return found
+    return loader.dataset

@@ -1,13 +1,15 @@
-"""Read image files of any mode into one array. Importing this needs Pillow.
+"""Read image files of any mode, all of one shape: at once, or each when it is needed.
 
-Symbols: n images, c channels (1 or 3), h height, w width.
+Importing this needs Pillow. Symbols: n images, c channels (1 or 3), h height, w width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,6 +23,11 @@ _ROTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
 
 
+def nowhere(place: int) -> str:
+    """Nothing to say before the name of a file."""
+    return ""
+
+
 @dataclass(frozen=True)
 class _Header:
     """What is known of an image before it is decoded."""
@@ -28,55 +35,128 @@ class _Header:
     mode: str
     size: tuple[int, int]  # (w, h), as it is to be looked at
     turned: bool  # by its EXIF mark
-    alpha: bool
     cut: bool  # 16 bits a channel of colour, of which Pillow gives the 8 high ones
 
 
-def read_pixels(files: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
-    """Pixels and what to tell of them.
+@dataclass(frozen=True)
+class Layout:
+    """What all images of a set become, found in their headers.
 
-    Bytes (n, h, w, c), channels last; or, where grey images have more than 8 bits, floats
-    0..255 as (n, c, h, w), each image divided by the greatest number of its depth, so that
-    nothing is clipped. Rotation marks are obeyed, transparent pixels laid over white, and
-    other sizes than the first resampled.
-
-    Raises:
-        DataError: a file is no image, or damaged.
+    Bytes `(h, w, c)`; or, where grey images have more than 8 bits, floats 0..255 `(c, h, w)`,
+    each image divided by the greatest number of its depth, so that nothing is clipped.
     """
-    headers = [_header(file) for file in files]
-    grey = all(header.mode in _GREY for header in headers)
-    deep = [i for i, header in enumerate(headers) if header.mode in _DEEP]
-    (width, height), channels = headers[0].size, 1 if grey else 3
-    pixels = np.empty((len(files), height, width, channels), np.float32 if deep else np.uint8)
-    top = max((_greatest(files[i]) for i in deep), default=0.0)
-    bits = next((b for b in (8, 10, 12, 14, 16) if top < 2**b), 32)
-    scale = 255 / (2**bits - 1)
-    seen_through = 0
-    for row, file, header in zip(pixels, files, headers, strict=True):
+
+    size: tuple[int, int]  # (w, h)
+    grey: bool
+    deep: bool  # whether any has more than 8 bits
+    bits: int  # of the deepest
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of one image as the float32 that a student sees."""
+        return 4 * self.size[0] * self.size[1] * (1 if self.grey else 3)
+
+    @classmethod
+    def of(
+        cls,
+        files: Sequence[Path],
+        size: int | None = None,
+        where: Callable[[int], str] = nowhere,
+    ) -> tuple[Layout, list[str]]:
+        """That of `files`, and what to tell of them.
+
+        Args:
+            files: the images.
+            size: pixels of a side (default: width and height of the first image).
+            where: what goes before the name of a bad file, by its place.
+
+        Raises:
+            DataError: a file is no image, or damaged as far as its header tells.
+        """
+        headers = [_named(_header, file, where(place)) for place, file in enumerate(files)]
+        deep = [i for i, header in enumerate(headers) if header.mode in _DEEP]
+        top = max((_named(_greatest, files[i], where(i)) for i in deep), default=0.0)
+        bits = next((b for b in (8, 10, 12, 14, 16) if top < 2**b), 32)
+        grey = all(header.mode in _GREY for header in headers)
+        layout = cls(headers[0].size if size is None else (size, size), grey, bool(deep), bits)
+        return layout, _notes(headers, layout.size, len(deep), bits)
+
+    def read(self, file: Path) -> tuple[np.ndarray, bool]:
+        """Pixels of one image, and whether white was laid under it.
+
+        Rotation marks are obeyed and other sizes resampled.
+
+        Raises:
+            DataError: it is damaged.
+        """
         try:
             with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image)
-                if header.mode in _DEEP:
-                    numbers = np.asarray(upright, np.float32) * scale
+                upright, through = ImageOps.exif_transpose(image), False
+                if image.mode in _DEEP:
+                    numbers = np.asarray(upright, np.float32) * (255 / (2**self.bits - 1))
                     plain = Image.fromarray(numbers)
                 else:
-                    plain, through = _flat(upright, header.alpha)
-                    plain = plain.convert("L" if grey else "RGB")
-                    seen_through += through
-                if plain.size != (width, height):
-                    plain = plain.resize((width, height), Image.Resampling.BILINEAR)
+                    alpha = image.mode in _ALPHA or "transparency" in image.info
+                    plain, through = _flat(upright, alpha)
+                    plain = plain.convert("L" if self.grey else "RGB")
+                if plain.size != self.size:
+                    plain = plain.resize(self.size, Image.Resampling.BILINEAR)
                 found = np.asarray(plain)
-                row[:] = found if found.ndim == 3 else found[:, :, None]
         except Exception as error:  # a damaged file raises nearly anything in Pillow
             raise _unreadable(file, error) from error
-    if deep:
-        pixels = np.moveaxis(pixels, 3, 1)  # floats are taken as they are
-    return pixels, _notes(headers, (width, height), len(deep), bits, seen_through)
+        found = found if found.ndim == 3 else found[:, :, None]
+        if self.deep:  # floats are taken as they are
+            return np.moveaxis(found, 2, 0).astype(np.float32), through
+        return found, through
 
 
-def _notes(
-    headers: list[_Header], size: tuple[int, int], deep: int, bits: int, seen_through: int
-) -> list[str]:
+def read_pixels(files: Sequence[Path], layout: Layout) -> tuple[np.ndarray, list[str]]:
+    """All images as one array, `(n, h, w, c)` or `(n, c, h, w)`; what to tell of them."""
+    first, seen_through = layout.read(files[0])
+    pixels = np.empty((len(files), *first.shape), first.dtype)
+    count = 0
+    for row, file in zip(pixels, files, strict=True):
+        row[:], seen_through = layout.read(file)
+        count += seen_through
+    told = f"{count} of {len(files)} images are transparent: laid over white"
+    return pixels, [told] if count else []
+
+
+class ImageFiles:
+    """A map-style dataset of images that are decoded on access, and nothing else.
+
+    Args:
+        files: the images.
+        layout: what they become.
+        where: what goes before the name of a bad file, by its place.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        layout: Layout,
+        where: Callable[[int], str] = nowhere,
+    ) -> None:
+        # An array, for workers that share memory would copy a list as they count references.
+        self._files = np.array([os.fsencode(file) for file in files])
+        self.layout, self.where = layout, where
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, place: int) -> tuple[np.ndarray]:
+        file = Path(os.fsdecode(bytes(self._files[place])))
+        return (_named(self.layout.read, file, self.where(place))[0],)
+
+
+def _named(read: Callable[[Path], Any], file: Path, before: str) -> Any:
+    try:
+        return read(file)
+    except DataError as error:
+        raise DataError(f"{before}{error}") from error
+
+
+def _notes(headers: list[_Header], size: tuple[int, int], deep: int, bits: int) -> list[str]:
     count, notes = len(headers), []
     if odd := sum(header.size != size for header in headers):
         notes.append(f"{odd} of {count} images were resized to {size[0]}x{size[1]}")
@@ -86,8 +166,6 @@ def _notes(
         notes.append(f"{cut} of {count} images have 16 bits a channel: the 8 high bits are read")
     if turned := sum(header.turned for header in headers):
         notes.append(f"{turned} of {count} images were turned upright by their EXIF mark")
-    if seen_through:
-        notes.append(f"{seen_through} of {count} images are transparent: laid over white")
     if cmyk := sum(header.mode == "CMYK" for header in headers):
         notes.append(f"{cmyk} of {count} images were converted from CMYK")
     return notes
@@ -99,10 +177,9 @@ def _header(file: Path) -> _Header:
             orientation = image.getexif().get(_ORIENTATION, 1)
             width, height = image.size
             size = (height, width) if orientation in _ROTATIONS else (width, height)
-            alpha = image.mode in _ALPHA or "transparency" in image.info
             turned = orientation in range(2, 9)
             mode = image.mode
-            return _Header(mode, size, turned, alpha, image.format == "PNG" and _is_cut(file, mode))
+            return _Header(mode, size, turned, image.format == "PNG" and _is_cut(file, mode))
     except Exception as error:
         raise _unreadable(file, error) from error
 

@@ -1,8 +1,8 @@
 """Find the data that a name means.
 
-`digits`; `npz:`, `csv:`, `folder:`, `cifar10:` or `cifar100:` with a path; or a function of
-the user's own, `package.module:name`. Files are untrusted: nothing is unpickled, and whatever
-is wrong with one is a DataError that names it.
+`digits`; `npz:`, `csv:`, `parquet:`, `manifest:`, `folder:`, `cifar10:` or `cifar100:` with a
+path; or a function of the user's own, `package.module:name`. Files are untrusted: nothing is
+unpickled, and whatever is wrong with one is a DataError that names it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from typing import Any
 
 from deepteach.data.archives import npz
 from deepteach.data.cifar import cifar
-from deepteach.data.dataset import Data, Read, check, from_arrays
+from deepteach.data.dataset import Data, check, from_arrays
 from deepteach.data.images import folder
+from deepteach.data.lazy import Access, LazyRows
+from deepteach.data.manifest import manifest
+from deepteach.data.parquet import parquet
+from deepteach.data.source import Asked, Read
 from deepteach.data.splits import stratified_split
 from deepteach.data.tables import table
 from deepteach.data.tasks.registry import AUTO
@@ -26,14 +30,16 @@ from deepteach.names import called, hint, imported, is_path
 
 _ARRAYS = tuple(inspect.signature(from_arrays).parameters)
 
-_READERS: dict[str, Callable[[Path, str | None], Read]] = {
-    "npz": lambda path, group: npz(path),
+_READERS: dict[str, Callable[[Path, Asked], Read]] = {
+    "npz": lambda path, asked: npz(path),
     "csv": table,
-    "folder": lambda path, group: folder(path),
-    "cifar10": lambda path, group: cifar(path, classes=10),
-    "cifar100": lambda path, group: cifar(path, classes=100),
+    "parquet": parquet,
+    "manifest": manifest,
+    "folder": folder,
+    "cifar10": lambda path, asked: cifar(path, classes=10),
+    "cifar100": lambda path, asked: cifar(path, classes=100),
 }
-"""What reads the files of a scheme, given the path and the column of groups. A source of the
+"""What reads the files of a scheme, given the path and what else is asked for. A source of the
 user's own has no entry: it is named by its path."""
 
 
@@ -46,6 +52,9 @@ def load(
     world: str | None = None,
     as_given: bool = False,
     task: str = AUTO,
+    image_size: int | None = None,
+    workers: int = 0,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Data:
     """The data set that `spec` names; `seed` decides the splits that it does not come with.
 
@@ -59,6 +68,9 @@ def load(
         world: how the data are changed before they are used, as in `worlds.changed`.
         as_given: for a student of the user's own, as in `from_arrays`.
         task: what the labels are, as in `from_arrays`.
+        image_size: pixels of a side of images that are read from files (default: the first's).
+        workers: processes that read samples which are not held in memory.
+        say: is told what will be read, before it is.
 
     Raises:
         ConfigError: an unknown spec, or one that has no such groups.
@@ -72,7 +84,8 @@ def load(
         if not path:
             raise ConfigError(f"data '{spec}' names no path: expected {scheme}:PATH")
         file = Path(path).expanduser()
-        arrays, notes = _READERS[scheme](file, group)
+        reading = Access(seed, workers, as_given, say)
+        arrays, notes = _READERS[scheme](file, Asked(group, image_size, reading))
         data = _built(arrays, spec, seed, valid_size, as_given, world, task, file)
         data = replace(data, notes=(*notes, *data.notes))
     elif is_path(spec) and scheme != "digits":
@@ -81,8 +94,8 @@ def load(
         raise _unknown(spec)
     if group is not None and (data.group is None or scheme == "npz"):
         raise ConfigError(
-            f"group {group!r} names a column, and data '{spec}' has none: give a csv; "
-            "the array group_train of an npz is read without it"
+            f"group {group!r} names a column, and data '{spec}' has none: give a csv, parquet or "
+            "manifest; the array group_train of an npz is read without it"
         )
     return data
 
@@ -109,6 +122,11 @@ def _built(
     told: tuple[str, ...] = ()
     try:
         if world is not None:
+            if any(isinstance(value, LazyRows) for value in arrays.values()):
+                raise ConfigError(
+                    f"world {world!r} changes arrays, and the samples of {spec} are read when they "
+                    "are needed: give an npz, or fewer images in a folder"
+                )
             arrays, note = changed(world, arrays, seed, path, as_given=as_given)
             told = (note,)
         settings = {"name": spec, "seed": seed, "valid_size": valid_size, "as_given": as_given}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from deepteach.data.scaling import compact
+from deepteach.data.validation import as_array
 from deepteach.errors import DataError
 
 SHARE = 0.01
@@ -14,15 +17,40 @@ SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class Repeats:
-    """Hashes of the training samples, by which twins are found."""
+class Keys:
+    """`(n, 16)` bytes of the training samples and of the trusted ones, equal where those are."""
 
-    keys: tuple[bytes, ...]
-    first: dict[bytes, int]  # the place of the first sample of each hash
+    train: np.ndarray
+    valid: np.ndarray
 
     @classmethod
-    def of(cls, x_train: np.ndarray) -> Repeats:
-        keys = tuple(map(_digest, x_train))
+    def of(cls, x_train: Any, x_valid: Any) -> Keys:
+        """Of arrays, tensors, or samples that are read on access, all before scaling or after."""
+        return cls(*map(_digests, (x_train, x_valid)))
+
+
+def digests(x: np.ndarray) -> np.ndarray:
+    """`(n, 16)` bytes of each row, equal where rows are."""
+    found = [hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16).digest() for row in x]
+    return np.frombuffer(b"".join(found), np.uint8).reshape(len(x), 16)
+
+
+def _digests(x: Any) -> np.ndarray:
+    known = getattr(x, "digests", None)
+    return digests(compact(as_array(x))) if known is None else known.numpy()
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Keys of the training samples, by which twins are found."""
+
+    keys: tuple[bytes, ...]
+    first: dict[bytes, int]  # the place of the first sample of each key
+
+    @classmethod
+    def of(cls, train: np.ndarray) -> Repeats:
+        """`train` `(n, 16)` as in `Keys`."""
+        keys = tuple(map(bytes, train))
         return cls(keys, {key: i for i, key in reversed(list(enumerate(keys)))})
 
     def within(self, y_train: np.ndarray, rows: np.ndarray) -> str | None:
@@ -39,7 +67,7 @@ class Repeats:
 
     def across(
         self,
-        x_valid: np.ndarray,
+        valid: np.ndarray,
         rows: np.ndarray,
         rows_valid: np.ndarray | None,
         *,
@@ -52,30 +80,26 @@ class Repeats:
         training samples that have a twin in the training set is not: the teacher would be
         judged on what the student has learnt by heart. Raises DataError then, if `refuse`.
         """
-        keys = enumerate(map(_digest, x_valid))
+        keys = enumerate(map(bytes, valid))
         pairs = [(self.first[key], i) for i, key in keys if key in self.first]
         if not pairs:
             return None
-        train, valid = pairs[0]
+        earlier, later = pairs[0]
         example = (
-            f"x_valid[{valid}] is x_train[{rows[train]}]"
+            f"x_valid[{later}] is x_train[{rows[earlier]}]"
             if rows_valid is None
-            else f"row {rows_valid[valid]} is row {rows[train]}"
+            else f"row {rows_valid[later]} is row {rows[earlier]}"
         )
         text = (
-            f"{len(pairs)} of {len(x_valid)} validation rows are also training rows (first: "
+            f"{len(pairs)} of {len(valid)} validation rows are also training rows (first: "
             f"{example})"
         )
         _, counts = np.unique(np.array(self.keys), return_counts=True)
         natural = counts[counts > 1].sum() / len(self.keys)
         bound = max(SHARE, 2 * natural)
-        if refuse and len(pairs) > 1 and len(pairs) / len(x_valid) > bound:
+        if refuse and len(pairs) > 1 and len(pairs) / len(valid) > bound:
             raise DataError(
                 f"{text}, more than {bound:.0%} of them: the teacher would be judged on samples "
                 "that the student learns by heart; remove them from one of the two"
             )
         return f"{text}: the trusted set should be disjoint"
-
-
-def _digest(row: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16).digest()

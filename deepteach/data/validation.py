@@ -149,8 +149,8 @@ def refuse_out_of_range(
         )
 
 
-def refuse_non_finite(x: np.ndarray, name: str, numbers: Numbers | None = None) -> None:
-    """Raises DataError for a NaN or an infinity, with its row and column, and how many rows."""
+def first_non_finite(x: np.ndarray) -> tuple[int, tuple[int, int, float] | None]:
+    """How many rows of `(n, ...)` are not finite; the first of them, where in it, what is there."""
     found, count = None, 0
     for start in range(0, len(x), ROWS_AT_ONCE):
         part = x[start : start + ROWS_AT_ONCE].reshape(len(x[start : start + ROWS_AT_ONCE]), -1)
@@ -159,13 +159,24 @@ def refuse_non_finite(x: np.ndarray, name: str, numbers: Numbers | None = None) 
         if len(rows) and found is None:
             column = int(np.argmin(np.isfinite(part[rows[0]])))
             found = start + int(rows[0]), column, part[rows[0], column]
+    return count, found
+
+
+def refuse_non_finite(x: np.ndarray, name: str, numbers: Numbers | None = None) -> None:
+    """Raises DataError for a NaN or an infinity, with its row and column, and how many rows."""
+    count, found = first_non_finite(x)
     if found is None:
         return
     index, column, value = found
     part = name[2:]
     row = index if numbers is None or part not in numbers else numbers[part][index]
+    raise DataError(non_finite_message(name, int(row), column, value, count))
+
+
+def non_finite_message(name: str, row: int, column: int, value: float, count: int) -> str:
+    """What to say of `count` rows that are not finite, `row` the first."""
     more = f", and {count - 1} more rows like it" if count > 1 else ""
-    raise DataError(
+    return (
         f"{name} holds {value} in row {row} (feature {column}){more}: expected finite numbers; "
         "fill or remove such rows"
     )

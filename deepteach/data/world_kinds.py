@@ -275,7 +275,7 @@ def _kept(arrays: Arrays, rows: np.ndarray) -> Arrays:
     """The training samples of these places, under the user's own row numbers."""
     count = len(arrays["y_train"])
     made = {"rows_train": np.arange(count), **arrays}
-    for key in ("x_train", "y_train", "y_clean", "group_train", "rows_train"):
+    for key in ("x_train", "y_train", "y_clean", "group_train", "paths_train", "rows_train"):
         if made.get(key) is not None:
             made[key] = np.asarray(made[key])[rows]
     return made

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepteach.core.predict import logits
+from deepteach.data.rows import select
 from deepteach.errors import ConfigError
 from deepteach.rng import stream
 from deepteach.teachers.curriculum import Curriculum, TrainingView
@@ -53,7 +54,7 @@ class Pruned(Curriculum):
         if self.kept is not None:
             return
         held = self._fold(training) == training.episode
-        scores = logits(training.module, training.x[held.to(training.x.device)]).softmax(1).double()
+        scores = logits(training.module, select(training.x, held)).softmax(1).double()
         if self.probabilities is None:
             self.probabilities = torch.zeros(len(held), scores.shape[1], dtype=torch.float64)
         self.probabilities[held] = scores

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.coach import Coach
+from deepteach.data.rows import Samples
 
 
 class TrainingView(Protocol):
@@ -24,7 +25,7 @@ class TrainingView(Protocol):
 
     coach: Coach
     module: nn.Module
-    x: Tensor
+    x: Samples
     y: Tensor
     x_valid: Tensor
     y_valid: Tensor
@@ -81,6 +82,13 @@ class Curriculum:
     def choose(self, training: TrainingView, rows: Tensor) -> Tensor:
         """The rows of a step, from the `rows` that the epoch's order has for it; no fewer."""
         return rows
+
+    def added(self, training: TrainingView, count: int) -> int:
+        """How many rows `choose` puts behind the `count` of the order, if it only does that.
+
+        Each of several processes then reads no more than its part of a batch.
+        """
+        return 0
 
     def teaching(self, training: TrainingView) -> Tensor | None:
         """Places in the trusted set whose samples may teach now; None for all of them."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from deepteach.core.losses import cross_entropy
 from deepteach.core.predict import logits
+from deepteach.data.rows import Samples
 from deepteach.errors import ConfigError
 from deepteach.rng import stream
 from deepteach.teachers.curriculum import Curriculum, TrainingView
@@ -76,7 +77,7 @@ class Flagged(Curriculum):
         self.losses, self.thresholds = list(state["losses"]), list(state["thresholds"])
 
 
-def _losses(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _losses(module: nn.Module, x: Samples, y: Tensor) -> Tensor:
     """`(n,)` cross-entropies in eval mode, on the CPU."""
     return cross_entropy(logits(module, x), y.cpu())
 

@@ -45,10 +45,13 @@ class Riding(Curriculum):
         riding = self._riding(training).nonzero().squeeze(1)
         if len(riding) == 0:
             return rows
-        count = max(1, round(self.share * len(rows)))
         generator = stream(training.seed, "riders", training.step)
+        count = self.added(training, len(rows))
         drawn = torch.randint(len(riding), (count,), generator=generator)
         return torch.cat([rows, len(training.y) + riding[drawn]])
+
+    def added(self, training: TrainingView, count: int) -> int:
+        return max(1, round(self.share * count)) if self._riding(training).any() else 0
 
     def teaching(self, training: TrainingView) -> Tensor | None:
         riding = self._riding(training)

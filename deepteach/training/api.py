@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from torch import nn
 
 from deepteach.core.coach import Coach
 from deepteach.data.dataset import Data, from_arrays
-from deepteach.data.map_style import part_of
+from deepteach.data.lazy import Access, LazyRows
+from deepteach.data.map_style import from_loader, part_of
+from deepteach.data.rows import fingerprint, readable
 from deepteach.data.validation import as_array
 from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError
@@ -85,10 +88,12 @@ def train(
     Args:
         model: a module, or the name of a student ("mlp", "cnn", "resnet8", ...).
         train_data: `(x, y)` or `(x, y, group)` of arrays or tensors with a row per sample,
-            `group` naming the source of each; or a map-style Dataset of such items. x and y
-            are what `from_arrays` takes.
-        valid_data: trusted samples, as train_data. Without them a stratified part of the
-            training data is split off, with a warning.
+            `group` naming the source of each; or a map-style Dataset of such items, or a
+            DataLoader over one (of which the dataset, batch size and workers are taken). x and
+            y are what `from_arrays` takes. A Dataset is read on access: once for its labels
+            and checks (the logger "deepteach" is told before that), then for every batch.
+        valid_data: trusted samples, as train_data, but held in memory. Without them a
+            stratified part of the training data is split off, with a warning.
         test_data: samples that only measure.
         teacher: what `teachers.registry.method` takes: a method's name, a teacher, a feature,
             or a function or class that makes one.
@@ -108,9 +113,13 @@ def train(
         StorageError: the disk, or the folder, failed.
     """
     given = {"train_data": train_data, "valid_data": valid_data, "test_data": test_data}
-    splits = [part_of(source, name) for name, source in given.items()]
-    settings.setdefault("data", "arrays")
+    settings = {"data": "arrays", **from_loader(train_data), **settings}
     config, overrides = configured(model, teacher, settings)
+    as_given = not isinstance(model, str)
+    reading = Access(config.seed, config.workers, as_given, logging.getLogger("deepteach").info)
+    splits = [part_of(source, name, reading) for name, source in given.items()]
+    x_train = splits[0][0]
+    kind = x_train.raw_dtype if isinstance(x_train, LazyRows) else as_array(x_train).dtype
     data = from_arrays(
         *splits[0][:2],
         *splits[1][:2],
@@ -121,8 +130,8 @@ def train(
         seed=config.seed,
         classes=classes,
         valid_size=config.valid_size,
-        normalise=as_array(splits[0][0]).dtype.kind in "bui",
-        as_given=not isinstance(model, str),
+        normalise=kind.kind in "bui",
+        as_given=as_given,
         task=config.task,
     )
     for note in data.notes:
@@ -201,8 +210,11 @@ def run(
         # A folder named by the time of day has another name on every rank.
         config = config.model_copy(update={"out": ranks.told(config.out)})
         settings = config.model_dump_json(exclude=set(RUNTIME_KEYS))
-        parts = (data.x_train, data.y_train, data.x_valid, data.y_valid, data.x_test, data.y_test)
-        parts = (*parts, data.group)
+        inputs = [fingerprint(x) for x in (data.x_train, data.x_valid, data.x_test)]
+        parts = (*inputs, data.y_train, data.y_valid, data.y_test, data.group)
+        for x in map(readable, (data.x_train, data.x_test)):
+            if x is not None:
+                stack.callback(x.close)
         refuse_other(ranks, settings, parts)
         folder = None if config.out is None else Path(config.out)
         if folder is not None:

@@ -162,13 +162,16 @@ class Config(BaseModel):
     data: str = setting(
         "digits",
         "data",
-        "digits, npz:PATH, csv:PATH, folder:PATH, cifar10:DIR, cifar100:DIR, package.module:name",
+        "digits, npz:, csv:, parquet:, manifest: (a csv of paths and labels) or folder:PATH, "
+        "cifar10:DIR, cifar100:DIR, package.module:name",
         common=True,
     )
     task: Annotated[str, _one_of("task", {AUTO: None, **TASKS})] = setting(
         AUTO, "data", f"what the labels are: {AUTO}, {', '.join(TASKS)}", common=True
     )
-    group: str | None = setting(None, "data", "column of a csv: the source of each sample")
+    group: str | None = setting(
+        None, "data", "column of a csv, parquet or manifest: the source of each sample"
+    )
     world: Annotated[str | None, BeforeValidator(_world_text)] = setting(
         None,
         "data",
@@ -176,6 +179,9 @@ class Config(BaseModel):
     )
     valid_size: int | None = setting(
         None, "data", "trusted samples to split off, or to take of those there are", gt=0
+    )
+    image_size: int | None = setting(
+        None, "data", "pixels of a side of images in files (default: the first's)", gt=0, le=10_000
     )
     noise: NoiseConfig = Field(default_factory=NoiseConfig)
     augment: Annotated[bool | str, BeforeValidator(_path_or_bool)] = setting(
@@ -274,6 +280,10 @@ class Config(BaseModel):
         le=10**6,
     )
 
+    workers: int = setting(
+        0, "run", "processes that read ahead what is not in memory", common=True, ge=0, le=1024
+    )
+
     seed: int = setting(0, "run", "of everything that is drawn", common=True, ge=0, lt=2**32)
     baseline: bool = setting(True, "run", "train plainly on the same schedule, too", common=True)
     beside: tuple[str, ...] = setting(
@@ -305,7 +315,7 @@ class Config(BaseModel):
         return (self.epochs * 2 // 3, self.epochs * 5 // 6)
 
 
-RUNTIME_KEYS = frozenset({"out", "device", "threads"})
+RUNTIME_KEYS = frozenset({"out", "device", "threads", "workers"})
 """Keys that may differ when a run is resumed."""
 
 

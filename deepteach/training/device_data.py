@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deepteach.data.dataset import Data
+from deepteach.data.rows import Samples, readable
 from deepteach.teachers.group import TRUSTED
 
 
@@ -15,7 +16,7 @@ from deepteach.teachers.group import TRUSTED
 class DeviceData:
     """Training samples `(n, ...)` and trusted ones `(m, ...)`; `group` `(n,)` where known."""
 
-    x: Tensor
+    x: Samples
     y: Tensor
     x_valid: Tensor
     y_valid: Tensor
@@ -31,6 +32,27 @@ class DeviceData:
             y_valid=data.y_valid.to(device),
             group=None if data.group is None else data.group.to(device),
         )
+
+    def inputs(self, rows: Tensor, needed: Tensor | None = None) -> Tensor:
+        """`(batch, ...)` inputs; rows from n on are trusted samples.
+
+        Of inputs that must be read only those at the `needed` places of the batch are, where
+        these are given; the others are 0.
+        """
+        if needed is not None and len(needed) < len(rows) and readable(self.x) is not None:
+            found = self.inputs(rows[needed])
+            whole = found.new_zeros((len(rows), *found.shape[1:]))
+            whole[needed.to(found.device)] = found
+            return whole
+        count, trusted = len(self.y), rows >= len(self.y)
+        if not bool(trusted.any()):
+            return self.x[rows if readable(self.x) is not None else rows.to(self.y.device)]
+        others, own = (rows[trusted] - count).to(self.y.device), ~trusted
+        inputs = self.x_valid.new_empty((len(rows), *self.x_valid.shape[1:]))
+        inputs[trusted] = self.x_valid[others]
+        if bool(own.any()):
+            inputs[own] = self.inputs(rows[own])
+        return inputs
 
     def groups(self, rows: Tensor) -> Tensor | None:
         """`(batch,)` source of each of the rows, `TRUSTED` for rows from n on.

@@ -12,12 +12,21 @@ from deepteach.core.coach import Coach
 from deepteach.core.losses import normalise
 from deepteach.core.predict import CHUNK, device_of, evaluating, logits
 from deepteach.data.dataset import Data
+from deepteach.data.rows import Samples, chunks, select
 from deepteach.data.tasks.base import Task
+from deepteach.runs.serialization import from_bytes, to_bytes
+
+STATES_SHOWN = 500
+"""Samples whose internal states are kept."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Every training sample: weight (mean 1), loss, prediction, state, the user's row number."""
+    """Every training sample: weight (mean 1), loss, prediction, the user's row number.
+
+    `internal` `(k, width)` are the states of up to `STATES_SHOWN` samples, evenly spaced: those
+    at the places `states` `(k,)`.
+    """
 
     weight: Tensor
     loss: Tensor
@@ -25,14 +34,30 @@ class Trust:
     internal: Tensor
     rows: Tensor
 
+    @property
+    def states(self) -> Tensor:
+        return shown_states(len(self.weight))
+
+
+def shown_states(count: int) -> Tensor:
+    """Places `(k,)` of the samples, of `count`, whose states are kept."""
+    return torch.linspace(0, count - 1, min(STATES_SHOWN, count)).long()
+
 
 def trust(coach: Coach, data: Data) -> Trust:
-    """Weigh all training samples at once, in eval mode, by a copy of the teacher.
+    """Weigh all training samples, in eval mode, by a copy of the teacher.
+
+    Each rank sees, and reads, its part of them; the answer is that of all.
 
     The copy's trusted features are fitted once more on all trusted samples in eval mode:
     states in train mode depend on the batch where the student holds batch normalisation.
     """
-    device, group = device_of(coach.student.module), data.group
+    device, group, ranks = device_of(coach.student.module), data.group, coach.ranks
+    count = len(data.y_train)
+    own = ranks.part(torch.arange(count))
+    inputs = data.x_train if ranks.count == 1 else select(data.x_train, own)
+    shown = torch.zeros(count, dtype=torch.bool)
+    shown[shown_states(count)] = True
     teacher = copy.deepcopy(coach.teacher)
     with evaluating(coach.student.module):
         trusted = [
@@ -40,27 +65,33 @@ def trust(coach: Coach, data: Data) -> Trust:
             for x, y in zip(data.x_valid.split(CHUNK), data.y_valid.split(CHUNK), strict=True)
         ]
         teacher.fit(trusted[0].followed_by(*trusted[1:]))
-        log_weights, seen = [], []
-        for part in torch.arange(len(data.y_train)).split(CHUNK):
+        seen: list[dict[str, Tensor]] = []
+        for part, x in zip(own.split(CHUNK), chunks(inputs, CHUNK, device), strict=True):
             snapshot = coach.look(
-                *(data.x_train[part].to(device), data.y_train[part].to(device)),
+                *(x, data.y_train[part].to(device)),
                 index=part.to(device),
                 group=None if group is None else group[part].to(device),
             )
-            seen.append(snapshot)
-            log_weights.append(teacher.log_trust(snapshot).double())
-    snapshot = seen[0].followed_by(*seen[1:])
-    weights = normalise(torch.cat(log_weights)) * len(data.y_train)
-    return Trust(
-        weights.float().cpu(),
-        snapshot.losses.float().cpu(),
-        data.task.predicted(snapshot.logits).cpu(),
-        snapshot.internal.float().cpu(),
-        data.rows,
-    )
+            seen.append(
+                {
+                    "log_weight": teacher.log_trust(snapshot).double(),
+                    "loss": snapshot.losses.float().cpu(),
+                    "predicted": data.task.predicted(snapshot.logits).cpu(),
+                    "internal": snapshot.internal[shown[part].to(device)].float().cpu(),
+                }
+            )
+    found = _joined(seen)
+    if ranks.count > 1:
+        found = _joined([from_bytes(raw) for raw in ranks.collected(to_bytes(found))])
+    weights = (normalise(found.pop("log_weight")) * count).float().cpu()
+    return Trust(weights, rows=data.rows, **found)
 
 
-def measured(task: Task, module: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def measured(task: Task, module: nn.Module, inputs: Samples, labels: Tensor) -> Tensor:
     """The sums of `Task.measured` over samples, in eval mode; of none, a rank's part may be."""
     found = logits(module, inputs) if len(labels) else torch.zeros(0, task.outputs)
     return task.measured(found, labels.cpu())

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from deepteach.core.coach import Coach
 from deepteach.core.snapshot import Clock
 from deepteach.data.augment import Augmentation, identity
+from deepteach.data.rows import readable
 from deepteach.errors import ConfigError, NumericError
 from deepteach.rng import stream
 from deepteach.teachers.curriculum import Curriculum
@@ -165,6 +166,7 @@ class TrainingLoop:
                 stream(self.seed, "order", epoch),
                 len(self.y),
             )
+            self._announce(epoch, [rows[positions] for positions in order[start:]])
             for positions in order[start:-1]:
                 self.take_step(rows[positions])
                 yield None
@@ -189,12 +191,13 @@ class TrainingLoop:
         factor = self.schedule.rate(self.within, self.per_epoch)
         self.rates.apply(self.optimizer, self.coach.teacher_optimizer, factor)
         rows = self.curriculum.choose(self, rows)
-        x, y = self.samples(rows)
+        part, needed = self.ranks.part, self.ranks.part(torch.arange(len(rows)))
+        x, y = self.samples(rows, needed)
         trusted = self.trusted(self.step)
         self.coach.trust(trusted)  # a teacher may be taught before its step
         # Every rank draws for the whole batch, so that a sample's augmentation is the same on any.
         x = self.augment(x, stream(self.seed, "augment", self.step))
-        part, index = self.ranks.part, rows.to(self.device)
+        index = rows.to(self.device)
         group = self.data.groups(rows)
         loss = self.step_rule.take(
             *(self.coach, part(x), part(y), part(index)), None if group is None else part(group)
@@ -213,18 +216,27 @@ class TrainingLoop:
                 self._drift = max(self._drift or 0.0, record.drift)
         self.step += 1
 
-    def samples(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and labels; rows from n on are trusted samples."""
+    def _announce(self, epoch: int, parts: list[Tensor]) -> None:
+        """Let what this rank needs of the coming batches be read ahead, where it must be read."""
+        lazy = readable(self.x)
+        if lazy is None:
+            return
+        own = []
+        for rows in parts:
+            size = len(rows) + self.curriculum.added(self, len(rows))
+            places = self.ranks.part(torch.arange(size))
+            own.append(rows[places[places < len(rows)]])
+        lazy.announce(epoch, own)
+
+    def samples(self, rows: Tensor, needed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs and labels; rows from n on are trusted samples. `needed` as in `inputs`."""
         count, trusted = len(self.y), bool((rows >= len(self.y)).any())
-        rows = rows.to(self.device)
+        inputs, rows = self.data.inputs(rows, needed), rows.to(self.device)
         if not trusted:
-            return self.x[rows], self.y[rows]
-        extra = rows >= count
+            return inputs, self.y[rows]
         own, others = rows.clamp(max=count - 1), (rows - count).clamp(min=0)
-        labels = torch.where(extra, self.curriculum.trusted_labels(self)[others], self.y[own])
-        inputs = self.x[own]
-        inputs[extra] = self.x_valid[others[extra]]
-        return inputs, labels
+        theirs = self.curriculum.trusted_labels(self)[others]
+        return inputs, torch.where(rows >= count, theirs, self.y[own])
 
     def trusted(self, step: int) -> tuple[Tensor, Tensor]:
         """A step's trusted batch: a fresh sample of those validation samples that may teach."""
@@ -245,10 +257,10 @@ class TrainingLoop:
         size, count = self.schedule.batch_size, len(self._rows)
         length = min(max(count, size), SETTLING_SAMPLES)
         generator = stream(self.seed, "settle", self.step)
-        parts = batches(count, size, generator, length)
-        average.settle(
-            (self.samples(self._rows[part])[0] for part in parts), generator.initial_seed()
-        )
+        parts = [self._rows[part] for part in batches(count, size, generator, length)]
+        if (lazy := readable(self.x)) is not None:
+            lazy.announce(self.epoch, parts)
+        average.settle((self.samples(rows)[0] for rows in parts), generator.initial_seed())
 
     def judging(self) -> Tensor:
         """Places `(any,)` in the trusted set, on the CPU, by which epochs are compared."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import CheckpointError
@@ -17,6 +16,7 @@ from deepteach.runs.checkpoint import Store
 from deepteach.runs.serialization import from_bytes, to_bytes
 from deepteach.training.loop import TrainingLoop
 from deepteach.training.run_folder import versions
+from deepteach.training.weight_history import WeightHistory
 
 
 @dataclass
@@ -25,8 +25,8 @@ class RunLog:
 
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """A line per epoch."""
-    history: list[Tensor] = field(default_factory=list)
-    """`(n,)` weights after each epoch."""
+    history: WeightHistory = field(default_factory=WeightHistory)
+    """The weights after each epoch."""
     seconds: float = 0.0
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Measurements of the meta-gradient, by when they were made."""
@@ -38,7 +38,7 @@ def state_of(loop: TrainingLoop, log: RunLog) -> dict[str, Any]:
     state = {
         "training": loop.state_dict(),
         "metrics": log.metrics,
-        "history": torch.stack(log.history) if log.history else None,
+        **log.history.state_dict(),
         "generators": generator_states(loop.device),
     }
     if ranks.count > 1:
@@ -88,7 +88,7 @@ def restore(loop: TrainingLoop, log: RunLog, store: Store, say: Callable[[str], 
         _take_own(tree, saved["processes"], ranks)
         loop.load_state_dict(tree["training"])
         log.metrics = tree["metrics"]
-        log.history = [] if tree["history"] is None else list(tree["history"])
+        log.history.load_state_dict(tree)
         log.seconds = float(found.meta["seconds"])
         log.quality = found.meta.get("quality", {})
         if "generators" in tree or ranks.count == 1:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.data.dataset import Data
+from deepteach.data.rows import Samples, select
 from deepteach.rng import stream
 from deepteach.runs.checkpoint import Store
 from deepteach.training import diagnostics
@@ -82,7 +83,7 @@ class MethodRun:
                 if end is not None and not end.warm_up:
                     line = self._line(end)
                     log.metrics.append(line)
-                    log.history.append(end.weights.half())
+                    log.history.append(end.weights)
                     watcher.epoch(line)
                 if end is not None or stopped:
                     self._commit(store, end)
@@ -95,7 +96,7 @@ class MethodRun:
         last = trust(self.coach, self.data)
         # A student that has memorised a wrong label makes it look right in the end, so
         # samples are ranked by their mean weight over the epochs.
-        mean = torch.stack(self.log.history).float().mean(0)
+        mean = self.log.history.mean()
         return replace(last, weight=mean / mean.mean().clamp(min=1e-30))
 
     def _measure(self, when: str, watcher: Watcher) -> None:
@@ -249,8 +250,11 @@ class MethodRun:
         figures = [found[key] for key in keys] + [tested.get(key) for key in keys]
         return dict(zip(self._keys(whose), figures, strict=True))
 
-    def _measured(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, float]:
-        """Each rank sees its part of the samples."""
+    def _measured(self, module: nn.Module, inputs: Samples, labels: Tensor) -> dict[str, float]:
+        """Each rank sees, and reads, its part of the samples."""
         ranks = self.ranks
-        sums = measured(self.task, module, ranks.part(inputs), ranks.part(labels))
+        if ranks.count > 1:
+            own = ranks.part(torch.arange(len(labels)))
+            inputs, labels = select(inputs, own), labels[own]
+        sums = measured(self.task, module, inputs, labels)
         return self.task.figures(ranks.table(*sums).sum(0))

@@ -12,7 +12,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import deepteach
 from deepteach.data.dataset import Data
@@ -21,6 +21,7 @@ from deepteach.runs.storage import probe_writable, write_atomic
 from deepteach.training.config import RUNTIME_KEYS, Config, dump, make, read
 from deepteach.training.evaluate import Trust
 from deepteach.training.sample_files import groups_csv, samples, weights_csv
+from deepteach.training.weight_history import WeightHistory
 
 
 def claim(folder: Path, config: Config, resume: bool) -> None:
@@ -76,7 +77,7 @@ def write_results(
     folder: Path,
     data: Data,
     trust: Trust,
-    history: list[Tensor],
+    history: WeightHistory,
     modules: dict[str, nn.Module],
     summary: dict[str, Any],
 ) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from deepteach.data.dataset import Data
 from deepteach.report.table import csv_text
 from deepteach.training.evaluate import Trust
+from deepteach.training.weight_history import WeightHistory
 
 SUSPECTS_SHOWN = 48
-STATES_SHOWN = 500
-"""Samples of which the report shows the input, or the internal state."""
+"""Samples of which the report shows the input."""
 
 
 def weights_csv(data: Data, trust: Trust) -> bytes:
@@ -24,6 +23,7 @@ def weights_csv(data: Data, trust: Trust) -> bytes:
     task = data.task
     columns = {
         "index": data.rows.tolist(),
+        **({} if data.paths is None else {"path": data.paths.tolist()}),
         "given_label": task.shown(given),
         "predicted_label": task.shown(predicted),
         "suggested_label": task.shown(task.suggested(given, predicted, weight)),
@@ -49,17 +49,18 @@ def groups_csv(data: Data, trust: Trust) -> bytes | None:
     return csv_text([("group", "samples", "mean_weight"), *lines]).encode()
 
 
-def samples(data: Data, trust: Trust, history: list[Tensor]) -> bytes:
-    """Inputs and states that the report shows, and the weights by epoch in order of index."""
+def samples(data: Data, trust: Trust, history: WeightHistory) -> bytes:
+    """Inputs and states that the report shows, and weights by epoch in order of index."""
     count = len(data.y_train)
     suspects = torch.argsort(trust.weight, stable=True)[:SUSPECTS_SHOWN]
-    shown = torch.linspace(0, count - 1, min(STATES_SHOWN, count)).long()
-    by_index = torch.argsort(data.rows, stable=True)
+    courses = data.rows[history.places(count)]
+    by_index = torch.argsort(courses, stable=True)
     return safetensors.torch.save(
         {
-            "internal": trust.internal[shown].contiguous(),
-            "internal_index": data.rows[shown],
-            "history": torch.stack(history)[:, by_index].contiguous(),
+            "internal": trust.internal.contiguous(),
+            "internal_index": data.rows[trust.states],
+            "history": torch.stack(history.course)[:, by_index].contiguous(),
+            "history_index": courses[by_index].contiguous(),
             "suspects": (data.x_train[suspects] * data.scale + data.mean).contiguous(),
             "suspect_index": data.rows[suspects],
         }

@@ -164,6 +164,17 @@ def test_running_means_are_those_of_the_whole_batch(alone: Answers, both: list[A
     assert gap(both[0]["running"], alone) < 1e-12
 
 
+@pytest.mark.parametrize("alone", ["lazily"], indirect=True)
+def test_samples_read_on_access(alone: Answers, both: list[Answers]) -> None:
+    """Each rank reads its own part of every batch, and of the samples that are weighed."""
+    one, two = dict(alone), [dict(answers["lazily"]) for answers in both]
+    every, parts = one.pop("reads"), [answer.pop("reads") for answer in two]
+    assert same(*two)
+    assert torch.equal(every.sort().values, torch.cat(parts).sort().values)
+    # The trusted samples that ride along are the last of a batch, so of the last rank.
+    assert len(every) == 3 * 52 and max(map(len, parts)) <= 3 * 26 + 8
+
+
 def test_traffic(both: list[Answers]) -> None:
     """A taught run sends what a plain one sends, and less than three students an update.
 

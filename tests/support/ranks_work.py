@@ -21,9 +21,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from cases import CASE, CLASSES, Bench, Case, Setting, bench, linear_teacher
+from lazy_sets import Listed
 from shaping import Candidates
 from torch import Tensor, nn
-from toy import Probe, dropout, noisy, settings
+from toy import Probe, arrays, dropout, noisy, settings
 
 import deepteach as dt
 from deepteach.distributed import collectives as ranks_module
@@ -340,6 +341,17 @@ def meta_steps() -> Iterator[int]:
     yield from trained(run, run.coach(), 5, here())
 
 
+def lazily() -> dict[str, Any]:
+    """Samples read on access, with trusted ones riding along, and what this rank read of them."""
+    a = arrays(train=52, valid=24, test=30)
+    sets = [Listed(a[f"x_{k}"], a[f"y_{k}"]) for k in ("train", "valid", "test")]
+    torch.manual_seed(7)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "interval": 3, "baseline": False}
+    ended = dt.train(dropout(3).eval(), *sets, **options)
+    reads = torch.tensor(sets[0].reads[56:])  # after a look at each, and at the student
+    return {**tensors(ended.model), "weight": ended.trust.weight, "reads": reads}
+
+
 JOBS: dict[str, Callable[[], Any]] = {
     "float64": lambda: long(torch.float64),
     "float32": lambda: long(torch.float32),
@@ -351,6 +363,7 @@ JOBS: dict[str, Callable[[], Any]] = {
     ),
     "unused": lambda: several("unused"),
     "running": lambda: several("running"),
+    "lazily": lazily,
 }
 """Jobs that also run alone."""
 

@@ -14,6 +14,7 @@ from deepteach.report.export import ranked
 from deepteach.runs.weights import GroupWeight, read_groups, read_weights
 from deepteach.training.evaluate import Trust
 from deepteach.training.sample_files import groups_csv, samples, weights_csv
+from deepteach.training.weight_history import WeightHistory
 
 N = 12
 
@@ -64,11 +65,13 @@ def test_rows_groups_and_suggestions(tmp_path: Path) -> None:
 
 def test_what_is_shown_is_found_by_row() -> None:
     data, trust = made(named=True)
-    history = [trust.weight, 2 * trust.weight]
+    history = WeightHistory()
+    for weights in (trust.weight, 2 * trust.weight):
+        history.append(weights)
     kept = load(samples(data, trust, history))
     assert kept["suspect_index"].tolist() == data.rows.tolist()  # the lightest first
     assert kept["internal_index"].tolist() == data.rows.tolist()
-    assert kept["history"][0].tolist() == trust.weight.flip(0).tolist()  # by index
+    assert kept["history"][0].tolist() == trust.weight.half().flip(0).tolist()  # by index
 
 
 def test_samples_without_sources() -> None:

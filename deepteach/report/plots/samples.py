@@ -113,7 +113,8 @@ def weights_over_time(
         DataError: a run that recorded no history.
     """
     if isinstance(data, Run):
-        history, groups = _history(data), _truths(data.weights)
+        history, weights = _history(data)
+        groups = _truths(weights)
     else:
         history = np.asarray(data, dtype=np.float64)
         mask = None if wrong is None else np.asarray(wrong, dtype=bool)
@@ -219,12 +220,13 @@ def _states(
     return data.samples["internal"], getattr(rows, column)
 
 
-def _history(run: Run) -> NDArray[Any]:
-    """Weights by epoch `(epochs, n)`, the columns in the order of `run.weights`."""
-    history = run.samples.get("history")
-    if history is None or history.ndim != 2 or history.shape[1] != len(run.weights):
+def _history(run: Run) -> tuple[NDArray[Any], Weights]:
+    """Weights by epoch `(epochs, k)`, and the samples of which they are: all, unless many."""
+    history, index = run.samples.get("history"), run.samples.get("history_index")
+    weights = run.weights if index is None else run.weights.at(index)
+    if history is None or history.ndim != 2 or history.shape[1] != len(weights):
         raise DataError(f"{run.path} kept no weights by epoch: there is nothing to draw")
-    return history
+    return history, weights
 
 
 def _truths(weights: Weights) -> list[tuple[str, str, NDArray[np.bool_]]]:

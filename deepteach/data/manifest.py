@@ -1,0 +1,84 @@
+"""A list of image files with their labels: images are read when they are needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deepteach.data.lazy import LazyRows
+from deepteach.data.sheets import (
+    Sheet,
+    by_part,
+    groups_in,
+    labels_in,
+    parts_in,
+    read_sheet,
+    special_columns,
+)
+from deepteach.data.source import Asked, Read
+from deepteach.errors import ConfigError, DataError
+from deepteach.names import hint
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Says on which line of a file an image is named."""
+
+    path: Path
+    lines: np.ndarray
+
+    def __call__(self, place: int) -> str:
+        return f"{self.path} line {self.lines[place]}: "
+
+
+def manifest(path: Path, asked: Asked) -> Read:
+    """A csv with the columns `path` and `label`, the paths relative to its folder.
+
+    Optional columns: `split` (train, valid, test), `label_clean`, and a group, by whatever
+    name it is given. Samples are numbered as the rows of the file, the first 0. All images take
+    the size of the first, or the one asked for.
+
+    Raises:
+        ConfigError: Pillow is missing.
+        DataError: the file or an image cannot be read, with the line.
+    """
+    try:
+        import PIL.Image  # noqa: F401 - the next line needs it
+
+        from deepteach.data.pixels import ImageFiles, Layout
+    except ImportError as error:
+        raise ConfigError(
+            "manifest: needs Pillow to read images: pip install 'deepteach[images]'"
+        ) from error
+    sheet, notes = read_sheet(path)
+    special = special_columns(path, sheet.header, asked.group, more=("path",))
+    for key in ("path", "label"):
+        if key not in special:
+            known = hint(key, sheet.header)
+            raise DataError(f"{path} has no column '{key}': expected path and label{known}")
+    if rest := [c for c in sheet.header if c not in special.values()]:
+        notes.append(f"columns that are not used: {', '.join(rest[:5])}")
+    labels, groups = labels_in(sheet, special), groups_in(sheet, special.get("group"))
+    parts, lines = parts_in(sheet, special.get("split")), np.array(sheet.lines)
+    files = _files(sheet, special["path"])
+    layout, told = Layout.of(files, asked.image_size, _Lines(path, lines))
+    notes.extend(told)
+
+    def inputs(part: str, rows: np.ndarray) -> LazyRows:
+        images = ImageFiles([files[row] for row in rows], layout, _Lines(path, lines[rows]))
+        return LazyRows.of(images, f"x_{part}", asked.reading, draws=False)
+
+    arrays = by_part(path, parts, inputs, labels, groups)
+    names = sheet.column(special["path"])
+    arrays["paths_train"] = [names[row] for row in arrays["rows_train"]]
+    return arrays, notes
+
+
+def _files(sheet: Sheet, column: str) -> list[Path]:
+    names = sheet.column(column)
+    if "" in names:
+        line = sheet.lines[names.index("")]
+        raise DataError(f"{sheet.path} line {line}: the path is empty: name an image, or remove it")
+    return [sheet.path.parent / name for name in names]

@@ -1,0 +1,105 @@
+"""Read parquet files as tables of numbers, with the columns that a csv has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepteach.data.memory import refuse_too_large
+from deepteach.data.sheets import by_part, last_as_label, special_columns
+from deepteach.data.source import Asked, Read
+from deepteach.data.splits import part_named
+from deepteach.errors import ConfigError, DataError
+from deepteach.names import brief
+
+
+def parquet(path: Path, asked: Asked) -> Read:
+    """Numeric columns and `label` (else the last column), as of a csv.
+
+    Optional columns: `split` (train, valid, test), `label_clean`, and a group, by whatever
+    name it is given. Samples are numbered as the rows of the file, the first 0. The index that
+    a data frame wrote is left out.
+
+    Raises:
+        ConfigError: pyarrow is missing.
+        DataError: the file cannot be read, or would not fit; or a cell is no number, with its row.
+    """
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ConfigError("parquet: needs pyarrow: pip install 'deepteach[parquet]'") from error
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: expected a parquet file")
+    try:
+        file = parquet.ParquetFile(path)
+        cells = file.metadata.num_rows * file.metadata.num_columns
+        refuse_too_large(cells * 20, f"{path} with {cells} numbers")  # as float64 twice and float32
+        table = file.read()
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as parquet ({brief(error)[:200]})") from error
+    if table.num_rows == 0:
+        raise DataError(f"{path} has no rows")
+    header = [name for name in table.column_names if not name.startswith("__index_level_")]
+    special = special_columns(path, header, asked.group)
+    notes = last_as_label(path, header, special)
+    x = np.stack(
+        [_numbers(path, name, table[name]) for name in header if name not in special.values()], 1
+    )
+    labels = {
+        key: _objects(table[special[key]]) for key in ("label", "label_clean") if key in special
+    }
+    groups = None
+    if "group" in special:
+        groups = _text(path, special["group"], table[special["group"]])
+    parts = _parts(path, special.get("split"), table)
+    return by_part(path, parts, lambda part, rows: x[rows], labels, groups), notes
+
+
+def _numbers(path: Path, name: str, column: Any) -> np.ndarray:
+    """`(n,)` float64."""
+    from pyarrow import types
+
+    kind = column.type
+    numeric = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    if not (numeric or types.is_decimal(kind)):
+        raise DataError(
+            f"{path}: column '{name}' holds {kind}: expected numbers; encode text as numbers, or "
+            "remove the column"
+        )
+    if column.null_count:
+        row = column.is_null().to_pylist().index(True)
+        raise DataError(
+            f"{path} row {row}: column '{name}' has a missing value ({column.null_count} of "
+            f"{len(column)} rows have none there): fill such cells or remove the rows"
+        )
+    return column.to_numpy().astype(np.float64)
+
+
+def _objects(column: Any) -> np.ndarray:
+    """`(n,)` labels as they are, for `labels_of` to judge."""
+    found = np.empty(len(column), dtype=object)
+    found[:] = column.to_pylist()
+    return found
+
+
+def _text(path: Path, name: str, column: Any) -> list[str]:
+    found = column.to_pylist()
+    if None in found:
+        raise DataError(f"{path} row {found.index(None)}: column '{name}' is empty: fill it")
+    return [str(value) for value in found]
+
+
+def _parts(path: Path, name: str | None, table: Any) -> np.ndarray:
+    """Of each row the part that it belongs to."""
+    if name is None:
+        return np.full(table.num_rows, "train")
+    cells = _text(path, name, table[name])
+    found = [part_named(cell) for cell in cells]
+    if None in found:
+        row = found.index(None)
+        raise DataError(
+            f"{path} row {row}: {name} is '{cells[row]}', expected train, valid or test"
+        )
+    return np.array(found)

@@ -1,0 +1,107 @@
+"""Data of one's own, from end to end: tokens, series, image files, and the README's commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lazy_sets import Listed
+from PIL import Image
+from toy import Command, command
+
+import deepteach as dt
+from deepteach.runs.reader import open_run
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+class Reader(torch.nn.Module):
+    """Token ids through a small transformer, or channels in time through a convolution."""
+
+    def __init__(self, tokens: int | None) -> None:
+        super().__init__()
+        self.first: torch.nn.Module
+        if tokens is None:
+            self.first = torch.nn.Conv1d(3, 8, 5, padding=2)
+            self.mix: torch.nn.Module = torch.nn.ReLU()
+        else:
+            self.first = torch.nn.Embedding(tokens, 8)
+            self.mix = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.fc = torch.nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = self.mix(self.first(x))
+        return self.fc(state.mean(1 if state.shape[2] == 8 else 2))
+
+
+def problem(kind: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A token, or a slope, tells the class."""
+    draw = np.random.default_rng(seed)
+    y = np.arange(count) % 2
+    if kind == "tokens":
+        x = draw.integers(2, 9, (count, 12))
+        x[np.arange(count), draw.integers(12, size=count)] = y
+        return x, y
+    x = draw.normal(size=(count, 3, 20)).astype(np.float32)
+    x[:, 0] += np.where(y, 1.5, -1.5)[:, None] * np.linspace(0, 1, 20, dtype=np.float32)
+    return x, y
+
+
+@pytest.mark.parametrize("kind", ["tokens", "series"])
+def test_tokens_and_series_from_a_dataset(kind: str) -> None:
+    """A fifth of the labels is wrong; AdamW with warm-up and clipping."""
+    x, y = problem(kind, 160, 0)
+    wrong = np.arange(160) % 5 == 0
+    torch.manual_seed(0)
+    result = dt.train(
+        Reader(9 if kind == "tokens" else None),
+        Listed(x, np.where(wrong, 1 - y, y)),
+        Listed(*problem(kind, 60, 1)),
+        Listed(*problem(kind, 100, 2)),
+        y_clean=y,
+        epochs=12, batch_size=16, interval=4, optimizer="adamw", lr=0.01, warmup=1, clip_norm=1.0,
+        schedule="cosine", baseline=False,
+    )  # fmt: skip
+    assert result.summary["test_accuracy_last"] > 0.75
+    assert result.summary["noise_auroc"] > 0.75
+
+
+def photos(folder: Path, count: int) -> None:
+    """Bright and dark pictures of two sizes, and their list."""
+    draw = np.random.default_rng(0)
+    folder.mkdir()
+    lines = ["path,label"]
+    for i in range(count):
+        pixels = draw.integers(0, 128, (9, 8 + i % 3, 3), dtype=np.uint8) + 127 * (i % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.jpg")
+        lines.append(f"{i}.jpg,{('dark', 'bright')[i % 2]}")
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return command(capsys)
+
+
+def test_the_readme_s_command_for_a_list_of_images(call: Command) -> None:
+    photos(Path("photos"), 120)
+    (line,) = re.findall(r"^deepteach (train --data manifest:.*)$", README, re.M)
+    asked: list[Any] = shlex.split(line, comments=True)
+    asked[asked.index("--image_size") + 1] = 8
+    smaller = ("--epochs", 2, "--batch_size", 16, "--baseline", "false")
+    answer = call(*asked, *smaller, "--method", "uniform", "--no-report", "--out", "run")
+    assert (answer.code, answer.err) == (0, "")
+    assert "each is read" not in answer.out and "x_train: its 120 samples" in answer.out
+    assert "no x_valid: 12 of 120 training samples" in answer.out.replace("\n", " ")
+    finished = open_run("run")
+    assert finished.weights.path is not None and len(finished.weights) == 108
+    assert finished.weights.path[0] == f"{finished.weights.index[0]}.jpg"
+    assert finished.samples["suspects"].shape == (48, 3, 8, 8)
