@@ -22,7 +22,7 @@ from deepteach.data.scaling import moments, normalised, whole
 from deepteach.data.splits import stratified_split
 from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.classification import Classification
-from deepteach.data.tasks.registry import AUTO, kind_of
+from deepteach.data.tasks.registry import AUTO, kind_of, told_of
 from deepteach.data.validation import (
     as_array,
     features,
@@ -178,6 +178,8 @@ def from_arrays(
     rows = numbers.get("train", np.arange(len(xs["x_train"])))
     trusted = numbers.get("valid")
     notes.extend(labels.notes)
+    if task == AUTO and (taken := told_of(kind, labels.task.classes, bool(labels.task.names))):
+        notes.append(taken)
     split_off = "x_valid" not in xs
     if split_off:
         rest, part, note = _split_off(xs, ys, labels.task, seed, valid_size)

@@ -72,7 +72,8 @@ def labels_of(value: Any, name: str, numbers: Numbers | None = None) -> np.ndarr
             first = int(wrong[0])
             raise DataError(
                 f"{name} has dtype {y.dtype} ({place(numbers, name, first)}: {y[first]}): expected "
-                f"integer labels 0..C-1; {len(wrong)} of {len(y)} are missing or fractions"
+                f"integer labels 0..C-1; {len(wrong)} of {len(y)} are missing or fractions (of "
+                "quantities say task=regression)"
             )
     if y.dtype.kind == "U":
         _refuse_missing([not item.strip() for item in y.tolist()], name, numbers)
@@ -104,13 +105,13 @@ def encode(ys: Mapping[str, np.ndarray], classes: int | None, numbers: Numbers) 
     seen = np.unique(np.concatenate(list(ys.values())))
     if seen.tolist() == [-1, 1] and classes in (None, 2):
         names = ("-1", "1")
-        return Labels({k: (y + 1) // 2 for k, y in ys.items()}, 2, names, (_told(names),))
+        return Labels({k: (y + 1) // 2 for k, y in ys.items()}, 2, names, (sorted_order(names),))
     shifted = seen[0] == 1 and (classes is None or seen[-1] == classes)
     if not shifted:
         return Labels(dict(ys), _count(ys, classes, 0, numbers), None, ())
     count = _count({k: y - 1 for k, y in ys.items()}, classes, 1, numbers)
     names = tuple(str(label) for label in range(1, count + 1))
-    return Labels({k: y - 1 for k, y in ys.items()}, count, names, (_told(names),))
+    return Labels({k: y - 1 for k, y in ys.items()}, count, names, (sorted_order(names),))
 
 
 def _of_objects(y: np.ndarray, name: str, numbers: Numbers | None) -> np.ndarray:
@@ -154,7 +155,7 @@ def _encode_text(ys: Mapping[str, np.ndarray], classes: int | None, numbers: Num
         _refuse_lone(coded, told, numbers)
     count = max(2, len(told) if classes is None else classes)
     more = tuple(str(label) for label in range(len(told), count))
-    return Labels(coded, count, told + more, (_told(told),))
+    return Labels(coded, count, told + more, (sorted_order(told),))
 
 
 def _count(ys: Mapping[str, np.ndarray], classes: int | None, first: int, numbers: Numbers) -> int:
@@ -174,7 +175,7 @@ def _count(ys: Mapping[str, np.ndarray], classes: int | None, first: int, number
             gap = int(np.argmin(np.append(inside, -1) == np.arange(len(inside) + 1)))
             raise DataError(
                 f"labels go up to {count - 1 + first} but label {gap + first} occurs nowhere: "
-                f"{ENCODE}"
+                f"{ENCODE}; of quantities say task=regression"
             )
     for name, y in ys.items():
         refuse_out_of_range(y, name, count, first, numbers)
@@ -200,7 +201,8 @@ def _refuse_lone(
             )
 
 
-def _told(names: tuple[str, ...]) -> str:
+def sorted_order(names: tuple[str, ...]) -> str:
+    """The note on names that became codes."""
     return "labels in sorted order: " + _shown(f"{name} = {i}" for i, name in enumerate(names))
 
 

@@ -8,16 +8,24 @@ Symbols: n samples, C classes, T the (C, C) matrix of P(given label | true label
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 
-from deepteach.data.dataset import Data
 from deepteach.errors import ConfigError
 
-Kind = Literal["none", "uniform", "flip", "mwn-uniform", "mwn-flip"]
+if TYPE_CHECKING:  # a task names its kinds of noise, and data have a task
+    from deepteach.data.dataset import Data
+
+Kind = Literal["none", "uniform", "flip", "shuffle", "mwn-uniform", "mwn-flip"]
+
+NoiseOf = Callable[[np.ndarray, float, int, int], tuple[np.ndarray, np.ndarray]]
+"""(labels, rate, classes, seed) -> (noisy, mask of the samples whose label changed)."""
+
+_Drawn = Callable[[np.ndarray, float, int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 _STREAM = 1  # keeps the noise apart from other draws of the same seed
 
@@ -50,6 +58,43 @@ def flip(
     flipped = generator.random(len(y)) < rate
     noisy = np.where(flipped, similar[y, generator.integers(2, size=len(y))], y)
     return noisy, noisy != y
+
+
+def shuffle(
+    y: np.ndarray, rate: float, classes: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """With probability `rate` a sample is hit; those that are hit exchange their labels.
+
+    For labels of any task, `(n, ...)`. None keeps its own, but the new one may be the same.
+    """
+    _check(rate, classes, least=0)
+    hit = generator.permutation(np.flatnonzero(generator.random(len(y)) < rate))
+    noisy = y.copy()
+    noisy[hit] = y[np.roll(hit, 1)]
+    return noisy, _changed(noisy, y)
+
+
+def turn(
+    y: np.ndarray, rate: float, classes: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """With probability `rate` a 0 becomes 1 and a 1 becomes 0: each of several labels by itself."""
+    _check(rate, classes, least=0)
+    noisy = np.where(generator.random(y.shape) < rate, 1 - y, y).astype(y.dtype)
+    return noisy, _changed(noisy, y)
+
+
+def redraw(
+    y: np.ndarray, rate: float, classes: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """With probability `rate` each of several labels is drawn anew, 0 or 1, perhaps as it was."""
+    _check(rate, classes, least=0)
+    redrawn = generator.random(y.shape) < rate
+    noisy = np.where(redrawn, generator.integers(2, size=y.shape), y).astype(y.dtype)
+    return noisy, _changed(noisy, y)
+
+
+def _changed(noisy: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (noisy != y).reshape(len(y), -1).any(1)
 
 
 def mwn_split(
@@ -119,17 +164,12 @@ def corrupt(data: Data, kind: Kind, rate: float, seed: int) -> Data:
         )
     if kind == "none":
         return data
-    y, classes = data.y_train.numpy(), data.classes
-    generator = np.random.default_rng([seed, _STREAM])
-    if kind == "uniform":
-        noisy, mask = uniform(y, rate, classes, generator)
-    elif kind == "flip":
-        noisy, mask = flip(y, rate, classes, generator)
-    else:
-        order, _, stream = mwn_split(y, 0, classes, seed)
-        legacy = "unif" if kind == "mwn-uniform" else "flip2"
-        noisy, mask = np.empty_like(y), np.empty(len(y), bool)
-        noisy[order], mask[order] = mwn_corrupt(y[order], legacy, rate, classes, stream)
+    noises = data.task.noises
+    if kind not in noises:
+        raise ConfigError(
+            f"noise kind '{kind}' is none for task {data.task.name}: use {' or '.join(noises)}"
+        )
+    noisy, mask = noises[kind](data.y_train.numpy(), rate, data.classes, seed)
     note = f"{kind} noise, rate {rate:g}: {mask.mean():.1%} of the training labels changed"
     return replace(
         data,
@@ -137,6 +177,39 @@ def corrupt(data: Data, kind: Kind, rate: float, seed: int) -> Data:
         y_clean=data.y_train if data.y_clean is None else data.y_clean,
         notes=(*data.notes, note),
     )
+
+
+def _drawn(function: _Drawn) -> NoiseOf:
+    def noisy(y: np.ndarray, rate: float, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        return function(y, rate, classes, np.random.default_rng([seed, _STREAM]))
+
+    return noisy
+
+
+def _published(kind: Literal["unif", "flip", "flip2"]) -> NoiseOf:
+    def noisy(y: np.ndarray, rate: float, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        order, _, stream = mwn_split(y, 0, classes, seed)
+        made, mask = np.empty_like(y), np.empty(len(y), bool)
+        made[order], mask[order] = mwn_corrupt(y[order], kind, rate, classes, stream)
+        return made, mask
+
+    return noisy
+
+
+SHUFFLE: dict[str, NoiseOf] = {"shuffle": _drawn(shuffle)}
+"""For labels of any task."""
+
+CLASS_NOISE: dict[str, NoiseOf] = {
+    "uniform": _drawn(uniform),
+    "flip": _drawn(flip),
+    **SHUFFLE,
+    "mwn-uniform": _published("unif"),
+    "mwn-flip": _published("flip2"),
+}
+
+BINARY_NOISE: dict[str, NoiseOf] = {"uniform": _drawn(uniform), "flip": _drawn(turn), **SHUFFLE}
+
+MULTILABEL_NOISE: dict[str, NoiseOf] = {"uniform": _drawn(redraw), "flip": _drawn(turn), **SHUFFLE}
 
 
 def _check(rate: float, classes: int, least: int) -> None:

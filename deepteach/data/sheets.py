@@ -218,15 +218,7 @@ def labels_in(sheet: Sheet, special: dict[str, str]) -> dict[str, np.ndarray]:
     names = {label for labels in given.values() for label in labels}
     if not all(map(is_number, names)):
         return {k: np.array(labels) for k, labels in given.items()}
-    numbers = {k: np.array([float(label) for label in v]) for k, v in given.items()}
-    for key, values in numbers.items():
-        wrong = np.flatnonzero(~(np.isfinite(values) & (values == np.trunc(values))))
-        if len(wrong):
-            raise DataError(
-                f"{sheet.path} line {sheet.lines[wrong[0]]}: labels are not whole numbers "
-                f"('{given[key][wrong[0]]}'): expected integers or names"
-            )
-    return numbers
+    return {k: np.array([float(label) for label in v]) for k, v in given.items()}
 
 
 def parts_in(sheet: Sheet, column: str | None) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Results as tables: one run's methods side by side, and many runs compared by seed.
 
-Accuracies are compared in per cent, so differences are points. A method is paired with
+Accuracies, F1 and R2 are compared in per cent, so differences are points. A method is paired with
 the uniform baseline by seed, and only where every setting but the teacher's agrees.
 """
 
@@ -13,23 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from deepteach.data.tasks.metrics import ACCURACY, Metric, metric_of
 from deepteach.errors import DataError
 from deepteach.report.pairing import UNIFORM, seed_of, setting_of, variants_of
 from deepteach.report.stats import LITTLE_POWER, Gain, paired_gains
 from deepteach.report.table import UNKNOWN, TextTable, csv_text, mean_std, number, percent, times
 from deepteach.runs.reader import Run
 
-MEASURES = {
-    "test_accuracy_selected": "test accuracy, at the epoch selected on validation",
-    "valid_accuracy_best": "best validation accuracy (optimistic; a run has no test set)",
-}
 EMA_LAST = "EMA, last %"
 """Column of the moving averages of the students, where there are any."""
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method's result in the table at the end of a run; accuracies in 0..1."""
+    """One method's result in the table at the end of a run; shares, of which 1 is perfect."""
 
     method: str
     last: float | None
@@ -39,6 +36,7 @@ class MethodResult:
     seconds: float | None
     relative_cost: float | None  # seconds over those of the uniform baseline
     last_ema: float | None = None  # of the moving average of the student, where one was kept
+    metric: Metric = ACCURACY  # what they are shares of
 
 
 def method_result(
@@ -47,15 +45,17 @@ def method_result(
     """The row of one `summary.json`; the cost is relative to the baseline's seconds."""
     seconds = summary.get("seconds")
     relative = seconds / baseline_seconds if seconds and baseline_seconds else None
+    metric = metric_of(summary)
     return MethodResult(
         method=summary["method"],
-        last=summary.get("test_accuracy_last"),
-        best=summary.get("test_accuracy_best"),
-        selected=summary.get("test_accuracy_selected"),
+        last=summary.get(metric.named("test", "last")),
+        best=summary.get(metric.named("test", "best")),
+        selected=summary.get(metric.named("test", "selected")),
         auroc=summary.get("noise_auroc"),
         seconds=seconds,
         relative_cost=relative,
-        last_ema=summary.get("test_accuracy_ema_last"),
+        last_ema=summary.get(metric.named("test", "last", "_ema")),
+        metric=metric,
     )
 
 
@@ -81,8 +81,9 @@ def results_table(rows: Sequence[MethodResult]) -> TextTable:
         for row in rows
     )  # fmt: skip
     columns = (*columns, *((EMA_LAST,) if averaged else ()))
+    title = rows[0].metric.title if rows else ACCURACY.title
     notes = (
-        "test accuracy; selected: at the epoch with the best validation accuracy;",
+        f"test {title}; selected: at the epoch with the best validation {title};",
         "optimistic best: over epochs, chosen on the test set itself;",
         "AUROC: how well low weight finds wrong labels; cost: seconds over uniform's",
     )
@@ -105,17 +106,19 @@ class Setting:
 
     title: str
     measure: str
+    metric: Metric
     methods: tuple[MethodRuns, ...]
     notes: tuple[str, ...]
 
     def table(self) -> TextTable:
-        accuracy = "selected %" if self.measure == "test_accuracy_selected" else "best valid %"
+        tested = self.measure == self.metric.named("test", "selected")
+        accuracy = "selected %" if tested else "best valid %"
         columns = (
             "method", "n", accuracy, "gain, points", "95 % interval", "reading", "p (t, Holm)",
             "p (Wilcoxon)", "last %", "optimistic best %", "AUROC", "seconds",
         )  # fmt: skip
-        rows = [_table_row(found) for found in self.methods]
-        averaged = [_summaries(found, "test_accuracy_ema_last", 100) for found in self.methods]
+        rows = [_table_row(found, self.metric) for found in self.methods]
+        averaged = [_summaries(found, self.metric, "last", "_ema") for found in self.methods]
         if any(averaged):
             columns = (*columns, EMA_LAST)
             pairs = zip(rows, averaged, strict=True)
@@ -177,14 +180,18 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 
 def _setting(values: Mapping[str, str], apart: set[tuple[str, str]], runs: list[Run]) -> Setting:
-    tested = all(run.summary.get("test_accuracy_selected") is not None for run in runs)
-    measure = "test_accuracy_selected" if tested else "valid_accuracy_best"
-    notes = [MEASURES[measure]]
+    metric = metric_of(runs[0].summary)
+    tested = all(run.summary.get(metric.named("test", "selected")) is not None for run in runs)
+    measure = metric.named("test", "selected") if tested else metric.named("valid", "best")
+    if tested:
+        notes = [f"test {metric.title}, at the epoch selected on validation"]
+    else:
+        notes = [f"best validation {metric.title} (optimistic; a run has no test set)"]
     by_method: dict[str, dict[str, Run]] = {}
     for run, name in zip(runs, variants_of(runs), strict=True):
         seeds = by_method.setdefault(name, {})
         first = seeds.setdefault(seed_of(run), run)
-        if not _same_result(first, run):
+        if not _same_result(first, run, metric):
             notes.append(
                 f"{name}, seed {seed_of(run)} is there twice with different results: "
                 f"{first.path} counts, {run.path} does not"
@@ -207,7 +214,7 @@ def _setting(values: Mapping[str, str], apart: set[tuple[str, str]], runs: list[
     notes += _caveats(accuracy, gains)
     order = sorted(by_method, key=lambda name: (name != UNIFORM, name))
     methods = tuple(MethodRuns(m, by_method[m], accuracy[m], gains.get(m)) for m in order)
-    return Setting(_title(values, apart), measure, methods, tuple(notes))
+    return Setting(_title(values, apart), measure, metric, methods, tuple(notes))
 
 
 def _caveats(accuracy: Mapping[str, Mapping[str, float]], gains: Mapping[str, Gain]) -> list[str]:
@@ -244,17 +251,23 @@ def _title(values: Mapping[str, str], apart: set[tuple[str, str]]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _same_result(one: Run, other: Run) -> bool:
-    names = (*MEASURES, "test_accuracy_last")
+def _same_result(one: Run, other: Run, metric: Metric) -> bool:
+    figures = (("test", "selected"), ("valid", "best"), ("test", "last"))
+    names = [metric.named(part, when) for part, when in figures]
     return all(one.summary.get(name) == other.summary.get(name) for name in names)
 
 
-def _summaries(found: MethodRuns, name: str, scale: float = 1) -> list[float]:
+def _summaries(found: MethodRuns, metric: Metric, when: str, whose: str = "") -> list[float]:
+    """Figures on the test set, in per cent."""
+    return [100 * value for value in _fields(found, metric.named("test", when, whose))]
+
+
+def _fields(found: MethodRuns, name: str) -> list[float]:
     values = (run.summary.get(name) for run in found.runs.values())
-    return [scale * value for value in values if value is not None]
+    return [value for value in values if value is not None]
 
 
-def _table_row(found: MethodRuns) -> tuple[str, ...]:
+def _table_row(found: MethodRuns, metric: Metric) -> tuple[str, ...]:
     gain = found.gain
     interval = std = p_holm = p_wilcoxon = mean = reading = UNKNOWN
     if gain is not None:
@@ -266,9 +279,9 @@ def _table_row(found: MethodRuns) -> tuple[str, ...]:
     return (
         found.method, str(len(found.accuracy)), mean_std(list(found.accuracy.values())),
         mean, interval, reading, p_holm, p_wilcoxon,
-        mean_std(_summaries(found, "test_accuracy_last", 100)),
-        mean_std(_summaries(found, "test_accuracy_best", 100)),
-        mean_std(_summaries(found, "noise_auroc"), 3), mean_std(_summaries(found, "seconds"), 1),
+        mean_std(_summaries(found, metric, "last")),
+        mean_std(_summaries(found, metric, "best")),
+        mean_std(_fields(found, "noise_auroc"), 3), mean_std(_fields(found, "seconds"), 1),
     )  # fmt: skip
 
 
@@ -283,12 +296,12 @@ def _csv_line(setting: Setting, found: MethodRuns) -> tuple[object, ...]:
     )  # fmt: skip
     return (
         setting.title, setting.measure, found.method, len(values), mean(values), std,
-        mean(_summaries(found, "test_accuracy_last", 100)),
-        mean(_summaries(found, "test_accuracy_best", 100)), *paired,
-        mean(_summaries(found, "noise_auroc")), mean(_summaries(found, "seconds")),
+        mean(_summaries(found, setting.metric, "last")),
+        mean(_summaries(found, setting.metric, "best")), *paired,
+        mean(_fields(found, "noise_auroc")), mean(_fields(found, "seconds")),
         gain.verdict if gain else None,
         "; ".join(f"{seed}: {value:.4f}" for seed, value in found.accuracy.items()),
-        mean(_summaries(found, "test_accuracy_ema_last", 100)),
+        mean(_summaries(found, setting.metric, "last", "_ema")),
     )  # fmt: skip
 
 

@@ -18,11 +18,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from deepteach.data.tasks.metrics import METRICS
 from deepteach.errors import ConfigError, DataError
 from deepteach.report import plots
 from deepteach.report.compare import Comparison, Setting, compare, method_results, results_table
 from deepteach.report.pairing import UNIFORM, flat
-from deepteach.report.plots.curves import CURVES, DIAGNOSTICS, SHARES, runs_beside
+from deepteach.report.plots.curves import DIAGNOSTICS, SHARES, curves_of, runs_beside
 from deepteach.report.plots.style import to_svg
 from deepteach.report.summary import Headline, Suspect, headline_of, suspects_of
 from deepteach.report.table import TextTable, number
@@ -31,9 +32,10 @@ from deepteach.runs.storage import disk_errors, write_atomic
 
 _MARK = '<meta name="generator" content="deepteach">'
 _EPOCH_COLUMNS = (
-    "epoch step seconds lr train_loss valid_loss valid_accuracy test_accuracy "
-    "effective_sample_size drift meta_gradient_norm updates noise_auroc"
-).split()
+    *("epoch step seconds lr train_loss valid_loss".split()),
+    *(f"{part}_{key}" for key in METRICS for part in ("valid", "test")),
+    *("effective_sample_size drift meta_gradient_norm updates noise_auroc".split()),
+)
 _QUALITY = {
     "window": "steps of the window",
     "longer": "steps of the longer window",
@@ -122,9 +124,9 @@ def _curves(run: Run) -> Section:
     pictures = [
         picture(
             partial(plots.learning_curves, run, columns=[column]),
-            f"{CURVES[column][0]} over the epochs for {', '.join(runs_beside(run))}",
+            f"{title} over the epochs for {', '.join(runs_beside(run))}",
         )
-        for column in CURVES
+        for column, (title, _) in curves_of(run).items()
     ]
     return Section("Learning curves", "", _drawn(pictures))
 
@@ -245,7 +247,7 @@ def _compared(setting: Setting) -> list[Section]:
             partial(plots.mean_curves, groups, columns=[column]),
             f"{name} over the epochs: mean and range over seeds of {', '.join(groups)}",
         )
-        for column, (name, _) in {**CURVES, **SHARES}.items()
+        for column, (name, _) in {**curves_of(*next(iter(groups.values()))), **SHARES}.items()
     ]
     if gains:
         words = "; ".join(
@@ -270,7 +272,8 @@ def _every_run(comparison: Comparison) -> Section:
         for one in setting.methods
         for seed, value in one.accuracy.items()
     )
-    columns = ("method", "seed", "accuracy %", "setting", "folder")
+    titles = dict.fromkeys(setting.metric.title for setting in comparison.settings)
+    columns = ("method", "seed", f"{' or '.join(titles)} %", "setting", "folder")
     return Section("Every run", tables=(TextTable("Every run's number", columns, rows),))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from deepteach.data.tasks.metrics import METRICS, metric_of
 from deepteach.errors import DataError
 from deepteach.report.pairing import UNIFORM, setting_of
 from deepteach.report.plots.samples import displayable
@@ -60,12 +61,13 @@ def headline_of(run: Run) -> Headline:
         run.baseline.summary if run.baseline else run.summary.get("baseline")
     )
     notes = list(run.notes)
-    measure, what = "test_accuracy_selected", "test accuracy"
+    metric = metric_of(run.summary)
+    measure, what = metric.named("test", "selected"), f"test {metric.title}"
     if run.summary.get(measure) is None:
-        measure, what = "valid_accuracy_best", "validation accuracy"
+        measure, what = metric.named("valid", "best"), f"validation {metric.title}"
         notes.append(
-            "There is no test set: the validation accuracy also chose the epoch, and may have "
-            "trained the teacher, so it is optimistic."
+            f"There is no test set: the validation {metric.title} also chose the epoch, and may "
+            "have trained the teacher, so it is optimistic."
         )
     own = run.summary.get(measure)
     other = base.get(measure) if isinstance(base, dict) else None
@@ -108,16 +110,20 @@ def noise_of(run: Run) -> str:
 
 def facts_of(run: Run, base: Mapping[str, Any] | None) -> tuple[Fact, ...]:
     """The key figures that the run knows."""
-    s = run.summary
+    s, metric = run.summary, metric_of(run.summary)
     found = [
-        Fact("Test, selected", percent(s.get("test_accuracy_selected")) + " %",
+        Fact("Test, selected", percent(s.get(metric.named("test", "selected"))) + " %",
              "at the best validation epoch"),
-        Fact("Test, last", percent(s.get("test_accuracy_last")) + " %", "after the last epoch"),
-        Fact("Test, best", percent(s.get("test_accuracy_best")) + " %",
+        Fact("Test, last", percent(s.get(metric.named("test", "last"))) + " %",
+             "after the last epoch"),
+        Fact("Test, best", percent(s.get(metric.named("test", "best"))) + " %",
              "optimistic: chosen on the test set"),
-        Fact("Test, average", percent(s.get("test_accuracy_ema_last")) + " %",
+        Fact("Test, average", percent(s.get(metric.named("test", "last", "_ema"))) + " %",
              "of the moving average of the student, after the last epoch"),
-        Fact("Validation, best", percent(s.get("valid_accuracy_best")) + " %"),
+        Fact("Validation, best", percent(s.get(metric.named("valid", "best"))) + " %"),
+        *(Fact(f"{other.title}, selected", number(s.get(other.named("test", "selected")), 4),
+               "on the test set, in the unit of the targets")
+          for other in METRICS.values() if not other.share),
         Fact("Wrong labels found", number(s.get("noise_auroc"), 3),
              "AUROC of low weight; 0.5 is chance"),
     ]  # fmt: skip

@@ -24,11 +24,10 @@ from deepteach.runs.weights import GroupWeight, Weights, damaged, read_groups, r
 
 BASELINE_FOLDER = "baseline"  # the sub-folder of the uniform run on the same schedule
 _NUMBERS = (  # fields of summary.json that are a number, or null where unknown
-    "seed epochs steps seconds test_accuracy_last test_accuracy_best noise_auroc "
-    "test_accuracy_selected valid_accuracy_best teacher_parameters "
-    "test_accuracy_ema_last test_accuracy_ema_best test_accuracy_ema_selected "
+    "seed epochs steps seconds noise_auroc teacher_parameters "
     "noise_precision_100 noise_precision_1000 loss_auroc quality_auroc"
 ).split()
+_FIGURES = ("test_", "valid_")  # what the names of others, figures of predictions, begin with
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _open(path: Path) -> Run:
     summary = _mapping(path / "summary.json", json.loads)
     if not isinstance(summary.get("method"), str):
         raise DataError(damaged(path / "summary.json", "`method` is not a name"))
-    for name in _NUMBERS:
+    for name in (*_NUMBERS, *(key for key in summary if key.startswith(_FIGURES))):
         value = summary.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise DataError(damaged(path / "summary.json", f"`{name}` is not a number"))

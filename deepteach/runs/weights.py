@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from deepteach.errors import DataError
 from deepteach.runs.storage import one_line
 
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]\d+)?")
 _NEEDED = ("index", "given_label", "predicted_label", "weight", "loss")
 _OPTIONAL = {"suggested": "suggested_label", "group": "group", "path": "path"}
 
@@ -88,10 +90,10 @@ class GroupWeight:
 
 
 def class_order(labels: NDArray[Any]) -> tuple[str, ...]:
-    """The different labels in order: by value where all are whole numbers, else by name."""
+    """The different labels in order: by value where all are numbers, else by name."""
     found = [str(label) for label in np.unique(labels).tolist()]
-    numeric = all(label.removeprefix("-").isdecimal() for label in found)
-    return tuple(sorted(found, key=int) if numeric else sorted(found))
+    numeric = all(_NUMBER.fullmatch(label) for label in found)
+    return tuple(sorted(found, key=float) if numeric else sorted(found))
 
 
 def read_weights(path: Path) -> Weights:

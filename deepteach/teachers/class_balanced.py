@@ -38,7 +38,10 @@ class ClassBalanced(AbstractTeacher):
         if not 0 <= beta <= 1:
             raise ConfigError(f"beta must lie in [0, 1], got {beta}")
         if not sum(counts):
-            raise ConfigError("class-balanced needs how many training labels each class has")
+            raise ConfigError(
+                "class-balanced needs how many training labels each class has, and labels that are "
+                "quantities have none: use deep, mwn or uniform"
+            )
         numbers = [_effective_number(max(count, 1), beta) for count in counts]
         self.register_buffer("log_weights", -torch.tensor(numbers, dtype=torch.float64).log())
 

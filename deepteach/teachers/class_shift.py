@@ -50,14 +50,28 @@ class ClassShift(Shaping):
 
     def sample_losses(self, logits: Tensor, snapshot: Snapshot, loss: SampleLoss) -> Tensor:
         classes = len(self.shift)
+        if logits.dim() == 1 and classes == 1:
+            return loss(self._shifted(logits.unsqueeze(1), snapshot).squeeze(1), snapshot.labels)
         if logits.dim() != 2 or logits.shape[1] < classes:
             raise ConfigError(
                 f"ClassShift({classes}) got logits of shape {tuple(logits.shape)}: expected "
                 f"(batch, {classes}) or more columns"
             )
-        shift = nn.functional.pad(self.start + self.shift, (0, logits.shape[1] - classes))
+        return loss(self._shifted(logits, snapshot), snapshot.labels)
+
+    def _shifted(self, logits: Tensor, snapshot: Snapshot) -> Tensor:
+        shift = nn.functional.pad(self.start + self.shift, (0, logits.shape[1] - len(self.shift)))
         own = 1 - rides(snapshot).to(logits.dtype)
-        return loss(logits + own.unsqueeze(1) * shift.to(logits.dtype), snapshot.labels)
+        return logits + own.unsqueeze(1) * shift.to(logits.dtype)
+
+
+def first_shift(context: MethodContext) -> Tensor:
+    """`prior_shift` of the run's labels, a number a logit.
+
+    Of a single logit it is that of the log odds: the shift of 1 less the shift of 0.
+    """
+    shift = prior_shift(context.counts, context.trusted_counts)
+    return shift if context.task.outputs > 1 else shift[1:] - shift[:1]
 
 
 def prior_shift(given: Sequence[int], trusted: Sequence[int]) -> Tensor:
@@ -88,4 +102,4 @@ def prior_shift(given: Sequence[int], trusted: Sequence[int]) -> Tensor:
 @recipe("class-shift")
 def class_shift(context: MethodContext) -> Method:
     """Taught class shifts alone, from 0 on: no class size is known to it."""
-    return Method(ClassShift(context.classes), teacher_rate=5e-2, window=1)
+    return Method(ClassShift(context.task.outputs), teacher_rate=5e-2, window=1)

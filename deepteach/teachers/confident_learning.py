@@ -33,6 +33,8 @@ class Pruned(Curriculum):
             training begins, more folds than any class has samples.
     """
 
+    reads_classes = True
+
     def __init__(self, folds: int = 5) -> None:
         if importlib.util.find_spec("cleanlab") is None:
             raise ConfigError(

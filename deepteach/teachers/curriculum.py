@@ -61,6 +61,8 @@ class Curriculum:
     `episodes` is the one reported; those before it warm up what the teacher needs.
     """
 
+    reads_classes: bool = False
+    """It reads labels as class numbers, and serves no task with others."""
     episodes: int = 1
     """Trainings in all."""
 

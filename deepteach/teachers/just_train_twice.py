@@ -57,6 +57,7 @@ class TrainedTwice(Curriculum):
     """
 
     episodes = 2
+    reads_classes = True
 
     def __init__(self, teacher: Upweighted, first: int = 1) -> None:
         if first < 1:

@@ -24,6 +24,8 @@ class Selection(Curriculum):
     policy reads them in a pass without augmentation.
     """
 
+    reads_classes = True
+
     def __init__(self, teacher: L2TData, episodes: int) -> None:
         if episodes < 0:
             raise ConfigError(f"episodes must be 0 or more, got {episodes}")

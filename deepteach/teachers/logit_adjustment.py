@@ -44,7 +44,10 @@ class LogitAdjustment(Shaping):
         if not (math.isfinite(tau) and tau >= 0):
             raise ConfigError(f"tau must be 0 or more, got {tau}")
         if not sum(counts):
-            raise ConfigError("logit adjustment needs how many training labels each class has")
+            raise ConfigError(
+                "logit adjustment needs how many training labels each class has, and labels that "
+                "are quantities have none: use deep, mwn or uniform"
+            )
         self.samples = sum(counts)
         self._least = -tau * math.log(self.samples)  # of a class with one sample
         shift = [self._least + tau * math.log(max(count, 1)) for count in counts]

@@ -31,6 +31,7 @@ class Flagged(Curriculum):
     """
 
     episodes = 2
+    reads_classes = True
 
     def __init__(self, teacher: MentorNet, corrupted: float = 0.4) -> None:
         if not 0 < corrupted < 1:

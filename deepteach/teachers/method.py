@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -44,10 +44,12 @@ class MethodContext:
     """n, the number of training samples: the indices from n on are trusted ones."""
     groups: int = 0
     """Sources of the training samples; 0 where none are known."""
-    trusted_samples: int = 0
-    """m, the number of trusted samples."""
-    task: Task = field(default_factory=Classification)
-    """What the labels are."""
+    task: Task = cast(Task, None)
+    """What the labels are; classes unless given."""
+
+    def __post_init__(self) -> None:
+        if self.task is None:
+            object.__setattr__(self, "task", Classification(self.classes))
 
 
 def teacher_adam(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:

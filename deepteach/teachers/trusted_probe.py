@@ -71,6 +71,7 @@ class TrustedProbe(Feature):
         # Shapes are known only at the first fit; loading a state adopts the saved shapes.
         self.register_buffer("slope", torch.zeros(0, 0))
         self.register_buffer("offset", torch.zeros(0))
+        self._held: Tensor | None = None
         # One number for classes; `(labels,)` equal ones where the labels are several.
         self.register_buffer("temperature", torch.ones(()))
         self.register_load_state_dict_pre_hook(_drop_absent)
@@ -94,6 +95,19 @@ class TrustedProbe(Feature):
         present = torch.isfinite(offset).nonzero().squeeze(1)
         scores = snapshot.internal.to(slope.dtype) @ slope + offset[present]
         return present[scores.argmax(1)].to(given.dtype)
+
+    def agreement(self, snapshot: Snapshot) -> Tensor:
+        """`(batch,)` how well each label fits: the sum of the two numbers, in their units."""
+        told = self(snapshot)
+        return (told / told.new_tensor(self.unit)).sum(1)
+
+    def refitted(self, trusted: Snapshot) -> TrustedProbe:
+        """A probe like this one, with its temperature, fitted on these samples alone."""
+        other = TrustedProbe(shrinkage=self.shrinkage, folds=1, floor=self.floor)
+        other.to(trusted.internal.device)
+        other._held = cast(Tensor, self.temperature)
+        other.fit(trusted)
+        return other
 
     @property
     def _several(self) -> bool:
@@ -154,11 +168,13 @@ class TrustedProbe(Feature):
             return
         states, labels = states[counted], read.index[counted]
         self.slope, self.offset = discriminant(states, labels, read.classes, self.shrinkage)
-        self.temperature = self._temperature(states, labels, read.classes)
+        held = self._held
+        self.temperature = self._temperature(states, labels, read.classes) if held is None else held
 
     def _fit_several(self, states: Tensor, given: Tensor) -> None:
         slope, offset = label_discriminants(states, given, self.shrinkage)
-        temperature = self._shared_temperature(states, given)
+        held = self._held
+        temperature = self._shared_temperature(states, given) if held is None else held.amax()
         self.slope, self.temperature = slope, temperature.expand(len(offset)).clone()
         self.offset = offset / temperature + prior_log_odds(given)
 

@@ -13,6 +13,10 @@ from deepteach.errors import ConfigError
 from deepteach.teachers.fitted import adopt_shapes
 from deepteach.teachers.group import rides
 from deepteach.teachers.trusted_probe import TrustedProbe
+from deepteach.teachers.trusted_regression import TrustedRegression
+
+Probe = TrustedProbe | TrustedRegression
+"""What can say how well a given label fits a state."""
 
 MEMORY = 0.9
 """Share of the earlier estimate that an update keeps."""
@@ -28,19 +32,20 @@ WAITING = ("states", "logits", "labels")
 class TrustedRatio(Feature):
     """The trusted probe's word on the given label, as far as it tells training from trusted labels.
 
-    One number a sample: the log ratio of densities, trusted over training, of f, the sum of the
-    probe's two numbers in their units, up to a constant. A logistic regression that tells
+    One number a sample: the log ratio of densities, trusted over training, of f, the probe's
+    `agreement`, up to a constant. A logistic regression that tells
     trusted samples from the training samples of the last steps gives it (density ratio
     estimation: Sugiyama et al., 2012): s f with s >= 0. Trusted samples are read by probes that
     were not fitted on them, in `folds` parts. Where the given labels are as good as the trusted
     ones, s goes to 0 and the feature says nothing: it has to earn its way in on samples that it
-    did not see. The two numbers go up and down together, so that a slope of each would be
-    rounding against rounding.
+    did not see. The two numbers of `TrustedProbe` go up and down together, so that a slope of each
+    would be rounding against rounding; f is their sum.
 
     A mean over updates; 0 until the first one.
 
     Args:
-        probe: reads the states; one of its own unless given.
+        probe: reads the states and the labels: a `TrustedProbe` unless given, a
+            `TrustedRegression` of quantities.
         folds: parts of the cross-fitting.
 
     Raises:
@@ -57,11 +62,12 @@ class TrustedRatio(Feature):
     logits: Tensor
     labels: Tensor
 
-    def __init__(self, probe: TrustedProbe | None = None, *, folds: int = 5) -> None:
+    def __init__(self, probe: Probe | None = None, *, folds: int = 5) -> None:
         super().__init__()
         if folds < 2:
             raise ConfigError(f"TrustedRatio cross-fits in 2 folds or more, got {folds}")
-        self.probe, self.folds = probe or TrustedProbe(), folds
+        self.probe: Probe = probe or TrustedProbe()
+        self.folds = folds
         self.register_buffer("slope", torch.zeros(()))
         self.register_buffer("raw", torch.zeros(()))
         self.register_buffer("mass", torch.zeros(()))
@@ -70,7 +76,7 @@ class TrustedRatio(Feature):
         adopt_shapes(self, WAITING)
 
     def forward(self, snapshot: Snapshot) -> Tensor:
-        told = self._read(self.probe, snapshot)
+        told = self.probe.agreement(snapshot)
         return (told * self.slope.to(told.dtype)).unsqueeze(1)
 
     @torch.no_grad()
@@ -91,7 +97,7 @@ class TrustedRatio(Feature):
         if not self.probe.fitted or not len(states) or not len(held):
             return
         training = Snapshot(states, logits, labels, torch.zeros_like(states[:, 0]))
-        seen = self._read(self.probe, training)
+        seen = self.probe.agreement(training)
         found = told_apart(held.double(), seen.double())
         self.raw.mul_(MEMORY).add_((1 - MEMORY) * found.to(self.raw))
         self.mass.mul_(MEMORY).add_(1 - MEMORY)
@@ -108,18 +114,10 @@ class TrustedRatio(Feature):
         for fold in range(min(self.folds, count)):
             held = order[fold :: self.folds]
             rest = torch.cat([order[k :: self.folds] for k in range(self.folds) if k != fold])
-            probe = TrustedProbe(shrinkage=self.probe.shrinkage, folds=1, floor=self.probe.floor)
-            probe = probe.to(trusted.internal.device)
-            probe.fit(trusted.rows(rest))
+            probe = self.probe.refitted(trusted.rows(rest))
             if probe.fitted:
-                probe.temperature = self.probe.temperature
-                told.append(self._read(probe, trusted.rows(held)))
+                told.append(probe.agreement(trusted.rows(held)))
         return torch.cat(told) if told else trusted.losses[:0]
-
-    @staticmethod
-    def _read(probe: TrustedProbe, snapshot: Snapshot) -> Tensor:
-        told = probe(snapshot)
-        return (told / told.new_tensor(probe.unit)).sum(1)
 
 
 def told_apart(held: Tensor, seen: Tensor) -> Tensor:

@@ -84,6 +84,22 @@ class TrustedRegression(Feature):
         mean = torch.where(known, density, 0.0).sum(1) / known.sum(1).clamp(min=1)
         return torch.stack([mean, z.abs().amax(1).clamp(max=-self.floor)], 1).to(states.dtype)
 
+    @property
+    def fitted(self) -> bool:
+        """Whether it has seen trusted samples."""
+        return cast(Tensor, self.slope).numel() > 0
+
+    def agreement(self, snapshot: Snapshot) -> Tensor:
+        """`(batch,)` how well each target fits: the log-density."""
+        return self(snapshot)[:, 0]
+
+    def refitted(self, trusted: Snapshot) -> TrustedRegression:
+        """A probe like this one, fitted on these samples alone."""
+        other = TrustedRegression(shrinkage=self.shrinkage, floor=self.floor)
+        other.to(trusted.internal.device)
+        other.fit(trusted)
+        return other
+
     @torch.no_grad()
     def fit(self, trusted: Snapshot) -> None:
         targets = _targets(trusted).double()

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from deepteach.core.coach import Coach
+from deepteach.core.predict import logits
 from deepteach.data.dataset import Data, from_arrays
+from deepteach.data.inputs import RawInputs
 from deepteach.data.lazy import Access, LazyRows
 from deepteach.data.map_style import from_loader, part_of
 from deepteach.data.rows import fingerprint, readable
+from deepteach.data.tasks.base import Task
 from deepteach.data.validation import as_array
 from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError
@@ -52,6 +56,8 @@ class Result:
         path: the run's folder; None where nothing was written.
         beside: summaries of the runs trained on the same schedule, by method; "uniform" is
             among them unless `baseline` was off.
+        task: what the labels are.
+        inputs: raw samples to what the model takes.
         model_ema: the moving average of the student; None where `ema` is off.
     """
 
@@ -63,7 +69,21 @@ class Result:
     trust: Trust
     path: Path | None
     beside: dict[str, dict[str, Any]]
+    task: Task
+    inputs: RawInputs
     model_ema: nn.Module | None = None
+
+    def predict(self, x: Any) -> NDArray[Any]:
+        """Predictions for raw samples, in the user's own labels or units.
+
+        `(n,)` classes or targets, `(n, k)` 0 and 1 for several labels, `(n, classes)`
+        probabilities where labels were given so. By the averaged student where `ema` is on.
+
+        Raises:
+            DataError: samples that are not as those of the training.
+        """
+        student = self.model if self.model_ema is None else self.model_ema
+        return self.task.given_back(self.task.predicted(logits(student, self.inputs(x))))
 
 
 def train(
@@ -135,7 +155,7 @@ def train(
         task=config.task,
     )
     for note in data.notes:
-        if note.startswith("no x_valid"):
+        if note.startswith(("no x_valid", "task ")):
             warnings.warn(note, UserWarning, stacklevel=2)
     return run(
         config,
@@ -203,6 +223,7 @@ def run(
         torch.set_num_threads(config.threads)
     watch = watch or (lambda name, epochs, steps: nullcontext(Silent()))
     config = build.fitted(config, data)
+    inputs = RawInputs.of(data, as_given=module is not None)
     module, layer = build.student(config, data, module)
     device = build.device(config.device)
     with ExitStack() as stack:
@@ -246,6 +267,7 @@ def run(
     average = main.loop.average
     return Result(
         module, main.coach, config, summary, main.log.metrics, main.trust, folder, beside,
+        data.task, inputs,
         model_ema=None if average is None else average.module,
     )  # fmt: skip
 

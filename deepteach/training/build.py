@@ -39,6 +39,7 @@ from deepteach.training.device_data import DeviceData
 from deepteach.training.loop import TrainingLoop
 from deepteach.training.schedule import Rates, Schedule, refuse_large_batches, steps_per_epoch
 from deepteach.training.settle import (
+    refuse_unread,
     settle_adjoint,
     settle_context,
     settle_pace,
@@ -165,6 +166,7 @@ def assemble(
         teacher_optimizer=teacher_optimizer,
         ranks=ranks,
     )
+    refuse_unread(coach, data, chosen, config.method)
     loop = TrainingLoop(
         coach,
         DeviceData.of(data, device),

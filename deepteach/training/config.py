@@ -141,7 +141,9 @@ class NoiseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Kind = setting("none", "data", "uniform, flip, mwn-uniform, mwn-flip", common=True)
+    kind: Kind = setting(
+        "none", "data", "uniform, flip, shuffle, mwn-uniform, mwn-flip", common=True
+    )
     rate: float = setting(0.0, "data", "share of labels drawn anew", common=True, ge=0, le=1)
     seed: int | None = setting(None, "data", "default: the run's seed", ge=0, lt=2**32)
 

@@ -21,7 +21,7 @@ from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.adjoint.stored import Stored
 from deepteach.core.coach import Coach
 from deepteach.core.finite_differences import LONGEST_WINDOW
-from deepteach.core.losses import cross_entropy
+from deepteach.core.losses import SampleLoss, cross_entropy
 from deepteach.core.update import UpdateRecord
 from deepteach.rng import replayed, stream
 from deepteach.training.build import Built
@@ -49,6 +49,7 @@ class Case:
     batch: Callable[[int], Batch]
     trusted: tuple[Tensor, Tensor]
     step_rule: StepRule = StepRule()
+    loss: SampleLoss = cross_entropy
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def of(built: Built) -> Quality | None:
         index = order[rows].to(loop.device)
         return *loop.samples(index), index, loop.data.groups(index)
 
-    case = Case(built.copied, batch, loop.trusted(loop.step), loop.step_rule)
+    trusted, loss = loop.trusted(loop.step), coach.objective.loss
+    case = Case(built.copied, batch, trusted, loop.step_rule, loss)
     return measure(case, copy.deepcopy(coach.adjoint), coach.window)
 
 
@@ -147,7 +149,9 @@ def _seconds(
     for repeat in range(REPEATS + 1):
         for number in range(window):
             batch = case.batch(number)
-            plain = _timed(lambda batch=batch: _plain_step(module, optimizer, *batch[:2]))
+            plain = _timed(
+                lambda batch=batch: _plain_step(module, optimizer, case.loss, *batch[:2])
+            )
             taught = _timed(lambda batch=batch: case.step_rule.take(coach, *batch))
             if repeat:  # the first round warms up
                 times["plain"].append(plain)
@@ -159,10 +163,12 @@ def _seconds(
     return {name: statistics.median(taken) for name, taken in times.items()}, coach.last_record
 
 
-def _plain_step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+def _plain_step(
+    module: nn.Module, optimizer: torch.optim.Optimizer, loss: SampleLoss, x: Tensor, y: Tensor
+) -> None:
     optimizer.zero_grad()
     outputs = module(x)
-    cross_entropy(getattr(outputs, "logits", outputs), y).mean().backward()
+    loss(getattr(outputs, "logits", outputs), y).mean().backward()
     optimizer.step()
 
 

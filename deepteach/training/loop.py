@@ -235,8 +235,10 @@ class TrainingLoop:
         if not trusted:
             return inputs, self.y[rows]
         own, others = rows.clamp(max=count - 1), (rows - count).clamp(min=0)
-        theirs = self.curriculum.trusted_labels(self)[others]
-        return inputs, torch.where(rows >= count, theirs, self.y[own])
+        labels = self.y[own]
+        extra = rows >= count
+        labels[extra] = self.curriculum.trusted_labels(self)[others[extra]]
+        return inputs, labels
 
     def trusted(self, step: int) -> tuple[Tensor, Tensor]:
         """A step's trusted batch: a fresh sample of those validation samples that may teach."""

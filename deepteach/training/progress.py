@@ -10,6 +10,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from deepteach.data.tasks.metrics import METRICS
+
 
 class Watcher(Protocol):
     """What the loop reports to."""
@@ -71,10 +73,11 @@ class Bar:
 def describe(line: dict) -> str:
     """The figures of one line of metrics.jsonl."""
     parts = [f"loss {line['train_loss']:.3f}"]
-    shown = ("valid_accuracy", "valid"), ("test_accuracy", "test"), ("test_accuracy_ema", "ema")
-    for key, name in shown:
-        if line.get(key) is not None:
-            parts.append(f"{name} {line[key]:.1%}")
+    key = next((key for key in METRICS if f"valid_{key}" in line), "")
+    shown = (f"valid_{key}", "valid"), (f"test_{key}", "test"), (f"test_{key}_ema", "ema")
+    for column, name in shown:
+        if line.get(column) is not None:
+            parts.append(f"{name} {line[column]:.1%}")
     return "  ".join(parts)
 
 

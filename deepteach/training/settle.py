@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.adjoint.registry import ADJOINTS
 from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.adjoint.stored import Stored
+from deepteach.core.coach import Coach
 from deepteach.core.losses import VALIDATION_LOSSES, SampleLoss, ValidationLoss
 from deepteach.core.optim import rule_for
+from deepteach.core.predict import device_of, evaluating
 from deepteach.data.dataset import Data
+from deepteach.errors import ConfigError
 from deepteach.names import known
+from deepteach.rng import replayed
 from deepteach.teachers.method import Method, MethodContext
 from deepteach.training.config import Config
 
 WANTED_UPDATES = 200
 """Teacher updates that a run should have; the paper's K = 20 where it is long enough."""
+
+TRIED = 8
+"""Samples on which it is tried whether a method can read the labels."""
 
 MIXED_TOLERANCE = 0.1
 """How far a replay in full precision may be from a step in half precision."""
@@ -49,9 +58,38 @@ def settle_context(config: Config, data: Data, width: int, steps: int) -> Method
         trusted_counts=tuple(data.task.counts(data.y_valid).tolist()),
         samples=len(labels),
         groups=0 if group is None else max(len(data.group_names), int(group.max()) + 1),
-        trusted_samples=len(data.y_valid),
         task=data.task,
     )
+
+
+def refuse_unread(coach: Coach, data: Data, chosen: Method, name: str) -> None:
+    """Try a method on a few trusted samples whose labels are no class numbers.
+
+    Raises:
+        ConfigError: it cannot read them; before anything is trained, and with one that can.
+    """
+    task = data.task
+    if task.indices:
+        return
+    reason = "it reads class numbers" if chosen.curriculum.reads_classes else None
+    teacher, device = copy.deepcopy(coach.teacher), device_of(coach.student.module)
+    x, y = data.x_valid[:TRIED].to(device), data.y_valid[:TRIED].to(device)
+    group = None if data.group is None else torch.zeros(len(y), dtype=torch.int64, device=device)
+    index = torch.arange(len(y), device=device)
+    try:
+        with evaluating(coach.student.module), replayed(None):
+            snapshot = coach.look(x, y, index=index, group=group)
+            teacher.fit(snapshot)
+            teacher.log_trust(snapshot)
+            if teacher.shapes_loss:
+                teacher.sample_losses(snapshot.logits, snapshot, coach.objective.loss)
+    except ConfigError as error:
+        reason = str(error)
+    if reason is not None:
+        raise ConfigError(
+            f"method {name} does not serve task {task.name}{task.of}: use deep, mwn or uniform "
+            f"({reason})"
+        )
 
 
 def settle_adjoint(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepteach.data.noise import NoiseOf
 from deepteach.data.tasks.metrics import Metric
 from deepteach.data.validation import Numbers
 from deepteach.errors import ConfigError, DataError
@@ -31,6 +32,15 @@ class Told:
 
     note: str
     warn: bool = False
+
+
+def few(count: int) -> Told:
+    """The warning of a small trusted set."""
+    note = (
+        f"only {count} validation samples: the teacher will follow their accidents; add trusted "
+        "samples"
+    )
+    return Told(note, warn=True)
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,18 @@ class Task(ABC):
 
     name: ClassVar[str]
     """As `--task` says it."""
+    of: ClassVar[str] = ""
+    """What more there is to say of it in a message."""
     metrics: ClassVar[tuple[Metric, ...]]
     """What predictions are judged by; the first chooses the epoch."""
+    signs: ClassVar[str] = ""
+    """By what in the labels it is recognised."""
+    noises: ClassVar[Mapping[str, NoiseOf]]
+    """How labels can be made wrong on purpose, by the kinds of `noise.kind`."""
+    indices: ClassVar[bool] = False
+    """Codes are columns of the logits."""
     exclusive: ClassVar[bool] = True
-    """A sample is of one class; else of several labels each holds or not."""
+    """A sample is of one class: the others are told by it."""
     real_valued: ClassVar[bool] = False
     """Labels are quantities, and there are no classes."""
 
@@ -172,6 +190,10 @@ class Task(ABC):
         """
         changed = self.differ(predicted, given) & (weight < 1)
         return torch.where(changed.reshape(-1, *(1,) * (given.dim() - 1)), predicted, given)
+
+    @abstractmethod
+    def given_back(self, codes: Tensor) -> np.ndarray:
+        """Labels `(n,)`, or `(n, ...)` rows, as the user gave them: names, numbers, units."""
 
     @abstractmethod
     def shown(self, codes: Tensor) -> list[Any]:

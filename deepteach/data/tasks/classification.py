@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deepteach.data.labels import encode, labels_of
+from deepteach.data.noise import CLASS_NOISE, NoiseOf
 from deepteach.data.tasks.base import Coded, Parts, Task, Told
 from deepteach.data.tasks.metrics import ACCURACY, Metric
 from deepteach.data.validation import (
@@ -28,6 +29,8 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY,)
+    indices: ClassVar[bool] = True
+    noises: ClassVar[Mapping[str, NoiseOf]] = CLASS_NOISE
 
     @classmethod
     def read(cls, value: Any, name: str, numbers: Numbers | None = None) -> np.ndarray:
@@ -95,16 +98,24 @@ class Classification(Task):
     def predicted(self, logits: Tensor) -> Tensor:
         return logits.argmax(1)
 
+    def right(self, logits: Tensor, codes: Tensor) -> Tensor:
+        """`(b,)` bool: which predictions are right."""
+        return self.predicted(logits) == codes
+
     def measured(self, logits: Tensor, codes: Tensor) -> Tensor:
-        right = self.predicted(logits) == codes
+        right = self.right(logits, codes)
         return torch.stack([right.sum(), right.new_tensor(len(codes), dtype=torch.int64)]).double()
 
     def figures(self, sums: Tensor) -> dict[str, float]:
         right, count = sums.float()  # the mean of float32 numbers, as it has always been
         return {ACCURACY.key: float(right / count)}
 
+    def given_back(self, codes: Tensor) -> np.ndarray:
+        return codes.numpy() if self.names is None else np.array(self.names)[codes.numpy()]
+
     def shown(self, codes: Tensor) -> list[Any]:
-        return codes.tolist()
+        names = self.names
+        return codes.tolist() if names is None else [names[code] for code in codes.tolist()]
 
 
 def _some(items: list[str]) -> str:

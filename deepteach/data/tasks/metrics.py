@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from deepteach.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,10 @@ class Metric:
     greater: bool = True
     """The greater the better."""
 
+    def named(self, part: str, when: str, whose: str = "") -> str:
+        """Its name in summary.json, as in `test_accuracy_ema_last`."""
+        return f"{part}_{self.key}{whose}_{when}"
+
     def best(self, values: Iterable[float]) -> float:
         """The best of several epochs."""
         return max(values) if self.greater else min(values)
@@ -29,5 +36,30 @@ class Metric:
 
 ACCURACY = Metric("accuracy", "accuracy")
 
-METRICS = {metric.key: metric for metric in (ACCURACY,)}
+MICRO_F1 = Metric("micro_f1", "micro F1")
+"""2 TP / (2 TP + FP + FN), of all labels of all samples together."""
+
+R2 = Metric("r2", "R2")
+"""1 - (sum of squared errors) / (that of the mean), the mean over targets."""
+
+RMSE = Metric("rmse", "RMSE", share=False, greater=False)
+"""Root of the mean squared error, in the user's units, the mean over targets."""
+
+
+def metric_of(summary: Mapping[str, Any]) -> Metric:
+    """The figure that chose the epoch of a run, by its summary.json.
+
+    Raises:
+        DataError: one that is not known here.
+    """
+    key = summary.get("metric", ACCURACY.key)  # runs before there were tasks name none
+    if key not in METRICS:
+        raise DataError(
+            f"a run was judged by {key!r}, which is none of {', '.join(METRICS)}: it is of a newer "
+            "version, or damaged"
+        )
+    return METRICS[key]
+
+
+METRICS = {metric.key: metric for metric in (ACCURACY, MICRO_F1, R2, RMSE)}
 """Every figure by its key."""

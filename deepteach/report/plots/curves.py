@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from deepteach.data.tasks.metrics import metric_of
 from deepteach.errors import DataError
 from deepteach.report.plots.style import (
     COLOURS,
@@ -21,11 +22,6 @@ from deepteach.report.plots.style import (
 from deepteach.report.stats import Gain
 from deepteach.runs.reader import Run
 
-CURVES = {
-    "train_loss": ("training loss", 1.0),
-    "valid_accuracy": ("validation accuracy, %", 100.0),
-    "test_accuracy": ("test accuracy, %", 100.0),
-}
 SHARES = {
     "effective_sample_size": ("effective sample size, %", 100.0),
     "noise_auroc": ("AUROC of wrong labels", 1.0),
@@ -38,11 +34,21 @@ DIAGNOSTICS = {
 }
 
 
+def curves_of(*runs: Run) -> dict[str, tuple[str, float]]:
+    """What is drawn over the epochs of runs of one task: title and scale of each column."""
+    metric = metric_of(runs[0].summary)
+    return {
+        "train_loss": ("training loss", 1.0),
+        f"valid_{metric.key}": (f"validation {metric.title}, %", 100.0),
+        f"test_{metric.key}": (f"test {metric.title}, %", 100.0),
+    }
+
+
 def learning_curves(
     run: Run | Mapping[str, Run], *,
-    columns: Sequence[str] = tuple(CURVES), theme: Theme = "light",
+    columns: Sequence[str] | None = None, theme: Theme = "light",
 ) -> Figure:  # fmt: skip
-    """Training loss, and validation and test accuracy, over the epochs; a colour a method.
+    """Training loss, and the validation and test figure, over the epochs; a colour a method.
 
     Of a run, the runs beside it are drawn too; a mapping names its runs itself. Without
     a test set its panel is left out.
@@ -51,10 +57,11 @@ def learning_curves(
         DataError: none of the columns was recorded.
     """
     runs = runs_beside(run) if isinstance(run, Run) else dict(run)
-    known = recorded(columns, *runs.values())
+    curves = curves_of(*runs.values())
+    known = recorded(columns or tuple(curves), *runs.values())
     figure, axes = panels(len(known))
     for ax, column in zip(axes, known, strict=True):
-        title, scale = CURVES[column]
+        title, scale = curves[column]
         for colour, (name, one) in zip(method_colours(runs), runs.items(), strict=True):
             values = scale * one.column(column)
             known_at = np.isfinite(values)  # not every epoch may be evaluated
@@ -69,19 +76,21 @@ def learning_curves(
 
 def mean_curves(
     groups: Mapping[str, Sequence[Run]], *,
-    columns: Sequence[str] = tuple(CURVES), theme: Theme = "light",
+    columns: Sequence[str] | None = None, theme: Theme = "light",
 ) -> Figure:  # fmt: skip
     """Learning curves over seeds: a method's mean, and the range of its runs as a band.
 
-    `columns` are keys of `CURVES` and `SHARES`.
+    `columns` are keys of `curves_of` and `SHARES`.
 
     Raises:
         DataError: none of the columns was recorded.
     """
-    known = recorded(columns, *(run for runs in groups.values() for run in runs))
+    everything = [run for runs in groups.values() for run in runs]
+    curves = curves_of(*everything)
+    known = recorded(columns or tuple(curves), *everything)
     figure, axes = panels(len(known))
     for ax, column in zip(axes, known, strict=True):
-        title, scale = {**CURVES, **SHARES}[column]
+        title, scale = {**curves, **SHARES}[column]
         for colour, (name, runs) in zip(method_colours(groups), groups.items(), strict=True):
             epochs = np.arange(1, min(len(run.metrics) for run in runs) + 1)
             values = scale * np.stack([run.column(column)[: len(epochs)] for run in runs])

@@ -1,0 +1,51 @@
+"""Raw samples as the student sees them, after a training as in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from deepteach.data.dataset import Data
+from deepteach.data.scaling import normalised, whole
+from deepteach.data.validation import features, refuse_non_finite
+from deepteach.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class RawInputs:
+    """From what a user holds to a tensor, as `from_arrays` does it.
+
+    Args:
+        mean: what is taken out of a sample.
+        scale: by what it is divided then.
+        keeps: whole numbers stay as they are.
+        as_given: as in `from_arrays`.
+        shape: of one sample.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    keeps: bool
+    as_given: bool
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, data: Data, *, as_given: bool) -> RawInputs:
+        """Those of a problem."""
+        keeps = not data.x_valid.is_floating_point()
+        return cls(data.mean, data.scale, keeps, as_given, data.input_shape)
+
+    def __call__(self, x: Any) -> Tensor:
+        """Raises DataError: samples of another shape, or numbers that are not finite."""
+        found = features(x, "x", as_given=self.as_given)
+        if found.shape[1:] != self.shape:
+            raise DataError(
+                f"samples of x have shape {found.shape[1:]}, those of x_train {self.shape}: "
+                "expected the same"
+            )
+        refuse_non_finite(found, "x")
+        if self.keeps:
+            return whole(found)
+        return normalised(found, self.mean.numpy(), self.scale.numpy())

@@ -1,0 +1,171 @@
+"""Quantities: one real number a sample, or several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepteach.data.noise import SHUFFLE, NoiseOf
+from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task, Told, few
+from deepteach.data.tasks.metrics import R2, RMSE, Metric
+from deepteach.data.validation import Numbers, as_array, place
+from deepteach.errors import DataError
+
+STRATA = 5
+"""Parts of equal size, by their first target, that a split takes its share of."""
+
+FAR = 3.0
+"""Distance from which a target may be wrong, in standard deviations of the training residuals.
+
+They are told by the median, which some wrong targets do not move much.
+"""
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """Codes `(n, d)` float32, (target - mean) / scale; logits `(b, d)`, or `(b,)` of one.
+
+    Mean and standard deviation are those of the training targets, so that a rate of learning
+    does not depend on the unit; whatever is shown is in the user's own.
+
+    Args:
+        mean: of each of the d targets.
+        scale: likewise, above 0.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
+
+    name: ClassVar[str] = "regression"
+    signs: ClassVar[str] = "y_train holds real numbers"
+    metrics: ClassVar[tuple[Metric, ...]] = (R2, RMSE)
+    exclusive: ClassVar[bool] = False
+    real_valued: ClassVar[bool] = True
+    noises: ClassVar[Mapping[str, NoiseOf]] = SHUFFLE
+
+    @classmethod
+    def read(cls, value: Any, name: str, numbers: Numbers | None = None) -> np.ndarray:
+        y = as_array(value)
+        try:
+            y = y.astype(np.float64) if y.dtype.kind in "buifO" else y
+        except (TypeError, ValueError):
+            pass  # refused below
+        if y.dtype.kind != "f" or y.ndim not in (1, 2) or 0 in y.shape:
+            raise DataError(
+                f"{name} has shape {y.shape} and dtype {y.dtype}: task regression reads numbers, "
+                "(n,) or (n, targets)"
+            )
+        rows = y.reshape(len(y), -1)
+        wrong = np.flatnonzero(~np.isfinite(rows).all(1))
+        if len(wrong):
+            raise DataError(
+                f"{name} is not finite at {place(numbers, name, int(wrong[0]))} ({len(wrong)} of "
+                f"{len(rows)} are not): give those targets, or remove the samples"
+            )
+        return rows
+
+    @classmethod
+    def coded(
+        cls,
+        ys: Parts,
+        classes: int | None = None,
+        names: Sequence[str] | None = None,
+        numbers: Numbers | None = None,
+    ) -> Coded:
+        train = ys["y_train"]
+        for name, y in ys.items():
+            if y.shape[1] != train.shape[1]:
+                raise DataError(
+                    f"{name} has {y.shape[1]} targets a sample, y_train {train.shape[1]}: give as "
+                    "many"
+                )
+        _refuse_constant(ys)
+        mean, scale = train.mean(0), train.std(0)
+        scale = np.where(scale > 0, scale, 1.0)
+        with np.errstate(over="ignore"):
+            codes = {name: ((y - mean) / scale).astype(np.float32) for name, y in ys.items()}
+        for name, found in codes.items():
+            if not np.isfinite(found).all():
+                raise DataError(f"{name} holds targets too large for float32: rescale them")
+        task = cls(train.shape[1], None, tuple(mean.tolist()), tuple(scale.tolist()))
+        return Coded(task, codes)
+
+    def refuse_strange(self, codes: Parts) -> None:
+        for name, y in codes.items():
+            if y.ndim != 2 or y.shape[1] != self.classes or not np.isfinite(y).all():
+                raise DataError(
+                    f"{name} has shape {y.shape}: expected finite targets (n, {self.classes})"
+                )
+        _refuse_constant(codes)
+
+    def told(self, codes: Parts) -> list[Told]:
+        count = len(codes["y_valid"])
+        return [few(count)] if count < 10 else []
+
+    def strata(self, codes: np.ndarray) -> np.ndarray:
+        first = codes[:, 0]
+        return np.searchsorted(np.quantile(first, np.arange(1, STRATA) / STRATA), first)
+
+    @property
+    def loss(self) -> LabelLoss:
+        return squared_error
+
+    def counts(self, codes: Tensor) -> Tensor:
+        return torch.zeros(0, dtype=torch.int64)
+
+    def predicted(self, logits: Tensor) -> Tensor:
+        return logits.float().reshape(len(logits), -1)
+
+    def measured(self, logits: Tensor, codes: Tensor) -> Tensor:
+        y = codes.double()
+        missed = logits.double().reshape(y.shape) - y
+        count = torch.full_like(y[:1].sum(0), len(y))
+        return torch.stack([count, y.sum(0), y.square().sum(0), missed.square().sum(0)]).flatten()
+
+    def figures(self, sums: Tensor) -> dict[str, float]:
+        count, total, squares, missed = sums.double().reshape(4, -1)
+        spread = squares - total.square() / count
+        explained = torch.where(
+            spread > 1e-12 * squares, 1 - missed / spread, (missed == 0).to(missed)
+        )
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        each = (missed / count).sqrt() * scale
+        return {R2.key: float(explained.mean()), RMSE.key: float(each.mean())}
+
+    def suggested(self, given: Tensor, predicted: Tensor, weight: Tensor) -> Tensor:
+        missed = (predicted - given).abs()
+        spread = 1.4826 * missed.median(0).values
+        doubtful = (missed > FAR * spread) & (weight < 1).unsqueeze(1)
+        return torch.where(doubtful, predicted, given)
+
+    def in_units(self, codes: Tensor) -> np.ndarray:
+        """`(n, d)` float64 in the user's own units."""
+        return codes.double().numpy() * np.array(self.scale) + np.array(self.mean)
+
+    def given_back(self, codes: Tensor) -> np.ndarray:
+        found = self.in_units(codes)
+        return found[:, 0] if self.classes == 1 else found
+
+    def shown(self, codes: Tensor) -> list[Any]:
+        size = np.abs(self.mean) + np.array(self.scale)
+        decimals = 6 - np.floor(np.log10(size)).astype(int)  # as many as float32 has
+        columns = [
+            np.round(column, int(places)).tolist()
+            for column, places in zip(self.in_units(codes).T, decimals, strict=True)
+        ]
+        return [" ".join(f"{value:.10g}" for value in row) for row in zip(*columns, strict=True)]
+
+
+def squared_error(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean squared error of a sample's targets, `(b,)`."""
+    return (logits.reshape(targets.shape) - targets).square().mean(1)
+
+
+def _refuse_constant(codes: Parts) -> None:
+    if (codes["y_train"] == codes["y_train"][0]).all():
+        raise DataError("all targets of y_train are the same: there is nothing to predict")
