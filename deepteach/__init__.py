@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_HOME` says the same 
         ReversalWarning,
         StorageError,
     )
-    from deepteach.integrations.sklearn import TeachClassifier
+    from deepteach.integrations.sklearn import TeachClassifier, TeachRegressor
     from deepteach.teachers import features as features
     from deepteach.teachers.features import Internal, Label, Loss, Surface
     from deepteach.teachers.focal import Focal
@@ -100,6 +100,7 @@ __all__ = [
     "train",
     "Result",
     "TeachClassifier",
+    "TeachRegressor",
     # What can go wrong.
     "DeepTeachError",
     "ConfigError",
@@ -129,7 +130,7 @@ _HOME = {
     "core.update": "UpdateRecord",
     "errors": "CheckpointError CollapseWarning ConfigError DataError DeepTeachError "
     "NumericError ReplayError ReversalWarning StorageError",
-    "integrations.sklearn": "TeachClassifier",
+    "integrations.sklearn": "TeachClassifier TeachRegressor",
     "teachers.features": "Internal Label Loss Surface",
     "teachers.focal": "Focal",
     "teachers.group": "Group",

@@ -10,7 +10,7 @@ from deepteach.errors import ConfigError
 from deepteach.names import is_path
 from deepteach.training import config as configuration
 
-SETTINGS = ("data", "group", "student", "internal", "interval", "window", "batch_size")
+SETTINGS = ("data", "task", "group", "student", "internal", "interval", "window", "batch_size")
 
 
 def add(parser: Parser, full: bool) -> None:
@@ -29,9 +29,8 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("doctor needs --student: name a model; see deepteach doctor --help")
     config = configuration.make({"data": "digits", **given})
     own = is_path(config.student)
-    data = load(
-        config.data, config.seed, group=config.group, as_given=own, image_size=config.image_size
-    )
+    more = {"image_size": config.image_size, "task": config.task}
+    data = load(config.data, config.seed, group=config.group, as_given=own, **more)
     for line in examine(config, data):
         print(line)
     return 0

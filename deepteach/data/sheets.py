@@ -218,7 +218,15 @@ def labels_in(sheet: Sheet, special: dict[str, str]) -> dict[str, np.ndarray]:
     names = {label for labels in given.values() for label in labels}
     if not all(map(is_number, names)):
         return {k: np.array(labels) for k, labels in given.items()}
-    return {k: np.array([float(label) for label in v]) for k, v in given.items()}
+    numbers = {k: np.array([float(label) for label in v]) for k, v in given.items()}
+    for key, values in numbers.items():
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            raise DataError(
+                f"{sheet.path} line {sheet.lines[wrong[0]]}: the label "
+                f"'{given[key][wrong[0]]}' is no finite number: give it, or remove the row"
+            )
+    return numbers
 
 
 def parts_in(sheet: Sheet, column: str | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`TeachClassifier`: taught training behind scikit-learn's interface."""
+"""`TeachClassifier` and `TeachRegressor`: taught training behind scikit-learn's interface."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ import warnings
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import nn
+from torch import Tensor, nn
 
 from deepteach.core.predict import logits
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.data.dataset import Data, from_arrays
+from deepteach.data.inputs import RawInputs
 from deepteach.data.splits import stratified_split
-from deepteach.data.validation import features
+from deepteach.data.tasks.base import Task
+from deepteach.data.tasks.classification import Classification
+from deepteach.data.tasks.multilabel import MultiLabel
+from deepteach.data.tasks.regression import Regression
 from deepteach.errors import ConfigError
 from deepteach.training.api import Result, configured, run
 
 
-class TeachClassifier(ClassifierMixin, BaseEstimator):
-    """A classifier that learns from doubtful labels with the help of a trusted set.
+class TaughtEstimator(BaseEstimator):
+    """What the two estimators have in common.
 
     Args:
         model: an `nn.Module` (copied, never changed), or the name of a student ("mlp",
@@ -47,7 +50,7 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
         settings: any other field of `deepteach.training.config.Config`.
 
     Attributes:
-        classes_, n_features_in_: as in scikit-learn.
+        n_features_in_: as in scikit-learn.
         module_, teacher_: the trained student and teacher.
         sample_weights_: `(n,)` final weight of each row of X, mean 1; NaN for rows that
             were split off as trusted.
@@ -90,55 +93,39 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.settings = settings
 
-    def fit(
-        self,
-        X: Any,
-        y: Any,
-        *,
-        X_valid: Any = None,
-        y_valid: Any = None,
-    ) -> TeachClassifier:
-        """Train on (X, y), teaching from the trusted (X_valid, y_valid).
-
-        Args:
-            X: `(n, d)` or with more axes, numbers.
-            y: `(n,)` labels of any kind, possibly wrong.
-            X_valid: trusted samples, as X.
-            y_valid: their labels, among those of y.
-
-        Raises:
-            ValueError: of scikit-learn's own checks.
-            DataError: data that cannot be trained on.
-            ConfigError: one trusted part without the other, or settings that do not go together.
-        """
+    @staticmethod
+    def _refuse_halves(X_valid: Any, y_valid: Any) -> None:
         if (X_valid is None) != (y_valid is None):
             raise ConfigError("X_valid and y_valid go together: give both or neither")
-        checked, labels = validate_data(
-            self, X, y, allow_nd=True, dtype="numeric", ensure_min_samples=2
-        )
-        x = np.asarray(checked)
-        check_classification_targets(labels)
-        self.classes_, encoded = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y holds one class only ({self.classes_[0]!r}): give two or more")
+
+    def _taught(
+        self,
+        kind: type[Task],
+        x: NDArray,
+        encoded: NDArray,
+        X_valid: Any,
+        truth: NDArray | None,
+        classes: int | None,
+    ) -> None:
+        """Train on checked rows and their labels, as `kind` reads them, and keep what came out."""
         seed = self._seed()
         rows, held = np.arange(len(x)), np.arange(0)
-        if X_valid is None:
-            rows, held = self._split(encoded, seed)
+        if truth is None:
+            rows, held = self._split(encoded, kind().strata(encoded), seed)
             trusted, truth = x[held], encoded[held]
         else:
             valid = validate_data(self, X_valid, allow_nd=True, dtype="numeric", reset=False)
             trusted = np.asarray(valid)
-            truth = self._encode(np.asarray(y_valid))
         data = from_arrays(
             *(x[rows], encoded[rows], trusted, truth),
             rows_train=rows,
             rows_valid=held if X_valid is None else None,
-            classes=max(2, len(self.classes_)),
+            classes=classes,
             seed=seed,
+            task=kind.name,
         )
         result = self._train(data, seed)
-        self._mean, self._scale = data.mean, data.scale
+        self._inputs, self._task = RawInputs.of(data, as_given=False), data.task
         self.module_, self.teacher_ = result.model, result.coach.teacher
         self.history_, self.summary_ = result.metrics, result.summary
         self.sample_weights_ = np.full(len(x), np.nan)
@@ -146,31 +133,16 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
         order = np.argsort(self.sample_weights_, kind="stable")
         below = self.sample_weights_[order] < self.suspect_threshold
         self.suspect_indices_ = order[below]
-        return self
 
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """`(n, classes)` probabilities in the order of `classes_`. Raises NotFittedError."""
+    def _scores(self, X: Any) -> Tensor:
+        """`(n, outputs)` what the student says of raw rows."""
         check_is_fitted(self)
         checked = validate_data(self, X, allow_nd=True, dtype="numeric", reset=False)
         # As the training samples came to the student: channels first, normalised.
-        x = torch.from_numpy(np.asarray(features(checked, "X"), np.float64))
-        inputs = ((x - self._mean) / self._scale).float()
-        scores = logits(self.module_, inputs)[:, : len(self.classes_)]
-        return scores.double().softmax(1).numpy()
+        return logits(self.module_, self._inputs(checked))
 
-    def predict(self, X: Any) -> NDArray:
-        """`(n,)` labels, of the kind of y. Raises NotFittedError."""
-        check_is_fitted(self)
-        return self.classes_[self.predict_proba(X).argmax(1)]
-
-    def _encode(self, labels: NDArray) -> NDArray[np.int64]:
-        unknown = np.setdiff1d(labels, self.classes_)
-        if len(unknown):
-            raise ValueError(f"y_valid holds labels that y does not: {unknown[:5].tolist()}")
-        return np.searchsorted(self.classes_, labels)
-
-    def _split(self, encoded: NDArray, seed: int) -> tuple[NDArray, NDArray]:
-        """(rows to train on, trusted rows), each class in its share."""
+    def _split(self, encoded: NDArray, strata: NDArray, seed: int) -> tuple[NDArray, NDArray]:
+        """(rows to train on, trusted rows), each of the strata in its share."""
         fraction = self.valid_fraction
         if not 0 < fraction < 1:
             raise ConfigError(
@@ -180,10 +152,10 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
         warnings.warn(
             "no X_valid: a part of X is taken as trusted; its labels are believed as they are",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         size = min(max(1, round(fraction * len(encoded))), len(encoded) - 1)
-        return stratified_split(encoded, size, seed, least=1)
+        return stratified_split(strata, size, seed, least=1)
 
     def _seed(self) -> int:
         seed = self.random_state
@@ -207,6 +179,7 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
             "window": self.window,
             "device": self.device,
             "seed": seed,
+            "task": data.task.name,
             "baseline": False,
             **(self.settings or {}),
         }
@@ -219,3 +192,127 @@ class TeachClassifier(ClassifierMixin, BaseEstimator):
             teacher=None if isinstance(teacher, str) else teacher,
             overrides=overrides,
         )
+
+
+class TeachClassifier(ClassifierMixin, TaughtEstimator):
+    """A classifier that learns from doubtful labels with the help of a trusted set.
+
+    Classes of any kind, or several labels a sample as rows `(n, labels)` of 0 and 1. Arguments
+    and attributes are those of `TaughtEstimator`, and `classes_`, as in scikit-learn.
+    """
+
+    def __sklearn_tags__(self) -> Any:
+        tags: Any = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        X_valid: Any = None,
+        y_valid: Any = None,
+    ) -> TeachClassifier:
+        """Train on (X, y), teaching from the trusted (X_valid, y_valid).
+
+        Args:
+            X: `(n, d)` or with more axes, numbers.
+            y: `(n,)` labels of any kind, or `(n, labels)` of 0 and 1, possibly wrong.
+            X_valid: trusted samples, as X.
+            y_valid: their labels, among those of y.
+
+        Raises:
+            ValueError: of scikit-learn's own checks.
+            DataError: data that cannot be trained on.
+            ConfigError: one trusted part without the other, or settings that do not go together.
+        """
+        self._refuse_halves(X_valid, y_valid)
+        y = y.toarray() if hasattr(y, "toarray") else y
+        several = np.ndim(y) == 2 and np.shape(y)[1] > 1
+        checked, labels = validate_data(
+            self, X, y, allow_nd=True, dtype="numeric", ensure_min_samples=2, multi_output=several
+        )
+        x = np.asarray(checked)
+        check_classification_targets(labels)
+        if several:
+            if type_of_target(labels) != "multilabel-indicator":
+                raise ValueError("y has several columns: expected rows of 0 and 1, a label each")
+            self.classes_ = np.arange(labels.shape[1])
+            truth = None if y_valid is None else np.asarray(y_valid)
+            self._taught(MultiLabel, x, labels.astype(np.float32), X_valid, truth, None)
+            return self
+        self.classes_, encoded = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y holds one class only ({self.classes_[0]!r}): give two or more")
+        truth = None if y_valid is None else self._encode(np.asarray(y_valid))
+        self._taught(Classification, x, encoded, X_valid, truth, max(2, len(self.classes_)))
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """`(n, classes)` probabilities in the order of `classes_`. Raises NotFittedError."""
+        scores = self._scores(X)[:, : len(self.classes_)].double()
+        return (scores.softmax(1) if self._task.exclusive else scores.sigmoid()).numpy()
+
+    def predict(self, X: Any) -> NDArray:
+        """`(n,)` labels, of the kind of y, or `(n, labels)`. Raises NotFittedError."""
+        check_is_fitted(self)
+        found = self.predict_proba(X)
+        if not self._task.exclusive:
+            return (found > 0.5).astype(np.int64)
+        return self.classes_[found.argmax(1)]
+
+    def _encode(self, labels: NDArray) -> NDArray[np.int64]:
+        unknown = np.setdiff1d(labels, self.classes_)
+        if len(unknown):
+            raise ValueError(f"y_valid holds labels that y does not: {unknown[:5].tolist()}")
+        return np.searchsorted(self.classes_, labels)
+
+
+class TeachRegressor(RegressorMixin, TaughtEstimator):
+    """A regressor that learns from doubtful targets with the help of a trusted set.
+
+    Targets are standardised for the student; predictions are in the unit of y. Arguments and
+    attributes are those of `TaughtEstimator`.
+    """
+
+    def __sklearn_tags__(self) -> Any:
+        tags: Any = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        X_valid: Any = None,
+        y_valid: Any = None,
+    ) -> TeachRegressor:
+        """Train on (X, y), teaching from the trusted (X_valid, y_valid).
+
+        Args:
+            X: `(n, d)` or with more axes, numbers.
+            y: `(n,)` or `(n, targets)` numbers, some of them possibly wrong.
+            X_valid: trusted samples, as X.
+            y_valid: their targets.
+
+        Raises:
+            ValueError: of scikit-learn's own checks.
+            DataError: data that cannot be trained on.
+            ConfigError: one trusted part without the other, or settings that do not go together.
+        """
+        self._refuse_halves(X_valid, y_valid)
+        checked, targets = validate_data(
+            self, X, y, allow_nd=True, dtype="numeric", ensure_min_samples=2, y_numeric=True,
+            multi_output=True,
+        )  # fmt: skip
+        rows = np.asarray(targets, np.float64).reshape(len(targets), -1)
+        truth = None if y_valid is None else np.asarray(y_valid, np.float64)
+        self._taught(Regression, np.asarray(checked), rows, X_valid, truth, None)
+        return self
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """`(n,)` or `(n, targets)` in the unit of y. Raises NotFittedError."""
+        scores = self._scores(X)
+        return self._task.given_back(self._task.predicted(scores))

@@ -14,6 +14,7 @@ from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.adjoint.stored import Stored
 from deepteach.core.adjoint.unrolled import Unrolled
 from deepteach.core.coach import Coach
+from deepteach.core.losses import cross_entropy
 from deepteach.core.student import Student
 from deepteach.data.dataset import Data
 from deepteach.errors import ConfigError, NumericError
@@ -32,20 +33,29 @@ def case_of(
     module: nn.Module, internal: str, width: int, data: Data, batch: int, dtype: torch.dtype
 ) -> Case:
     """A student in that precision, with the first batches of its data; `module` stays as it is."""
+    loss = data.task.loss or cross_entropy
 
     def coach(adjoint: AbstractAdjoint, window: int) -> Coach:
         copied = copy.deepcopy(module).to(dtype).train()
         torch.manual_seed(0)
-        teacher = Teacher([Internal(width), Label(data.classes)]).to(dtype)
+        labels = [Label(data.classes)] if data.task.indices else []
+        teacher = Teacher([Internal(width), *labels]).to(dtype)
         optimizer = torch.optim.SGD(copied.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
         student = Student(copied, internal)
-        return Coach(student, optimizer, teacher, interval=window, window=window, adjoint=adjoint)
+        return Coach(
+            *(student, optimizer, teacher),
+            interval=window,
+            window=window,
+            adjoint=adjoint,
+            loss=loss,
+        )
 
     def rows(number: int) -> tuple[Tensor, Tensor]:
         chosen = torch.arange(number * batch, (number + 1) * batch) % len(data.y_train)
         return data.x_train[chosen].to(dtype), data.y_train[chosen]
 
-    return Case(coach, rows, (data.x_valid[:batch].to(dtype), data.y_valid[:batch]))
+    trusted = data.x_valid[:batch].to(dtype), data.y_valid[:batch]
+    return Case(coach, rows, trusted, loss=loss)
 
 
 def examine(config: Config, data: Data) -> Iterator[str]:

@@ -287,7 +287,7 @@ def test_losses() -> None:
     torch.testing.assert_close(one(logits[:, :1], labels[:, 0].long()), expected[:, 0])
     torch.testing.assert_close(one(logits[:, 0], labels[:, 0].long()), expected[:, 0])
     square = Regression(2).loss(logits, labels)
-    torch.testing.assert_close(square, (logits - labels).square().mean(1))
+    torch.testing.assert_close(square, (logits - labels).square().mean(1) / 2)
     assert Regression(1).loss(logits[:, 0], labels[:, :1]).shape == (2,)
 
 

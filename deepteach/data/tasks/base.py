@@ -130,8 +130,8 @@ class Task(ABC):
 
     def refuse_rare(self, codes: np.ndarray) -> None:
         """Raise DataError where training labels are too rare for a part to be split off."""
-        if len(codes) < 2:
-            raise DataError("y_train has one label: give x_valid and y_valid, or more samples")
+        if np.bincount(self.strata(codes)).max(initial=0) < 2:
+            raise DataError("no two labels of y_train are alike: give x_valid and y_valid")
 
     # How they are learned.
 

@@ -1,0 +1,111 @@
+"""`TeachRegressor` keeps scikit-learn's contract; `TeachClassifier` takes several labels."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+from torch import nn
+
+import deepteach as dt
+from deepteach.errors import ConfigError, DataError
+
+DRAW = np.random.default_rng(0)
+X = DRAW.standard_normal((360, 6))
+MIX = DRAW.standard_normal((6, 3))
+T = 40 + 9 * X @ MIX[:, 0]
+HIT = DRAW.permutation(200)[:60]
+NOISY = T.copy()
+NOISY[HIT] = T[np.roll(HIT, 1)]
+ROWS = (X @ MIX > 0.2).astype(int)
+TRAIN, VALID, TEST = slice(200), slice(200, 280), slice(280, 360)
+
+
+def quick(**changes: Any) -> dt.TeachRegressor:
+    model = nn.Sequential(nn.Linear(6, 1))
+    return dt.TeachRegressor(model, **{"epochs": 10, "batch_size": 16, "interval": 2, **changes})
+
+
+def name_of(check: Any) -> str:
+    return getattr(check, "func", check).__name__
+
+
+EVERY: Any = estimator_checks_generator(dt.TeachRegressor(epochs=8, batch_size=16, interval=20))
+# This one runs only where SciPy was started for other array libraries.
+CHECKS = [pair for pair in EVERY if name_of(pair[1]) != "check_array_api_input"]
+
+
+# Without X_valid a part of X is split off, with a warning; small ones get a second warning.
+@pytest.mark.filterwarnings("ignore:no X_valid", "ignore:only .* validation samples")
+@pytest.mark.filterwarnings("ignore:.*validation rows are also training rows")
+@pytest.mark.parametrize(("estimator", "check"), CHECKS, ids=[name_of(c) for _, c in CHECKS])
+def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> dt.TeachRegressor:
+    return quick().fit(X[TRAIN], NOISY[TRAIN], X_valid=X[VALID], y_valid=T[VALID])
+
+
+def test_wrong_targets_weigh_less(fitted: dt.TeachRegressor) -> None:
+    wrong = np.isin(np.arange(200), HIT)
+    assert roc_auc_score(wrong, -fitted.sample_weights_) > 0.9
+    assert set(fitted.suspect_indices_.tolist()) <= set(HIT.tolist())
+    assert fitted.score(X[TEST], T[TEST]) > 0.98
+    assert {"valid_r2", "valid_rmse"} <= set(fitted.history_[-1])
+
+
+def test_predictions_are_in_the_unit_of_y(fitted: dt.TeachRegressor) -> None:
+    predicted = fitted.predict(X[TEST])
+    assert predicted.shape == (80,) and predicted.dtype == np.float64
+    assert np.sqrt(((predicted - T[TEST]) ** 2).mean()) < 0.15 * T.std()
+    again = pickle.loads(pickle.dumps(fitted))  # noqa: S301
+    assert np.array_equal(again.predict(X[TEST]), predicted)
+    other = clone(fitted).fit(X[TRAIN], NOISY[TRAIN], X_valid=X[VALID], y_valid=T[VALID])
+    assert np.array_equal(other.predict(X[TEST]), predicted)
+
+
+def test_frames_columns_and_pipelines() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X, columns=list("abcdef"))
+    two = np.stack([T, -2 * T], 1)
+    model = dt.TeachRegressor(nn.Sequential(nn.Linear(6, 2)), epochs=1, batch_size=32)
+    made = model.fit(frame[TRAIN], two[TRAIN], X_valid=frame[VALID], y_valid=two[VALID])
+    assert made.predict(frame[TEST]).shape == (80, 2)
+    assert made.feature_names_in_.tolist() == list("abcdef")  # pyright: ignore
+    pipeline = make_pipeline(StandardScaler(), quick(epochs=1))
+    with pytest.warns(UserWarning, match="no X_valid"):
+        assert pipeline.fit(X[TRAIN], T[TRAIN]).predict(X[TEST]).shape == (80,)
+
+
+def test_refusals() -> None:
+    with pytest.raises(NotFittedError):
+        quick().predict(X)
+    with pytest.raises(ConfigError, match="give both or neither"):
+        quick().fit(X, T, X_valid=X)
+    with pytest.raises(DataError, match="are the same"):
+        quick().fit(X[TRAIN], 0 * T[TRAIN], X_valid=X[VALID], y_valid=T[VALID])
+    with pytest.raises(ConfigError, match="focal does not serve task regression: use deep"):
+        quick(teacher="focal").fit(X[TRAIN], T[TRAIN], X_valid=X[VALID], y_valid=T[VALID])
+
+
+def test_several_labels() -> None:
+    model = nn.Sequential(nn.Linear(6, 3))
+    clf = dt.TeachClassifier(model, epochs=6, batch_size=16, interval=4)
+    clf.fit(X[TRAIN], ROWS[TRAIN], X_valid=X[VALID], y_valid=ROWS[VALID])
+    found, chance = clf.predict(X[TEST]), clf.predict_proba(X[TEST])
+    assert found.shape == chance.shape == (80, 3) and found.dtype == np.int64
+    assert np.array_equal(found, (chance > 0.5).astype(int))
+    assert (found == ROWS[TEST]).mean() > 0.9 and clf.classes_.tolist() == [0, 1, 2]
+    assert "valid_micro_f1" in clf.history_[-1] and clf.sample_weights_.shape == (200,)
+    with pytest.raises(ValueError, match="multioutput|several columns|Unknown label type"):
+        clf.fit(X[TRAIN], ROWS[TRAIN] + 3 * ROWS[TRAIN, ::-1])
