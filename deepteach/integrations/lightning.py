@@ -121,8 +121,27 @@ class Teach(Callback):
             pl_module.log_dict({k: v for k, v in found.items() if v is not None}, on_epoch=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The coach's, for the Trainer's checkpoint; all processes ask for it."""
-        return {} if self.coach is None else whole_state(self.coach)
+        """The coach's, for the Trainer's checkpoint; all processes ask for it.
+
+        Raises:
+            ConfigError: between the accumulated batches of a step.
+        """
+        if self.coach is None:
+            return {}
+        try:
+            return whole_state(self.coach)
+        except ConfigError:
+            raise ConfigError(
+                "Teach: a checkpoint between the batches of an accumulated step would lose them: "
+                "let val_check_interval be a multiple of accumulate_grad_batches"
+            ) from None
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """The batch at hand is dropped, so that a checkpoint can still be written."""
+        if self.coach is not None:
+            self.coach.discard()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep it until module and optimizer are restored."""

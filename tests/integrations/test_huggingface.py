@@ -15,12 +15,14 @@ from tiny_hosts import CLASSES, apart, bert_config, rows, tensors, without
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
+    BatchEncoding,
     BertForSequenceClassification,
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
     Trainer,
     TrainingArguments,
+    default_data_collator,
     get_scheduler,
 )
 
@@ -59,12 +61,18 @@ def teacher() -> dt.Teacher:
     return dt.Teacher([dt.TrustedProbe(), dt.Loss()])
 
 
+def encoded(of: list[dict[str, Any]]) -> BatchEncoding:
+    """A batch as tokenizers pad it: a mapping, and no dict."""
+    return BatchEncoding(default_data_collator(of))
+
+
 class Watched(TeachTrainer):
     """Keeps the batches that it trains on, and where the random generator stood before each."""
 
     def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
         if torch.is_grad_enabled():
-            self.__dict__.setdefault("seen", []).append((dict(inputs), torch.get_rng_state()))
+            kept = {**inputs}, torch.get_rng_state()
+            self.__dict__.setdefault("seen", []).append(kept)
         return super().compute_loss(model, inputs, *rest, **more)
 
 
@@ -76,6 +84,7 @@ def trained(module: nn.Module, args: TrainingArguments, **changes: Any) -> Watch
         "interval": INTERVAL,
         "window": WINDOW,
         "trusted_batch_size": TRUSTED_BATCH,
+        "data_collator": encoded,
     }
     trainer = Watched(module, args, **{**usual, **changes})
     trainer.train()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from tiny_hosts import apart, tensors
 from torch import Tensor, nn
@@ -193,6 +193,41 @@ def test_a_resumed_fit_ends_with_the_same_bits(tmp_path: Path) -> None:
     torch.save(checkpoint, saved)
     with pytest.raises(dt.CheckpointError, match="holds no state of Teach"):
         fitted(tmp_path, Classifier(), saving(), ckpt_path=saved)
+
+
+class Failing(Layered):
+    """The third batch is one too many."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if len(self.seen) == 3:
+            raise KeyboardInterrupt
+        return loss
+
+
+@pytest.mark.filterwarnings("ignore:`.fit.ckpt_path=None.` was called without a model:UserWarning")
+@pytest.mark.filterwarnings("ignore:.fit.ckpt_path=.last.. is set, but:UserWarning")
+def test_what_ends_a_fit_in_a_step_leaves_a_checkpoint(tmp_path: Path) -> None:
+    saving = OnExceptionCheckpoint(tmp_path, filename="left")
+    with pytest.raises(SystemExit):
+        fitted(tmp_path, Failing(), saving)
+    left = torch.load(tmp_path / "left.ckpt", weights_only=True)["callbacks"]["Teach"]["coach"]
+    assert left["clock"]["step"] == 2
+
+
+def test_no_checkpoint_within_an_accumulated_step(tmp_path: Path) -> None:
+    with pytest.raises(dt.ConfigError, match="a multiple of accumulate_grad_batches"):
+        fitted(
+            *(tmp_path, Layered(momentum=0.0), Validating()),
+            accumulate_grad_batches=2,
+        )
+
+
+class Validating(Callback):
+    """Saves where a check of a part of an epoch would."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_rest: Any) -> None:
+        trainer.save_checkpoint(f"{trainer.default_root_dir}/now.ckpt")
 
 
 class Two(Classifier):
