@@ -110,10 +110,10 @@ def precision_among(trusted: Tensor, wrong: Tensor | None, count: int) -> float 
     """Share of wrong labels among the `count` samples that are trusted least.
 
     Where trust is equal across the cut, what a random order among those gives on average; so
-    trust that is all alike gives the share of wrong labels. None where that is unknown, or
-    where there are fewer samples.
+    trust that is all alike gives the share of wrong labels. None where that is unknown, where
+    no label is wrong, or where there are fewer samples.
     """
-    if wrong is None or len(trusted) < count:
+    if wrong is None or not wrong.any() or len(trusted) < count:
         return None
     trusted, wrong = trusted.double(), wrong.double()
     cut = trusted.sort().values[count - 1]
