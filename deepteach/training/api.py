@@ -223,7 +223,7 @@ def run(
         torch.set_num_threads(config.threads)
     watch = watch or (lambda name, epochs, steps: nullcontext(Silent()))
     config = build.fitted(config, data)
-    inputs = RawInputs.of(data, as_given=module is not None)
+    raw_inputs = RawInputs.of(data, as_given=module is not None)
     module, layer = build.student(config, data, module)
     device = build.device(config.device)
     with ExitStack() as stack:
@@ -267,7 +267,7 @@ def run(
     average = main.loop.average
     return Result(
         module, main.coach, config, summary, main.log.metrics, main.trust, folder, beside,
-        data.task, inputs,
+        data.task, raw_inputs,
         model_ema=None if average is None else average.module,
     )  # fmt: skip
 
