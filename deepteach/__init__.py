@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_HOME` says the same 
         ReplayError,
         ReversalWarning,
         StorageError,
+        WindowWarning,
     )
     from deepteach.integrations.sklearn import TeachClassifier, TeachRegressor
     from deepteach.teachers import features as features
@@ -111,6 +112,7 @@ __all__ = [
     "StorageError",
     "CollapseWarning",
     "ReversalWarning",
+    "WindowWarning",
     "__version__",
 ]
 
@@ -129,7 +131,7 @@ _HOME = {
     "core.teacher": "AbstractTeacher",
     "core.update": "UpdateRecord",
     "errors": "CheckpointError CollapseWarning ConfigError DataError DeepTeachError "
-    "NumericError ReplayError ReversalWarning StorageError",
+    "NumericError ReplayError ReversalWarning StorageError WindowWarning",
     "integrations.sklearn": "TeachClassifier TeachRegressor",
     "teachers.features": "Internal Label Loss Surface",
     "teachers.focal": "Focal",

@@ -64,5 +64,9 @@ class CollapseWarning(UserWarning):
     """The teacher's weights rest on almost no samples."""
 
 
+class WindowWarning(UserWarning):
+    """Something else than a step moved the student; steps before that are not looked through."""
+
+
 class ReversalWarning(UserWarning):
     """Undone steps were lost to rounding; the states of later windows are kept instead."""

@@ -46,6 +46,10 @@ class Accumulation:
         self.parts.append(step)
         self.masses.append(mass)
 
+    def last(self) -> tuple[Step | None, float]:
+        """Take the last part off, with its mass; none where there is none."""
+        return (self.parts.pop(), self.masses.pop()) if self.parts else (None, 0.0)
+
     def clear(self) -> None:
         """The step was taken, or dropped."""
         self.parts.clear()

@@ -22,8 +22,8 @@ from deepteach.core.distributed_batch import (
     refuse_batchwise,
     refuse_empty,
 )
-from deepteach.core.gradient_audit import GradientAudit, weakly
-from deepteach.core.linearised import Linearised, deliver
+from deepteach.core.gradient_audit import GradientAudit
+from deepteach.core.linearised import deliver
 from deepteach.core.look_back import LookBack
 from deepteach.core.losses import (
     SampleLoss,
@@ -142,13 +142,15 @@ class Coach:
             self.optimizer,
             self.rule,
             GradientAudit(scaled=mixed, changed=mixed or clip_norm is not None),
-            weakly(self._gradient_again),
+            self.objective,
             length=window + self.adjoint.spare(window),
             clock=Clock(total=total_steps),
             ranks=ranks,
             observed=Observations(teacher, ranks, at_once=not taught),
             accumulates=accumulate,
             looks=self._learns and not self.adjoint.before_step,
+            guarded=self._learns and self.adjoint.crosses,
+            anchored=self.adjoint.anchored,
         )
         self._training_pass = TrainingPass(student, self.recorder, self.adjoint)
         self._look_back = LookBack(self.objective, self.recorder, self.adjoint)
@@ -285,11 +287,6 @@ class Coach:
         self.recorder.discard()
         self.optimizer.zero_grad()
 
-    def _gradient_again(self, step: Step) -> Linearised:
-        theta = self.recorder.parameters()
-        found = self.objective.linearised(theta, step, self.omega, first_order=True)
-        return replace(found, gradient=self.ranks.summed(found.gradient, "replays"))
-
     def trust(self, valid: Iterable | tuple) -> None:
         """Name the trusted data without teaching, before the first step.
 
@@ -323,7 +320,11 @@ class Coach:
         if not self._learns and not self.teacher.reads_trusted:
             self.recorder.since_update = 0
             return None
-        return self._teach(self.recorder.recorded())
+        steps = self.recorder.recorded()
+        if not steps:
+            return self.recorder.standstill.postpone()
+        self.recorder.standstill.tell(len(steps), self.window)
+        return self._teach(steps)
 
     def meta_gradient(
         self,
@@ -336,16 +337,21 @@ class Coach:
         """Gradient of the validation loss w.r.t. the teacher, by parameter name.
 
         Over the last `window` recorded steps (fewer where fewer were taken since the teacher
-        last changed), at the student's present parameters. Changes nothing. A shorter window,
-        or another adjoint that reads what this coach's keeps, may be given.
+        last changed, or something else than a step moved the student), at the student's present
+        parameters. Changes nothing. A shorter window, or another adjoint that reads what this
+        coach's keeps, may be given.
         """
-        if not self.recorder.steps:
+        if adjoint is not None and adjoint.crosses and not self.adjoint.crosses:
             raise ConfigError(
-                "no step was recorded since the teacher last changed: call coach.loss(x, y)"
-                ".backward() and optimizer.step() first"
+                f"{type(self.adjoint).__name__} watches no path of several steps that "
+                f"{type(adjoint).__name__} could go back: make the Coach with that adjoint"
             )
-        steps, validation = self.recorder.recorded(), self._validation(x_valid, y_valid)
+        steps = self.recorder.recorded()
+        if not steps:
+            self.recorder.standstill.refuse_none()
+        validation = self._validation(x_valid, y_valid)
         size = self.window if window is None else window
+        self.recorder.standstill.tell(len(steps), size)
         with untouched():
             found = self._look_back(steps, validation, size, adjoint)
         if found.skipped:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from deepteach.core.parameter_hooks import ParameterHooks, put_first
-from deepteach.errors import ConfigError, NumericError
+from deepteach.core.record import Step
+from deepteach.core.standstill import norms
+from deepteach.errors import ConfigError, NumericError, ReplayError
 from deepteach.tree import Params, all_finite
 
 _ROUNDINGS = 8
@@ -38,6 +40,10 @@ class GradientAudit:
         self.hooks = ParameterHooks()
         self._copies = False
         self._accumulated: dict[str, tuple[Tensor, int, Tensor | None]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have hooks of their own."""
+        return {**vars(self), "hooks": ParameterHooks(), "_accumulated": {}}
 
     @property
     def arrived(self) -> bool:
@@ -80,6 +86,11 @@ class GradientAudit:
         for name in list(self._accumulated):
             self.at_accumulation(name, parameters[name])
         return torch.full_like(scale, share)
+
+    def replaced(self, name: str, leaf: Tensor) -> bool:
+        """Whether a gradient of this batch arrived before, and is there no more."""
+        seen = self._accumulated.get(name)
+        return seen is not None and seen[0] is not leaf.grad
 
     def at_accumulation(self, name: str, leaf: Tensor) -> None:
         """When a parameter's gradient has arrived. Raises ConfigError: it is sparse."""
@@ -161,9 +172,30 @@ def _changed(name: str) -> str:
     return (
         f"the gradient of {name!r} was changed between backward() and "
         "optimizer.step() (clipping, unscaling, a second loss?), which the "
-        "meta-gradient would not see: remove it; clipping is Coach(clip_norm=...), "
-        "and a parameter unfrozen since needs a new Coach"
+        "meta-gradient would not see: remove it; clipping is Coach(clip_norm=...)"
     )
+
+
+def compare_gradients(gradient: Params, step: Step, tolerance: float) -> None:
+    """A replayed gradient must have the norms of the one that was stepped on.
+
+    Raises:
+        ReplayError: it has not: another loss was added, or a clipping is not as was said.
+    """
+    if not step.norms:
+        return
+    used = torch.stack(step.norms)
+    found = torch.stack(norms([gradient[name] for name in step.hyper])).to(used)
+    slack = min(tolerance, 1e-6) if used.dtype == torch.float64 else max(10 * tolerance, 0.01)
+    error = (found - used).abs() - slack * (used + 0.1 * torch.linalg.vector_norm(used))
+    worst = int(error.argmax())
+    if not error[worst] <= 0:
+        raise ReplayError(
+            f"the optimizer stepped on another gradient than that of coach.loss (of "
+            f"{list(step.hyper)[worst]!r}: norm {float(used[worst]):.3g}, not "
+            f"{float(found[worst]):.3g}): an added loss term belongs into Coach(loss=...), and "
+            "clip_norm must be what the loop clips to"
+        )
 
 
 def weakly(method: Callable) -> Callable:
@@ -180,35 +212,36 @@ def weakly(method: Callable) -> Callable:
 def attach(
     owner: object,
     optimizer: torch.optim.Optimizer,
-    parameters: Params,
     *,
     before: Callable[[Any, tuple, dict], Any],
     after: Callable[[], None],
-    accumulate: Callable[[str, Tensor], None],
+    accumulate: Callable[[Tensor], None],
     hooks: ParameterHooks,
-) -> Callable[[], None]:
+) -> Callable[[Params], None]:
     """Hooks around optimizer.step() and at each gradient; they vanish with `owner`.
 
     `before` is given the optimizer and the arguments of its step, and may answer with others.
-    What is returned lets them see a gradient before the hooks of others, and again behind them.
+    What is returned is called before each batch: it lets them see the gradients of the parameters
+    that there are before the hooks of others, and again behind them.
     """
     handles: list[Any] = [
         optimizer.register_step_pre_hook(before),
         optimizer.register_step_post_hook(lambda *_: after()),
     ]
-    for name, leaf in parameters.items():
-        handles.append(
-            leaf.register_post_accumulate_grad_hook(lambda leaf, name=name: accumulate(name, leaf))
-        )
+    steps: Any = optimizer._optimizer_step_pre_hooks
+    first, watched = handles[0].id, {}
     weakref.finalize(owner, _detach, handles)
     weakref.finalize(owner, hooks.remove)
 
-    def arrange() -> None:
-        steps: Any = optimizer._optimizer_step_pre_hooks
-        if next(reversed(steps)) != handles[0].id:
-            steps.move_to_end(handles[0].id)
-        for leaf, handle in zip(parameters.values(), handles[2:], strict=True):
-            put_first(leaf._post_accumulate_grad_hooks, handle.id)
+    def arrange(parameters: Params) -> None:
+        if next(reversed(steps)) != first:
+            steps.move_to_end(first)
+        for leaf in parameters.values():
+            known = watched.get(id(leaf))
+            if known is None or known[0]() is not leaf:
+                handles.append(leaf.register_post_accumulate_grad_hook(accumulate))
+                known = watched[id(leaf)] = (weakref.ref(leaf), handles[-1].id)
+            put_first(leaf._post_accumulate_grad_hooks, known[1])  # type: ignore[attr-defined]
         hooks.arrange(parameters)
 
     return arrange

@@ -1,9 +1,8 @@
 """Optimizer steps as pure functions, each beside its inverse and its adjoint.
 
-A rule advances (theta, slots) by one step given the gradient g of the weighted loss. It
-handles the optimizer's own regulariser (weight decay) so that lambda appears both in the
-step and in its derivative. Names of parameters that had no gradient in a step are absent
-from that step's `hyper` and stay as they are, as in torch.
+A rule advances (theta, slots) by one step given the gradient g of the weighted loss. It handles
+the optimizer's own regulariser (weight decay), so that lambda is in the step and its derivative.
+Parameters without a gradient in a step are absent from its `hyper` and stay, as in torch.
 """
 
 from __future__ import annotations
@@ -89,6 +88,10 @@ class Rule:
             ConfigError: a setting that the rule does not model.
         """
         raise NotImplementedError
+
+    def clip(self, gradient: Params, hyper: dict[str, Hyper]) -> Params:
+        """g_t as the optimizer finds it."""
+        return gradient
 
     def step(self, state: State, gradient: Params, hyper: dict[str, Hyper]) -> State:
         """(theta_t, slots_t) -> (theta_{t+1}, slots_{t+1}); differentiable, nothing in place.
@@ -336,13 +339,11 @@ _RULES: dict[type[torch.optim.Optimizer], Rule] = {
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
     """The optimizer inside wrappers that hold it as `.optimizer`, as accelerate's does."""
     inner = getattr(optimizer, "optimizer", None)
-    return unwrapped(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
+    return optimizer if inner is None else unwrapped(inner)
 
 
 def rule_for(optimizer: torch.optim.Optimizer) -> Rule:
-    """The rule that an optimizer brings (`optimizer.rule`), or that of its class.
-
-    A subclass that does not override `step` is the class that it comes from.
+    """The rule that it brings (`optimizer.rule`), or that of the class whose `step` it has.
 
     Raises:
         ConfigError: no rule is known, with the remedy.
@@ -350,7 +351,7 @@ def rule_for(optimizer: torch.optim.Optimizer) -> Rule:
     own = getattr(optimizer, "rule", None)
     if isinstance(own, Rule):
         return own
-    step = _bare(type(optimizer).step)
+    step = _bare(getattr(type(optimizer), "step", None))
     for kind in type(optimizer).__mro__:
         if kind in _RULES and step is _bare(kind.step):
             return _RULES[kind]

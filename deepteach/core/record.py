@@ -39,7 +39,9 @@ class Step:
     teacher saw of them, without a graph. `weights` are the u of that step `(batch,)` and
     `value` its loss; `hyper` what the optimizer used, by parameter; `state` what the adjoint
     chose to keep. `wrong` says in what the step was not the one recorded here, as far as that was
-    looked at.
+    looked at. `norms` are those of the gradients that the optimizer stepped on, in the order of
+    `hyper`, where its rule is not linear in them; `left` those of the parameters after the step
+    and before the next, until they are compared.
     """
 
     passes: tuple[Pass, ...]
@@ -49,6 +51,8 @@ class Step:
     hyper: dict[str, Hyper]
     state: State | None
     wrong: str | None = None
+    norms: list[Tensor] | None = None
+    left: tuple[list[Tensor], list[Tensor]] | None = None
 
 
 def pack_step(step: Step) -> dict[str, Any]:
@@ -61,6 +65,7 @@ def pack_step(step: Step) -> dict[str, Any]:
         "hyper": {name: asdict(h) for name, h in step.hyper.items()},
         "state": None if step.state is None else step.state._asdict(),
         "wrong": step.wrong,
+        "norms": step.norms,
     }
 
 
@@ -74,6 +79,7 @@ def unpack_step(item: dict[str, Any], kinds: Mapping[str, type[Hyper]]) -> Step:
         hyper={name: kinds.get(name, Hyper)(**h) for name, h in item["hyper"].items()},
         state=None if item["state"] is None else State(**item["state"]),
         wrong=item.get("wrong"),
+        norms=item.get("norms"),
     )
 
 

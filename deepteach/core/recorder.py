@@ -7,7 +7,7 @@ complete and joins the window; nobody changes it afterwards.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -25,18 +25,19 @@ from deepteach.core.linearised import Linearised
 from deepteach.core.losses import effective_fraction
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
-from deepteach.core.optim import Hyper, Rule, State, read_state
+from deepteach.core.optim import Rule
 from deepteach.core.record import Pass, Step, pack_step, unpack_step
 from deepteach.core.snapshot import Clock, Snapshot
+from deepteach.core.standstill import MOVED, NOT_TAUGHT, Standstill, norms
 from deepteach.core.step_examination import StepExamination
-from deepteach.core.student import Student, refuse_lazy
-from deepteach.core.teacher import AbstractTeacher
+from deepteach.core.student import Student
+from deepteach.core.trained import Trained
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, NumericError
-from deepteach.tree import Params, all_finite
+from deepteach.tree import all_finite
 
 
-class Recorder:
+class Recorder(Trained):
     """The last steps of an optimizer, and the batch that it is about to step on.
 
     Args:
@@ -44,13 +45,14 @@ class Recorder:
         optimizer: gets hooks around `step`, which vanish with this object.
         rule: how it steps.
         audit: watches the gradients between `backward()` and `step()`.
-        again: a pending step's pass and gradient, computed once more.
+        objective: gives a pending step's pass and gradient once more.
         length: steps to remember.
         clock: where training stands.
         ranks: the processes that train together.
         observed: shows the teacher what was trained on.
         accumulates: several batches may make one step.
         looks: steps are looked at whether they are what was recorded.
+        guarded, anchored: see `Standstill`.
 
     Raises:
         ConfigError: the optimizer holds parameters that are not the student's, or none.
@@ -62,7 +64,7 @@ class Recorder:
         optimizer: torch.optim.Optimizer,
         rule: Rule,
         audit: GradientAudit,
-        again: Callable[[Step], Linearised],
+        objective: Objective,
         *,
         length: int,
         clock: Clock,
@@ -70,8 +72,10 @@ class Recorder:
         observed: Observations,
         accumulates: bool = False,
         looks: bool = True,
+        guarded: bool = True,
+        anchored: bool = False,
     ) -> None:
-        self.student, self.optimizer, self.rule = student, optimizer, rule
+        super().__init__(student, optimizer, rule)
         self.observed = observed
         self.ranks, self.clock, self.accumulates = ranks, clock, accumulates
         self.steps: deque[Step] = deque(maxlen=length)
@@ -82,7 +86,8 @@ class Recorder:
         self.since_update = 0
         self.last_step: Step | None = None
         self._graph: Linearised | None = None
-        self._again = again
+        self._objective = objective
+        self.standstill = Standstill(self, guarded=guarded, anchored=anchored)
         self._accumulation, self._mass = Accumulation(), 0.0
         self._batch = 0
         self._passed_back = False
@@ -90,68 +95,29 @@ class Recorder:
         self._audit = audit
         self._looks = looks and not audit.scaled
         self._examination = StepExamination(optimizer, rule, clips=audit.changed)
-        self.learn_names()
-        self._refuse_strangers()
+        self.refuse_strangers()
+        self._attach()
+
+    def _attach(self) -> None:
         self._arrange = attach(
             self,
-            optimizer,
-            self.parameters(),
+            self.optimizer,
             before=weakly(self._before_step),
             after=weakly(self._after_step),
-            accumulate=weakly(audit.at_accumulation),
-            hooks=audit.hooks,
+            accumulate=weakly(self._arrived),
+            hooks=self._audit.hooks,
         )
 
-    def learn_names(self) -> None:
-        """Once a step: walking through a deep module takes as long as weighing a batch."""
-        self._names = {id(leaf): name for name, leaf in self.student.module.named_parameters()}
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies and pickles, which get hooks of their own."""
+        self._rest()
+        return {name: value for name, value in vars(self).items() if name != "_arrange"}
 
-    def parameters(self) -> Params:
-        """The student's parameters that the optimizer trains, by name."""
-        named: Params = {}
-        for group in self.optimizer.param_groups:
-            for leaf in group["params"]:
-                if id(leaf) not in self._names:
-                    raise ConfigError(
-                        "the optimizer holds a parameter that is not the student's "
-                        f"(shape {tuple(leaf.shape)}): give it an optimizer of its own"
-                    )
-                if leaf.requires_grad:
-                    named[self._names[id(leaf)]] = leaf
-        return named
-
-    def _refuse_strangers(self) -> None:
-        """Refuse parameters that something else would have to train, and an optimizer of none."""
-        refuse_lazy(self.student.module)
-        named = self.parameters()
-        if not named:
-            raise ConfigError("the optimizer holds no trainable parameter of the student")
-        free = {n: p for n, p in self.student.module.named_parameters() if p.requires_grad}
-        others = [name for name in free if name not in named]
-        if others:
-            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            raise ConfigError(
-                f"the optimizer does not train {others[0]!r}{more}: give it all parameters that "
-                "require a gradient, or freeze the others with requires_grad_(False)"
-            )
-
-    def hyper(self, active: Params) -> dict[str, Hyper]:
-        """What a step of `active` would use now, by name."""
-        names = {id(leaf): name for name, leaf in active.items()}
-        return {
-            names[id(leaf)]: self.rule.hyper(group, self.optimizer.state.get(leaf, {}))
-            for group in self.optimizer.param_groups
-            for leaf in group["params"]
-            if id(leaf) in names
-        }
-
-    def state(self) -> State:
-        """References to the parameters and the optimizer's buffers as they are."""
-        return read_state(self.optimizer, self.parameters(), self.rule)
-
-    def held(self) -> dict[str, dict[str, Any]]:
-        """What the optimizer holds, by parameter."""
-        return {n: self.optimizer.state.get(p, {}) for n, p in self.parameters().items()}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.learn_names()
+        self._attach()
+        self.standstill.mark()
 
     def begin(self) -> None:
         """Make room for a new batch: one whose loss was dropped is forgotten.
@@ -207,7 +173,7 @@ class Recorder:
         if not self._accumulation.parts:
             self._audit.clear()
         self._batch += 1
-        self._arrange()
+        self._arrange(self.parameters())
         value.register_hook(partial(weakly(self._before_backward), self._batch))
 
     def discard(self) -> None:
@@ -216,16 +182,6 @@ class Recorder:
         if first is not None:
             self.student.restore_buffers(first.passes[0].buffers)
         self._forget()
-
-    def last_trust(self, teacher: AbstractTeacher) -> Tensor:
-        """`(batch,)` what the samples of the last step are ranked by, mostly weights."""
-        step = self.last_step
-        assert step is not None
-        if type(teacher).log_trust is AbstractTeacher.log_trust:
-            return step.weights
-        count = len(step.weights) if self.totals is None else self.totals.count
-        with torch.no_grad():
-            return teacher.log_trust(step.snapshot).exp() / count
 
     def take_graph(self) -> Linearised | None:
         """The newest step's graph, once."""
@@ -236,6 +192,10 @@ class Recorder:
         """Begin a new window: the steps so far belong to a teacher that has changed."""
         self._effective = torch.zeros(())
         self.since_update = 0
+        self.standstill.begin()
+        self._drop()
+
+    def _drop(self) -> None:
         self._graph = None
         self.steps.clear()
         self.observed.deliver()
@@ -254,6 +214,18 @@ class Recorder:
     def effective(self) -> float:
         """Mean effective sample size since the window began, as a fraction of the batch."""
         return float(self._effective) / max(self.since_update, 1)
+
+    def _again(self, step: Step) -> Linearised:
+        theta, objective = self.parameters(), self._objective
+        found = objective.linearised(theta, step, objective.omega, first_order=True)
+        return replace(found, gradient=self.ranks.summed(found.gradient, "replays"))
+
+    def _arrived(self, leaf: Tensor) -> None:
+        name = self._names.get(id(leaf))
+        if self.pending is not None and name is not None:
+            # A second gradient that is not added to the first: those of this batch were cleared.
+            self._passed_back &= not self._audit.replaced(name, leaf)
+            self._audit.at_accumulation(name, leaf)
 
     def _before_backward(self, batch: int, scale: Tensor) -> Tensor | None:
         if batch != self._batch or self.pending is None:
@@ -292,13 +264,18 @@ class Recorder:
 
     def _before_step(self, _optimizer: Any, args: tuple, kwargs: dict) -> Any:
         """Complete the record; a closure is called here, for the step must know its batch."""
-        self.settle()
+        if self.pending is None:
+            self.settle()
         self._examination.forget()
         given, closure = None, closure_of(args, kwargs)
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
             given = with_closure(args, kwargs, lambda: value)
+        if self.pending is not None and not self._passed_back:
+            # Its loss was dropped: what is stepped on is the parts before it, or something else.
+            self.pending, self._mass = self._accumulation.last()
+            self._graph = None
         if self.pending is None:
             return given
         active = {n: p for n, p in self.parameters().items() if p.grad is not None}
@@ -307,7 +284,11 @@ class Recorder:
         with self._abandoning():
             pending = self.pending
             self._audit.at_step(active, lambda: self._again(pending).gradient)
-            self.pending = replace(pending, hyper=self.hyper(active))
+            self.standstill.refuse_written()
+            hyper, used = self.hyper(active), None
+            if self._looks and not self.rule.linear:
+                used = norms([leaf.grad for n in hyper if (leaf := active[n]).grad is not None])
+            self.pending = replace(pending, hyper=hyper, norms=used)
             if self._looks and self._examination.due(
                 named := self.parameters(), self.clock.step + 1
             ):
@@ -316,7 +297,10 @@ class Recorder:
         return given
 
     def settle(self) -> None:
-        """Note what was wrong with the newest step, if it was looked at."""
+        """What happened since the newest step: was the student moved, was the step a wrong one?"""
+        if self.standstill.left(self.steps):
+            self._examination.forget()
+            self._cut(MOVED)
         if not self._examination.open:
             return
         wrong = self._examination.verdict(self.state(), self.held())
@@ -325,8 +309,20 @@ class Recorder:
 
     def recorded(self) -> list[Step]:
         """The steps since the teacher last changed, oldest first."""
+        self.learn_names()
         self.settle()
-        return list(self.steps)
+        kept = self.standstill.sift(self.steps)
+        if len(kept) < len(self.steps):
+            self._cut(MOVED, keep=kept)
+        self.steps = deque(kept, self.steps.maxlen)
+        return kept
+
+    def _cut(self, cause: str, *, keep: Sequence[Step] = ()) -> None:
+        """Steps do not lead to where the student is, but for the last ones."""
+        if self.steps:
+            self.standstill.cut(cause)
+        if not keep:
+            self._drop()
 
     @contextmanager
     def _abandoning(self) -> Iterator[None]:
@@ -349,8 +345,7 @@ class Recorder:
         step, self.pending = self.pending, None
         self._audit.clear()
         if step is None:
-            # A step without coach.loss cannot be replayed: the window starts afresh.
-            self.restart()
+            self._cut(NOT_TAUGHT)
             return
         self.steps.append(step)
         self._examination.after()
@@ -366,6 +361,7 @@ class Recorder:
         else:
             loss = whole.mean_loss
         self.clock = self.clock.stepped(loss)
+        self.standstill.mark()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-exact resume needs. `steps` are those of this rank.
@@ -373,10 +369,7 @@ class Recorder:
         The newest step's graph, which no file holds, is let go: a replay may differ from it by
         a rounding, and what goes on from here must do what goes on from the file.
         """
-        if self._unfinished:
-            raise ConfigError("save between optimizer.step() and the next coach.loss")
-        self._graph = None
-        self.settle()
+        self._rest()
         return {
             "clock": asdict(self.clock),
             "since_update": self.since_update,
@@ -384,6 +377,12 @@ class Recorder:
             "steps": [pack_step(step) for step in self.steps],
             "observed": self.observed.state_dict(),
         }
+
+    def _rest(self) -> None:
+        if self._unfinished:
+            raise ConfigError("copy or save between optimizer.step() and the next coach.loss")
+        self._graph = None
+        self.recorded()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""

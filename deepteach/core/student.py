@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,12 @@ class Student:
                 f"{type(wrapped).__name__} synchronises only .backward() on leaf parameters, so "
                 "meta-gradients through it are wrong: pass the bare module (model.module)"
             )
+        _refuse_scripted(module)
+        self._outer = module
+        module = getattr(module, _COMPILED, module)
         layers = dict(module.named_modules())
+        plain = {name.replace(f"{_COMPILED}.", ""): name for name in layers}
+        internal = plain.get(internal.replace(f"{_COMPILED}.", ""), internal)
         if internal not in layers or internal == "":
             raise ConfigError(_no_such_layer(internal, layers))
         self.module = module
@@ -90,14 +96,18 @@ class Student:
         self._pool_reads_inputs = callable(pool) and _required(pool) > 1
         self.surrogate = surrogate
         self._logits = logits or logits_of
-        self._layer = layers[internal]
         self.under_autocast = False
         """Whether the layer ran under autocast in the last pass, from outside or by itself."""
+
+    @property
+    def _layer(self) -> nn.Module:
+        """It may have been replaced since."""
+        return self.module.get_submodule(self.internal)
 
     def __call__(self, inputs: Inputs) -> Outputs:
         """The module's own pass, as in plain training: its buffers are updated as usual."""
         with self._tapped() as seen:
-            raw = _call(self.module, inputs)
+            raw = _call(self._outer, inputs)
         return Outputs(self._logits(raw), self._state(seen, inputs))
 
     def functional(
@@ -124,7 +134,7 @@ class Student:
         tensors = {**params, **held, **used}
         before = None if leaves else ModuleState(self.module)
         try:
-            with self._tapped() as seen, _plain_kernels():
+            with self._tapped() as seen, _plain_kernels(), _uncompiled():
                 raw = functional_call(self.module, tensors, args, kwargs)
             if update or leaves:  # some are replaced, not written to
                 buffers.update({name: tensors[name].detach() for name in buffers})
@@ -191,10 +201,10 @@ class Student:
             seen.append(state)
 
         def before(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            keep(_first_tensor((args, kwargs)))
+            keep(args[0] if _is_one(args) else _first_tensor((args, kwargs)))
 
         def after(_module: nn.Module, _args: tuple, output: Any) -> None:
-            keep(_first_tensor(output))
+            keep(output if isinstance(output, Tensor) else _first_tensor(output))
 
         if self.side == "input":
             handle = self._layer.register_forward_pre_hook(before, with_kwargs=True)
@@ -264,6 +274,27 @@ def refuse_lazy(module: nn.Module) -> None:
         )
 
 
+_COMPILED = "_orig_mod"
+"""Where `torch.compile` keeps the module."""
+
+
+def _refuse_scripted(module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise ConfigError(
+                f"{f'layer {name!r}' if name else 'the module'} is made by torch.jit, which hides "
+                "its internal states and cannot be replayed: pass it as it was before script or "
+                "trace; torch.compile works"
+            )
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Run compiled code as it was written: it cannot be differentiated twice."""
+    # Where nothing was compiled the compiler need not be imported.
+    used = "torch._dynamo.eval_frame" in sys.modules
+    return torch.compiler.set_stance("force_eager") if used else nullcontext()
+
+
 def _arguments(inputs: Inputs) -> tuple[tuple, dict]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
@@ -299,6 +330,11 @@ def logits_of(raw: Any) -> Tensor:
     return logits
 
 
+def _is_one(args: tuple) -> bool:
+    """The usual case, in words that `torch.compile` can follow."""
+    return len(args) > 0 and isinstance(args[0], Tensor)
+
+
 def _first_tensor(value: Any) -> Tensor:
     """The first tensor of a (nested) call or result, such as an LSTM's `(output, state)`."""
     if isinstance(value, Tensor):
@@ -327,15 +363,26 @@ def _plain_kernels() -> Iterator[None]:
     recompute = getattr(torch.utils.checkpoint, _RECOMPUTE, None)
     torch.backends.mha.set_fastpath_enabled(False)
     setattr(torch.utils.checkpoint, _RECOMPUTE, _kept_activations)
+    reentrant = torch.utils.checkpoint.CheckpointFunction
+    torch.utils.checkpoint.CheckpointFunction = _Kept  # type: ignore[misc]
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
         setattr(torch.utils.checkpoint, _RECOMPUTE, recompute)
+        torch.utils.checkpoint.CheckpointFunction = reentrant  # type: ignore[misc]
 
 
 _RECOMPUTE = "_checkpoint_without_reentrant_generator"
+
+
+class _Kept:
+    """In the place of the function of a reentrant checkpoint, which knows no second derivative."""
+
+    @staticmethod
+    def apply(function: Callable, _preserve: bool, *args: Any) -> Any:
+        return function(*args)
 
 
 def _kept_activations(*_args: Any, **_kwargs: Any) -> Iterator[None]:

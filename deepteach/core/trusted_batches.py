@@ -85,6 +85,14 @@ class TrustedBatches:
         with _private_stream(self._epoch, position):
             return next(self._iterator, None)
 
+    def __getstate__(self) -> dict[str, int]:
+        """Copies and pickles go on at the same batch of the source that they are given next."""
+        return self.state_dict()
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        TrustedBatches.__init__(self)
+        self.load_state_dict(state)
+
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self._epoch, "position": self._position}
 

@@ -30,6 +30,7 @@ from deepteach.core.examination import (
     lacks_forward_rule,
 )
 from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
+from deepteach.core.gradient_audit import compare_gradients
 from deepteach.core.linearised import Linearised
 from deepteach.core.objective import Objective
 from deepteach.core.optim import Hyper, Rule, State
@@ -111,6 +112,12 @@ class AbstractAdjoint:
 
     before_step: bool = False
     """Teach inside `coach.loss`, before the batch is used, instead of in `coach.update`."""
+
+    crosses: bool = True
+    """Steps are looked back through: they must lead to where the student is."""
+
+    anchored: bool = False
+    """A window can begin only at a step before which the state was kept."""
 
     shares: bool = True
     """The window's last training pass may hand its graph to the sweep."""
@@ -261,6 +268,7 @@ class AbstractAdjoint:
             graph = self._linearised(theta, step, window)
             gradient = {name: leaf.detach() for name, leaf in graph.gradient.items()}
             gradient = ranks.summed(gradient, "replays")
+            compare_gradients(rule.clip(gradient, step.hyper), step, self.tolerance)
             earlier = self.state_before(position, theta, gradient, later, window)
             pull = rule.pull(earlier, gradient, step.hyper, cotangent)
             if position == window.start:

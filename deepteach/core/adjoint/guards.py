@@ -65,7 +65,7 @@ def refuse_replay(error: float, tolerance: float) -> None:
         raise ReplayError(
             f"replaying a step gave other losses than the first pass (by {error:.1e}): the "
             "student is not deterministic (randomness outside torch's generators?), or its "
-            "inputs were changed in place after coach.loss",
+            "inputs were changed in place after coach.loss, or a loss was added to it",
             off=error,
         )
 

@@ -36,6 +36,7 @@ class Lookahead(AbstractAdjoint):
     """
 
     before_step = True
+    crosses = False
     shares = False
 
     def __init__(self, momentum: bool = False) -> None:
@@ -86,6 +87,7 @@ class FirstOrder(AbstractAdjoint):
             library.
     """
 
+    crosses = False
     shares = False
 
     def __init__(self, radius: float = 0.01) -> None:

@@ -51,6 +51,8 @@ class Checkpointed(AbstractAdjoint):
         ReplayError: in an update: a step did not lead to the state that was reached.
     """
 
+    anchored = True
+
     def spare(self, window: int) -> int:
         return self._stride(window) - 1
 

@@ -1,0 +1,81 @@
+"""What of a student its optimizer trains, and what the optimizer holds of it, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from deepteach.core.optim import Hyper, Rule, State, read_state
+from deepteach.core.student import Student, refuse_lazy
+from deepteach.errors import ConfigError
+from deepteach.tree import Params
+
+
+class Trained:
+    """The parameters of a student that an optimizer trains.
+
+    Args:
+        student: whose parameters they are.
+        optimizer: who trains them.
+        rule: how it steps.
+    """
+
+    def __init__(self, student: Student, optimizer: torch.optim.Optimizer, rule: Rule) -> None:
+        self.student, self.optimizer, self.rule = student, optimizer, rule
+        self.learn_names()
+
+    def learn_names(self) -> None:
+        """Once a step: walking through a deep module takes as long as weighing a batch."""
+        self._names = {id(leaf): name for name, leaf in self.student.module.named_parameters()}
+
+    def parameters(self) -> Params:
+        """The student's parameters that the optimizer trains, by name."""
+        named: Params = {}
+        for group in self.optimizer.param_groups:
+            for leaf in group["params"]:
+                if id(leaf) not in self._names:
+                    self.learn_names()
+                if id(leaf) not in self._names:
+                    raise ConfigError(
+                        "the optimizer holds a parameter that is not the student's "
+                        f"(shape {tuple(leaf.shape)}): give it an optimizer of its own, or, where "
+                        "a layer was replaced, make the optimizer and the Coach anew"
+                    )
+                if leaf.requires_grad:
+                    named[self._names[id(leaf)]] = leaf
+        return named
+
+    def refuse_strangers(self) -> None:
+        """Refuse parameters that something else would have to train, and an optimizer of none."""
+        refuse_lazy(self.student.module)
+        named = self.parameters()
+        if not named:
+            raise ConfigError("the optimizer holds no trainable parameter of the student")
+        free = {n: p for n, p in self.student.module.named_parameters() if p.requires_grad}
+        others = [name for name in free if name not in named]
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            raise ConfigError(
+                f"the optimizer does not train {others[0]!r}{more}: give it all parameters that "
+                "require a gradient, or freeze the others with requires_grad_(False)"
+            )
+
+    def hyper(self, active: Params) -> dict[str, Hyper]:
+        """What a step of `active` would use now, by name."""
+        names = {id(leaf): name for name, leaf in active.items()}
+        return {
+            names[id(leaf)]: self.rule.hyper(group, self.optimizer.state.get(leaf, {}))
+            for group in self.optimizer.param_groups
+            for leaf in group["params"]
+            if id(leaf) in names
+        }
+
+    def state(self) -> State:
+        """References to the parameters and the optimizer's buffers as they are."""
+        return read_state(self.optimizer, self.parameters(), self.rule)
+
+    def held(self, named: Params | None = None) -> dict[str, dict[str, Any]]:
+        """What the optimizer holds, by parameter."""
+        named = self.parameters() if named is None else named
+        return {name: self.optimizer.state.get(leaf, {}) for name, leaf in named.items()}

@@ -1,0 +1,427 @@
+"""Students as people wrap them: compiled, scripted, normalised, checkpointed, moved."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any
+
+import pytest
+import torch
+from loops import VALID, ByLabel, Loop, Net, X, assert_exact, coached, differences, error, found
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
+
+import deepteach as dt
+from deepteach.errors import ConfigError
+
+
+class Normalised(Loop):
+    def make(self) -> nn.Module:
+        module = Net()
+        nn.utils.weight_norm(module.a)
+        nn.utils.weight_norm(module.fc, dim=None)  # type: ignore[arg-type]
+        return module
+
+
+class Spectral(Loop):
+    """Its vectors are moved by every pass in train mode: replayed from those of the pass."""
+
+    def make(self) -> nn.Module:
+        module = Net()
+        nn.utils.spectral_norm(module.a)
+        parametrizations.spectral_norm(module.fc)
+        return module
+
+
+class Parametrised(Loop):
+    def make(self) -> nn.Module:
+        module = Net()
+        parametrizations.weight_norm(module.a, dim=1)
+        parametrizations.orthogonal(module.fc)
+        return module
+
+
+class Pruned(Loop):
+    def make(self) -> nn.Module:
+        module = Net()
+        prune.l1_unstructured(module.a, "weight", 0.3)
+        return module
+
+
+class Checkpointing(Net):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.b, self.reentrant = nn.Linear(5, 5), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        def body(h: Tensor) -> Tensor:
+            return self.b(h).tanh()
+
+        h = self.a(x).tanh()
+        return self.fc(checkpoint(body, h, use_reentrant=self.reentrant))  # type: ignore[arg-type]
+
+
+class Checkpointed(Loop):
+    def make(self) -> nn.Module:
+        return Checkpointing(False)
+
+
+class Reentrant(Loop):
+    def make(self) -> nn.Module:
+        return Checkpointing(True)
+
+
+class Tied(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = nn.Linear(6, 5)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.a(x).tanh() + self.b(x.tanh()))
+
+
+class Sharing(Loop):
+    def make(self) -> nn.Module:
+        return Tied()
+
+
+class Picture(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.fc = nn.Conv2d(1, 4, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(-1, 1, 2, 3).contiguous(memory_format=torch.channels_last)
+        return self.fc(self.c(x).tanh().flatten(1))
+
+
+class ChannelsLast(Loop):
+    def make(self) -> nn.Module:
+        return Picture().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class Evaluating(Loop):
+    """The mode is toggled between the loss and the step; batch statistics are the pass's."""
+
+    internal = "3"
+
+    def make(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+
+    def step(self, i: int, x: Any, y: Tensor) -> None:
+        self.module.train()
+        self.optimizer.zero_grad()
+        loss = self.coach.loss(x, y)
+        self.module.eval()
+        loss.backward()
+        self.optimizer.step()
+        self.module.train()
+
+
+class MovedBefore(Loop):
+    """To another precision and back, after the Coach was made."""
+
+    def prepare(self) -> None:
+        self.module.float().double()
+
+
+KINDS = [
+    Normalised,
+    Parametrised,
+    Pruned,
+    Checkpointed,
+    Reentrant,
+    Sharing,
+    ChannelsLast,
+    Evaluating,
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm", "ignore:None of the inputs")
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact(kind: type[Loop]) -> None:
+    assert_exact(kind)
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm")
+def test_spectral_norm() -> None:
+    assert_exact(Spectral, (1,))
+    for adjoint in (dt.Stored(), dt.Reversed()):
+        with pytest.raises(ConfigError, match="spectral") as got:
+            found(Spectral, 2, adjoint)
+        assert "\n" not in str(got.value)
+
+
+def test_moved_before_the_first_step() -> None:
+    want = differences(Loop, 2)
+    assert error(found(MovedBefore, 2, dt.Stored()), want) < 1e-5  # rounded to float32 once
+
+
+def test_moved_to_another_precision_drops_the_window() -> None:
+    loop = coached(Loop, 2)
+    for i in range(3):
+        loop.step(i, *loop.batch(i))
+    loop.module.float()
+    for held in loop.optimizer.state.values():
+        held["momentum_buffer"] = held["momentum_buffer"].float()
+    loop.step(3, loop.batch(3)[0].float(), loop.batch(3)[1])
+    assert len(loop.coach.recorder.steps) == 1
+    with pytest.warns(dt.WindowWarning, match="over 1 of 2 steps"):
+        assert loop.coach.meta_gradient(VALID[0].float(), VALID[1])["k"].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """Steps are not undone in it; with kept states it is as right as half precision is."""
+
+    class Half(Loop):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module.to(dtype)
+
+        def batch(self, i: int) -> tuple[Tensor, Tensor]:
+            x, y = super().batch(i)
+            return x.to(dtype), y
+
+    with pytest.raises(ConfigError, match=r"keep the parameters in float32, or use adjoint=Stored"):
+        coached(Half, 1, adjoint=dt.Reversed())
+    loop = coached(Half, 1)
+    loop.run(1)
+    got = loop.coach.meta_gradient(VALID[0].to(dtype), VALID[1])["k"]
+    assert error(got, found(Loop, 1, dt.Stored())) < 0.03
+
+
+# Compiled
+
+
+class Compiled(Loop):
+    backend = "eager"
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch._dynamo.reset()
+        self.compiled = torch.compile(self.module, backend=self.backend)
+
+    def student(self) -> dt.Student:
+        return dt.Student(self.compiled, self.internal)  # type: ignore[arg-type]
+
+
+class CompiledPrefix(Compiled):
+    internal = "_orig_mod.fc"
+
+
+class CompiledAhead(Compiled):
+    """What cannot be differentiated twice is replayed as it was written."""
+
+    backend = "aot_eager"
+
+
+class CompiledInPlace(Loop):
+    def prepare(self) -> None:
+        torch._dynamo.reset()
+        self.module.compile(backend="aot_eager")
+
+
+class CompiledLayer(Loop):
+    def make(self) -> nn.Module:
+        torch._dynamo.reset()
+        module = Net()
+        module.a = torch.compile(module.a, backend="aot_eager")  # type: ignore[assignment]
+        return module
+
+
+COMPILED = [CompiledPrefix, CompiledAhead, CompiledInPlace, CompiledLayer]
+
+
+@pytest.mark.parametrize("kind", COMPILED)
+def test_compiled(kind: type[Loop]) -> None:
+    want = differences(Loop, 2)
+    assert error(found(kind, 2, dt.Reversed()), want) < 1e-6
+
+
+def test_training_runs_the_compiled_code() -> None:
+    calls = []
+
+    def backend(graph: Any, inputs: Any, **_options: Any) -> Any:
+        def run(*args: Any) -> Any:
+            calls.append(1)
+            return graph.forward(*args)
+
+        return run
+
+    class Counted(Compiled):
+        pass
+
+    Counted.backend = staticmethod(backend)  # type: ignore[assignment]
+    loop = coached(Counted, 2)
+    loop.run(2)
+    assert len(calls) >= 5
+    before = len(calls)
+    loop.coach.meta_gradient(*VALID)
+    assert len(calls) == before
+
+
+def test_names_of_a_compiled_student_are_the_modules() -> None:
+    student = Compiled().student()
+    assert student.internal == "fc" and type(student.module) is Net
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, X[:2].float())])
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*torch.utils._pytree")
+def test_scripts_are_refused(make: Any) -> None:
+    for module in (make(Net()), nn.Sequential(make(Net()), nn.Linear(3, 3))):
+        with pytest.raises(ConfigError, match="made by torch.jit.*before script or trace") as got:
+            dt.Student(module, "fc")
+        assert "\n" not in str(got.value)
+
+
+# Copies
+
+
+def through_pickle(coach: dt.Coach) -> Any:
+    import io
+
+    file = io.BytesIO()
+    torch.save(coach, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def own_loss(logits: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, y, reduction="none")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
+@pytest.mark.parametrize("at", [0, 3, 5])
+def test_a_copied_coach_goes_on_alone(copied: Any, at: int) -> None:
+    """It teaches from its own student, and the original from its own."""
+    loop = coached(Loop, 3, loss=own_loss)
+    for i in range(at):
+        loop.step(i, *loop.batch(i))
+    other = Loop()
+    other.coach = copied(loop.coach)
+    other.module, other.optimizer = other.coach.student.module, other.coach.optimizer
+    taught = [leaf for group in other.optimizer.param_groups for leaf in group["params"]]
+    assert [*map(id, taught)] == [*map(id, other.module.parameters())]
+    for mine in (other, loop):
+        for i in range(at, 5):
+            mine.step(i, *mine.batch(i))
+    want = differences(Loop, 3)
+    for mine in (loop, other):
+        assert mine.coach.steps == 5
+        assert error(mine.coach.meta_gradient(*VALID)["k"], want) < 1e-6
+
+
+def test_a_coach_that_reads_a_loader_is_copied() -> None:
+    loop = coached(Loop, 1, interval=1)
+    data = torch.utils.data.TensorDataset(*VALID)
+    loader = torch.utils.data.DataLoader(data, batch_size=5, shuffle=True)
+    loop.step(0, *loop.batch(0))
+    loop.coach.update(loader)
+    other = copy.deepcopy(loop.coach)
+    seen = [each._trusted for each in (loop.coach, other)]
+    for each in seen:
+        each.source = loader
+    left, right = (each.next() for each in seen)
+    assert torch.equal(left[0], right[0])
+
+
+def test_a_copy_between_loss_and_step_is_refused() -> None:
+    loop = coached(Loop, 1)
+    loop.coach.loss(*loop.batch(0)).backward()
+    with pytest.raises(ConfigError, match=r"copy or save between optimizer.step\(\) and the next"):
+        copy.deepcopy(loop.coach)
+
+
+def test_students_and_teachers_are_copied_and_pickled() -> None:
+    loop = Loop()
+    features = [dt.Internal(5), dt.Label(3, 2), dt.TrustedProbe(), dt.Loss()]
+    for one in (loop.student(), dt.Teacher(features)):
+        for other in (copy.deepcopy(one), through_pickle(one)):  # type: ignore[arg-type]
+            assert type(other) is type(one)
+            if isinstance(one, dt.Student):
+                assert other.module is not one.module
+                assert torch.equal(other(X[:3]).logits, one(X[:3]).logits)
+
+
+def test_a_copied_probe_loads_into_itself() -> None:
+    one, fitted = dt.TrustedProbe(), dt.TrustedProbe()
+    fitted.slope, fitted.offset = torch.zeros(5, 3), torch.zeros(3)
+    other = copy.deepcopy(one)
+    before = one.slope
+    other.load_state_dict(fitted.state_dict())
+    assert other.slope.shape == (5, 3) and one.slope is before
+
+
+# Two of something
+
+
+class Alternating(Loop):
+    """Two Coaches with a teacher each share an optimizer, as when a cell is run again."""
+
+    def prepare(self) -> None:
+        self.other = dt.Coach(self.student(), self.optimizer, ByLabel(), adjoint=dt.Stored())
+
+    def step(self, i: int, x: Any, y: Tensor) -> None:
+        mine = self.coach
+        if i % 2 and isinstance(mine, dt.Coach):
+            self.coach = self.other
+        super().step(i, x, y)
+        self.coach = mine
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_two_coaches_on_one_optimizer(window: int) -> None:
+    """Each has a window of the steps that were its own in a row."""
+    loop = coached(Alternating, window)
+    loop.run(window)
+    warned = pytest.warns(dt.WindowWarning, match="without coach.loss.*1 of 2")
+    with warned if window == 2 else contextlib.nullcontext():
+        assert error(loop.coach.meta_gradient(*VALID)["k"], differences(Loop, 1)) < 1e-6
+    with pytest.raises(dt.ReplayError, match="without coach.loss"):
+        loop.other.meta_gradient(*VALID)
+
+
+def test_a_module_in_two_students_with_an_optimizer_each() -> None:
+    """The optimizer is exchanged in mid-training, and a Coach is made for the new one."""
+    loop = coached(Loop, 2)
+    older = loop.coach
+    for i in range(2):
+        loop.step(i, *loop.batch(i))
+    loop.optimizer = loop.optimize([*loop.module.parameters()])
+    loop.coach = dt.Coach(loop.student(), loop.optimizer, loop.teacher, window=2)
+    for i in (3, 4):
+        loop.step(i, *loop.batch(i))
+    assert loop.coach.meta_gradient(*VALID)["k"].any()
+    with pytest.raises(dt.ReplayError, match="changed the student's parameters"):
+        older.meta_gradient(*VALID)
+
+
+def test_a_second_optimizer_for_another_module() -> None:
+    """As of a discriminator: it is none of the Coach's business."""
+
+    class Adversarial(Loop):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Linear(3, 1).double()
+            self.second = torch.optim.Adam(self.other.parameters())
+
+        def step(self, i: int, x: Any, y: Tensor) -> None:
+            super().step(i, x, y)
+            self.second.zero_grad()
+            self.other(self.module(x).detach()).mean().backward()
+            self.second.step()
+
+    assert_exact(Adversarial)
+
+
+def test_the_students_parameters_over_two_optimizers() -> None:
+    class Split(Loop):
+        def optimize(self, leaves: list[nn.Parameter]) -> Any:
+            return super().optimize(leaves[:2])
+
+    with pytest.raises(ConfigError, match=r"does not train 'fc\.weight' and 1 more.*give it all"):
+        coached(Split, 1)
