@@ -189,6 +189,16 @@ class Coach:
         return torch.zeros(0) if (s := self.recorder.last_step) is None else s.weights
 
     @property
+    def last_trust(self) -> Tensor:
+        """`(batch,)` what the samples of the last step are ranked by, mostly `last_weights`."""
+        step, totals = self.recorder.last_step, self.recorder.totals
+        if step is None or type(self.teacher).log_trust is AbstractTeacher.log_trust:
+            return self.last_weights
+        count = len(step.weights) if totals is None else totals.count
+        with torch.no_grad():
+            return self.teacher.log_trust(step.snapshot).exp() / count
+
+    @property
     def omega(self) -> Params:
         """The teacher's parameters by name, detached."""
         return self.objective.omega

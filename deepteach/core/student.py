@@ -201,7 +201,9 @@ class Student:
             seen.append(state)
 
         def before(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            keep(args[0] if _is_one(args) else _first_tensor((args, kwargs)))
+            # The usual case first, in words that `torch.compile` can follow.
+            one = len(args) > 0 and isinstance(args[0], Tensor)
+            keep(args[0] if one else _first_tensor((args, kwargs)))
 
         def after(_module: nn.Module, _args: tuple, output: Any) -> None:
             keep(output if isinstance(output, Tensor) else _first_tensor(output))
@@ -328,11 +330,6 @@ def logits_of(raw: Any) -> Tensor:
             f"begins with them, got {type(raw).__name__}: pick them with dt.Student(logits=...)"
         )
     return logits
-
-
-def _is_one(args: tuple) -> bool:
-    """The usual case, in words that `torch.compile` can follow."""
-    return len(args) > 0 and isinstance(args[0], Tensor)
 
 
 def _first_tensor(value: Any) -> Tensor:

@@ -250,7 +250,7 @@ class TeachTrainer(Trainer):
                 "TeachTrainer: a step was not taken on the coach's loss: a compute_loss of your "
                 "own must return that of TeachTrainer"
             )
-        self._found.weighed(self.coach.recorder.last_trust(self.coach.teacher))
+        self._found.weighed(self.coach.last_trust)
         self.coach.update(self._trusted)
 
 

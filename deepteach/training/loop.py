@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from deepteach.core.coach import Coach
 from deepteach.core.snapshot import Clock
-from deepteach.core.teacher import AbstractTeacher
 from deepteach.data.augment import Augmentation, identity
 from deepteach.data.rows import readable
 from deepteach.errors import ConfigError, NumericError
@@ -272,7 +271,7 @@ class TrainingLoop:
 
     def _note(self, rows: Tensor, loss: float) -> None:
         weights = self.ranks.whole(self.coach.last_weights, len(rows))
-        trust = self.ranks.whole(_last_trust(self.coach), len(rows))
+        trust = self.ranks.whole(self.coach.last_trust, len(rows))
         own = (rows < len(self.y)).to(self.device)
         scaled = (trust * len(trust)).to(self.weights.dtype)
         self.weights[rows.to(self.device)[own]] = scaled[own]
@@ -352,14 +351,3 @@ class TrainingLoop:
             self.average.load_state_dict(state["average"])
         self._losses, self._effective, self._updates, *rest = state["epoch"]
         self._records, self._drift = list(rest[:2]), rest[2]
-
-
-def _last_trust(coach: Coach) -> Tensor:
-    """`(batch,)` what the samples of the last step are ranked by, mostly weights."""
-    step, totals, teacher = coach.recorder.last_step, coach.recorder.totals, coach.teacher
-    assert step is not None
-    if type(teacher).log_trust is AbstractTeacher.log_trust:
-        return step.weights
-    count = len(step.weights) if totals is None else totals.count
-    with torch.no_grad():
-        return teacher.log_trust(step.snapshot).exp() / count

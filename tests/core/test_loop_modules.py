@@ -380,7 +380,7 @@ class Alternating(Loop):
 @pytest.mark.parametrize("window", [1, 2])
 def test_two_coaches_on_one_optimizer(window: int) -> None:
     """Each has a window of the steps that were its own in a row."""
-    loop = coached(Alternating, window)
+    loop: Any = coached(Alternating, window)
     loop.run(window)
     warned = pytest.warns(dt.WindowWarning, match="without coach.loss.*1 of 2")
     with warned if window == 2 else contextlib.nullcontext():
