@@ -1,10 +1,11 @@
 """Images a second and peak memory: a DataLoader loop written by hand, and `deepteach train`.
 
-    python experiments/data_bench.py --images 10000 --out results/data.csv
+    python experiments/data_bench.py --images 10000 --repeats 3 --out results/data.csv
+    python experiments/data_bench.py --images 200000 --ways deepteach --student mlp --epochs 1
 
 JPEGs of noise are written, with their list. Then each way trains plainly on them in a process of
 its own: the same student, rate, batches and workers, images decoded when they are needed. The
-first epoch warms up; of the others the median counts. `cpu` is of the training process, which
+first epoch warms up; of the others, if there are any, the median counts. `cpu` is of the training process, which
 other work on the machine disturbs less than the clock; with `--workers 0` it is all there is.
 Memory is the peak of the training process and of its largest worker.
 """
@@ -88,12 +89,14 @@ class Clocks(Silent):
     def seconds(self) -> list[float]:
         """Medians of an epoch after the first: by the clock, and of the processor."""
         ends = np.array(self.ends)
+        if len(ends) < 2:
+            return [float("inf"), float("nan")]
         return np.median(np.diff(ends, axis=0), axis=0).tolist()
 
 
-def loop(listing: Path, size: int, workers: int, epochs: int) -> Clocks:
+def loop(listing: Path, size: int, workers: int, epochs: int, student: str) -> Clocks:
     data, clocks = Listed(listing), Clocks()
-    module, _ = build("cnn", (3, size, size), CLASSES, 0)
+    module, _ = build(student, (3, size, size), CLASSES, 0)
     optimizer = torch.optim.SGD(module.parameters(), LR, momentum=0.9, weight_decay=5e-4)
     loader = DataLoader(
         data, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
@@ -110,13 +113,13 @@ def loop(listing: Path, size: int, workers: int, epochs: int) -> Clocks:
     return clocks
 
 
-def deepteach(listing: Path, size: int, workers: int, epochs: int) -> Clocks:
+def deepteach(listing: Path, size: int, workers: int, epochs: int, student: str) -> Clocks:
     """What `deepteach train --method uniform --data manifest:...` calls."""
     clocks = Clocks()
     with tempfile.TemporaryDirectory() as place:
         config = make(
             {
-                "data": f"manifest:{listing}", "method": "uniform", "student": "cnn",
+                "data": f"manifest:{listing}", "method": "uniform", "student": student,
                 "epochs": epochs, "batch_size": BATCH, "lr": LR, "schedule": "constant",
                 "evaluate_every": epochs, "workers": workers, "out": f"{place}/run",
             }
@@ -130,11 +133,11 @@ def deepteach(listing: Path, size: int, workers: int, epochs: int) -> Clocks:
 WAYS = {"loop": loop, "deepteach": deepteach}
 
 
-def measured(way: str, listing: Path, size: int, workers: int, epochs: int) -> dict[str, Any]:
+def measured(way: str, listing: Path, *asked: Any) -> dict[str, Any]:
     """One way in this process."""
     torch.set_num_threads(1)
     started = time.perf_counter()
-    clocks = WAYS[way](listing, size, workers, epochs)
+    clocks = WAYS[way](listing, *asked)
     wall, cpu = clocks.seconds()
     count = len(Listed(listing))
     peaks = [
@@ -146,7 +149,7 @@ def measured(way: str, listing: Path, size: int, workers: int, epochs: int) -> d
         "cpu_ms_per_image": round(1000 * cpu / count, 4),
         "total_seconds": round(time.perf_counter() - started, 1),
         "peak_mib": round(peaks[0]),
-        "worker_peak_mib": round(peaks[1]) if workers else 0,
+        "worker_peak_mib": round(peaks[1]),  # 0 without workers
     }
 
 
@@ -157,24 +160,27 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--student", default="cnn")
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS], default=[*WAYS])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--way", choices=[*WAYS], help="measure one way on --listing, and print it")
     parser.add_argument("--listing", type=Path)
     given = parser.parse_args()
     if given.way:
-        found = measured(given.way, given.listing, given.size, given.workers, given.epochs)
+        how = (given.size, given.workers, given.epochs, given.student)
+        found = measured(given.way, given.listing, *how)
         print(json.dumps(found))
         return
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    asked = {"images": given.images, "size": given.size, "workers": given.workers}
+    asked = {key: getattr(given, key) for key in ("images", "size", "workers", "student")}
     command = " ".join(["python", *sys.argv])
     with tempfile.TemporaryDirectory() as folder:
         listing = write_jpegs(Path(folder), given.images, given.size)
         lines = []
         for repeat in range(given.repeats):
-            for way in WAYS:
+            for way in given.ways:
                 options = [f"--{k}={v}" for k, v in asked.items()]
                 options += [f"--way={way}", f"--listing={listing}", f"--epochs={given.epochs}"]
                 done = subprocess.run(
@@ -183,7 +189,7 @@ def main() -> None:
                 found = json.loads(done.stdout.splitlines()[-1])
                 lines.append({"way": way, "repeat": repeat, **asked, **found})
                 print(lines[-1], flush=True)
-    for key in ("images_per_second", "cpu_ms_per_image"):
+    for key in ("images_per_second", "cpu_ms_per_image") if len(given.ways) == 2 else ():
         of = {w: statistics.median(x[key] for x in lines if x["way"] == w) for w in WAYS}
         print(f"{key}: deepteach / loop = {of['deepteach'] / of['loop']:.3f}")
     if given.out is not None:
