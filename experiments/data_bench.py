@@ -5,9 +5,9 @@
 
 JPEGs of noise are written, with their list. Then each way trains plainly on them in a process of
 its own: the same student, rate, batches and workers, images decoded when they are needed. The
-first epoch warms up; of the others, if there are any, the median counts. `cpu` is of the training process, which
-other work on the machine disturbs less than the clock; with `--workers 0` it is all there is.
-Memory is the peak of the training process and of its largest worker.
+first epoch warms up; of the others, if there are any, the median counts. `cpu` is of the training
+process, which other work on the machine disturbs less than the clock; with `--workers 0` it is
+all there is. Memory is the peak of the training process and of its largest worker.
 """
 
 from __future__ import annotations
