@@ -90,7 +90,7 @@ class Clocks(Silent):
         """Medians of an epoch after the first: by the clock, and of the processor."""
         ends = np.array(self.ends)
         if len(ends) < 2:
-            return [float("inf"), float("nan")]
+            return []
         return np.median(np.diff(ends, axis=0), axis=0).tolist()
 
 
@@ -138,18 +138,18 @@ def measured(way: str, listing: Path, *asked: Any) -> dict[str, Any]:
     torch.set_num_threads(1)
     started = time.perf_counter()
     clocks = WAYS[way](listing, *asked)
-    wall, cpu = clocks.seconds()
+    seconds = clocks.seconds()
     count = len(Listed(listing))
     peaks = [
         resource.getrusage(who).ru_maxrss / 1024
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     ]
     return {
-        "images_per_second": round(count / wall, 1),
-        "cpu_ms_per_image": round(1000 * cpu / count, 4),
+        "images_per_second": round(count / seconds[0], 1) if seconds else None,
+        "cpu_ms_per_image": round(1000 * seconds[1] / count, 4) if seconds else None,
         "total_seconds": round(time.perf_counter() - started, 1),
         "peak_mib": round(peaks[0]),
-        "worker_peak_mib": round(peaks[1]),  # 0 without workers
+        "worker_peak_mib": round(peaks[1]) if asked[1] else 0,
     }
 
 
