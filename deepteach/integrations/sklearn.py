@@ -134,12 +134,15 @@ class TaughtEstimator(BaseEstimator):
         below = self.sample_weights_[order] < self.suspect_threshold
         self.suspect_indices_ = order[below]
 
-    def _scores(self, X: Any) -> Tensor:
-        """`(n, outputs)` what the student says of raw rows."""
+    def _scores(self, X: Any, *, double: bool = False) -> Tensor:
+        """`(n, outputs)` what the student says of raw rows; `double`: passes in float64."""
         check_is_fitted(self)
         checked = validate_data(self, X, allow_nd=True, dtype="numeric", reset=False)
         # As the training samples came to the student: channels first, normalised.
-        return logits(self.module_, self._inputs(checked))
+        inputs = self._inputs(checked)
+        if double and inputs.is_floating_point():
+            return logits(copy.deepcopy(self.module_).double(), inputs.double())
+        return logits(self.module_, inputs)
 
     def _split(self, encoded: NDArray, strata: NDArray, seed: int) -> tuple[NDArray, NDArray]:
         """(rows to train on, trusted rows), each of the strata in its share."""
@@ -314,5 +317,6 @@ class TeachRegressor(RegressorMixin, TaughtEstimator):
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """`(n,)` or `(n, targets)` in the unit of y. Raises NotFittedError."""
-        scores = self._scores(X)
+        # In float32 a prediction would depend, in its last digits, on the rows beside it.
+        scores = self._scores(X, double=True)
         return self._task.given_back(self._task.predicted(scores))
