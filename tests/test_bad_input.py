@@ -137,8 +137,6 @@ ARRAYS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {k: np.where(GOOD[k] == 1, 3, GOOD[k]) for k in ("y_train", "y_valid", "y_test")},
         ["label 1 occurs nowhere", "0..C-1"],
     ),
-    "float labels": ({"y_train": GOOD["y_train"] + 0.5}, ["y_train", "integer labels"]),
-    "one-hot labels": ({"y_train": np.eye(3)[GOOD["y_train"]]}, ["one-hot", "argmax"]),
     "train lengths": ({"y_train": GOOD["y_train"][:-1]}, ["200 rows", "199"]),
     "valid lengths": ({"x_valid": GOOD["x_valid"][:-1]}, ["59 rows", "60"]),
     "clean lengths": ({"y_train_clean": GOOD["y_train"][1:]}, ["200 rows", "y_clean has 199"]),
@@ -170,6 +168,14 @@ def test_data(name: str, call: Command, tmp_path: Path) -> None:
     before = files(tmp_path)
     answer = call(*TRAIN, "--data", "npz:bad.npz", "--out", "run")
     refused(answer, "bad.npz", *words)
+    assert files(tmp_path) == before
+
+
+def test_fractions_are_no_classes(call: Command, tmp_path: Path) -> None:
+    write_npz(tmp_path / "bad.npz", {"y_train": GOOD["y_train"] + 0.5})
+    before = files(tmp_path)
+    named = ("--data", "npz:bad.npz", "--out", "run", "--task", "classification")
+    refused(call(*TRAIN, *named), "bad.npz", "y_train", "integer labels")
     assert files(tmp_path) == before
 
 

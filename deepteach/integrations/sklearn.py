@@ -232,11 +232,12 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
         """
         self._refuse_halves(X_valid, y_valid)
         y = y.toarray() if hasattr(y, "toarray") else y
-        several = np.ndim(y) == 2 and np.shape(y)[1] > 1
+        shape = np.asarray(y).shape  # of anything that turns into an array
+        several = len(shape) == 2 and shape[1] > 1
         checked, labels = validate_data(
             self, X, y, allow_nd=True, dtype="numeric", ensure_min_samples=2, multi_output=several
         )
-        x = np.asarray(checked)
+        x, labels = np.asarray(checked), np.asarray(labels)
         check_classification_targets(labels)
         if several:
             if type_of_target(labels) != "multilabel-indicator":

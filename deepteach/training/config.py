@@ -169,7 +169,7 @@ class Config(BaseModel):
         common=True,
     )
     task: Annotated[str, _one_of("task", {AUTO: None, **TASKS})] = setting(
-        AUTO, "data", f"what the labels are: {AUTO}, {', '.join(TASKS)}", common=True
+        AUTO, "data", f"what the labels are: {AUTO}, {', '.join(TASKS)}"
     )
     group: str | None = setting(
         None, "data", "column of a csv, parquet or manifest: the source of each sample"
@@ -283,7 +283,7 @@ class Config(BaseModel):
     )
 
     workers: int = setting(
-        0, "run", "processes that read ahead what is not in memory", common=True, ge=0, le=1024
+        0, "run", "processes that read ahead what is not in memory", ge=0, le=1024
     )
 
     seed: int = setting(0, "run", "of everything that is drawn", common=True, ge=0, lt=2**32)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from deepteach.core.adjoint.registry import ADJOINTS
 from deepteach.data.noise import Kind
+from deepteach.data.tasks.registry import AUTO, TASKS
 from deepteach.errors import ConfigError
 from deepteach.training.config import (
     GROUPS,
@@ -78,6 +79,10 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "weight_decay": st.floats(0, 1e3),
     "milestones": st.none() | st.lists(st.integers(0, 1000), max_size=3).map(sorted),
     "augment": st.booleans() | PATH,
+    "task": st.sampled_from([AUTO, *TASKS]),
+    "image_size": st.none() | st.integers(1, 10_000),
+    "workers": st.integers(0, 1024),
+    "evaluate_every": st.integers(1, 10**6),
     "seed": st.integers(0, 2**32 - 1),
     "baseline": st.booleans(),
     "beside": st.lists(TEXT, max_size=3),
@@ -188,6 +193,10 @@ WRONG: dict[str, list[Any]] = {
     "weight_decay": [-1, 1e9, float("nan")],
     "milestones": [3, "3", ["a"], [1.5], [-5]],
     "augment": [3, "si", "mine:", None],
+    "task": ["classify", None, 3, ":"],
+    "image_size": [0, -1, 10**6, "large"],
+    "workers": [-1, 10**4, None, "all"],
+    "evaluate_every": [0, -1, 1.5, None],
     "seed": [-1, 2**32, 1.5, None],
     "baseline": ["maybe", 7, None],
     "beside": ["mwn", [1], 2],
