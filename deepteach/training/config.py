@@ -164,7 +164,7 @@ class Config(BaseModel):
     data: str = setting(
         "digits",
         "data",
-        "digits, npz:, csv:, parquet:, manifest: (a csv of paths and labels) or folder:PATH, "
+        "digits, npz:, csv:, parquet:, manifest: or folder:PATH, "
         "cifar10:DIR, cifar100:DIR, package.module:name",
         common=True,
     )

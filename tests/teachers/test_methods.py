@@ -16,6 +16,7 @@ from toy import CLASSES, settings
 
 import deepteach as dt
 from deepteach.data.dataset import Data
+from deepteach.data.tasks.classification import Classification
 from deepteach.errors import ConfigError
 from deepteach.models import build
 from deepteach.runs.checkpoint import Store
@@ -152,6 +153,7 @@ def test_pooled_maps_are_as_wide_as_their_channels() -> None:
     module, data = build("resnet8", (3, 16, 16), 10, 0)[0], SimpleNamespace()
     data.x_train, data.classes, data.input_shape = torch.randn(4, 3, 16, 16), 10, ()
     data.y_train, data.group, data.y_valid = torch.arange(4), None, torch.arange(4)
+    data.task = Classification(10)
     config, widths = make({"data": "x", "method": "paper"}), []
     for pool in (None, "avg"):
         student = dt.Student(module, "layer2.0.bn2", pool=pool)
