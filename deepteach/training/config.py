@@ -141,9 +141,7 @@ class NoiseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Kind = setting(
-        "none", "data", "uniform, flip, shuffle, mwn-uniform, mwn-flip", common=True
-    )
+    kind: Kind = setting("none", "data", "flip, uniform, shuffle, ...", common=True)
     rate: float = setting(0.0, "data", "share of labels drawn anew", common=True, ge=0, le=1)
     seed: int | None = setting(None, "data", "default: the run's seed", ge=0, lt=2**32)
 
@@ -164,8 +162,7 @@ class Config(BaseModel):
     data: str = setting(
         "digits",
         "data",
-        "digits, npz:, csv:, parquet:, manifest: or folder:PATH, "
-        "cifar10:DIR, cifar100:DIR, package.module:name",
+        "digits, npz:, csv:, parquet:, manifest:, folder:PATH, cifar10:DIR, package.module:name",
         common=True,
     )
     task: Annotated[str, _one_of("task", {AUTO: None, **TASKS})] = setting(
