@@ -99,7 +99,7 @@ def test_logit_adjustment_helps_rare_classes_and_may_end_on_trusted_samples(tail
         training = trained(tail, text, epochs=6)
         drawn: set[int] = set()
         samples = training.samples
-        training.samples = lambda rows: drawn.update(rows.tolist()) or samples(rows)  # type: ignore[method-assign]
+        training.samples = lambda rows, part: drawn.update(rows.tolist()) or samples(rows, part)  # type: ignore[method-assign]
         on(training)
         assert tail.x_test is not None and tail.y_test is not None
         rare = tail.y_test == 2
