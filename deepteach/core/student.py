@@ -200,7 +200,7 @@ class Student:
             self.under_autocast = torch.is_autocast_enabled(state.device.type)
             seen.append(state)
 
-        def before(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
             # The usual case first, in words that `torch.compile` can follow.
             one = len(args) > 0 and isinstance(args[0], Tensor)
             keep(args[0] if one else _first_tensor((args, kwargs)))
