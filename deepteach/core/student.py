@@ -202,8 +202,8 @@ class Student:
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
             # The usual case first, in words that `torch.compile` can follow.
-            one = len(args) > 0 and isinstance(args[0], Tensor)
-            keep(args[0] if one else _first_tensor((args, kwargs)))
+            first = args[0] if args else None
+            keep(first if isinstance(first, Tensor) else _first_tensor((args, kwargs)))
 
         def after(_module: nn.Module, _args: tuple, output: Any) -> None:
             keep(output if isinstance(output, Tensor) else _first_tensor(output))

@@ -10,7 +10,7 @@ import numpy as np
 from deepteach.data.memory import refuse_too_large
 from deepteach.data.sheets import by_part, last_as_label, special_columns
 from deepteach.data.source import Asked, Read
-from deepteach.data.splits import part_named
+from deepteach.data.splits import parts_named
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import brief
 
@@ -95,11 +95,4 @@ def _parts(path: Path, name: str | None, table: Any) -> np.ndarray:
     """Of each row the part that it belongs to."""
     if name is None:
         return np.full(table.num_rows, "train")
-    cells = _text(path, name, table[name])
-    found = [part_named(cell) for cell in cells]
-    if None in found:
-        row = found.index(None)
-        raise DataError(
-            f"{path} row {row}: {name} is '{cells[row]}', expected train, valid or test"
-        )
-    return np.array(found)
+    return parts_named(_text(path, name, table[name]), name, lambda row: f"{path} row {row}")

@@ -82,8 +82,9 @@ class Moments:
 def normalised(x: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> Tensor:
     """(x - mean) / scale as float32."""
     out = np.empty(x.shape, np.float32)
-    for i in range(0, len(x), ROWS_AT_ONCE):
-        out[i : i + ROWS_AT_ONCE] = (x[i : i + ROWS_AT_ONCE] - mean) / scale
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused by the caller
+        for i in range(0, len(x), ROWS_AT_ONCE):
+            out[i : i + ROWS_AT_ONCE] = (x[i : i + ROWS_AT_ONCE] - mean) / scale
     return torch.from_numpy(out)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deepteach.data.memory import refuse_too_large
-from deepteach.data.splits import PARTS, part_named
+from deepteach.data.splits import PARTS, parts_named
 from deepteach.errors import DataError
 from deepteach.names import brief, hint
 
@@ -233,14 +233,9 @@ def parts_in(sheet: Sheet, column: str | None) -> np.ndarray:
     """Of each row the part that it belongs to."""
     if column is None:
         return np.full(len(sheet.rows), "train")
-    found = [part_named(cell) for cell in sheet.column(column)]
-    if None in found:
-        at = found.index(None)
-        raise DataError(
-            f"{sheet.path} line {sheet.lines[at]}: {column} is '{sheet.column(column)[at]}', "
-            "expected train, valid or test"
-        )
-    return np.array(found)
+    return parts_named(
+        sheet.column(column), column, lambda row: f"{sheet.path} line {sheet.lines[row]}"
+    )
 
 
 def is_number(text: str) -> bool:

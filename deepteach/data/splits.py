@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from deepteach.errors import DataError
@@ -19,6 +21,24 @@ def part_named(name: str) -> str | None:
     """The part that a folder or a cell names in one of its usual spellings, in any case."""
     spelt = name.strip().lower()
     return next((part for part in PARTS if spelt in _SPELLINGS[part]), None)
+
+
+def parts_named(cells: Sequence[str], column: str, place: Callable[[int], str]) -> np.ndarray:
+    """Of each row the part that its cell names.
+
+    Args:
+        cells: `(n,)` what stands in the column.
+        column: its name.
+        place: a row, by its number, to where it stands in which file.
+
+    Raises:
+        DataError: a cell that names none.
+    """
+    found = [part_named(cell) for cell in cells]
+    if None in found:
+        row = found.index(None)
+        raise DataError(f"{place(row)}: {column} is '{cells[row]}', expected train, valid or test")
+    return np.array(found)
 
 
 def stratified_split(

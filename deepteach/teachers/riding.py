@@ -40,6 +40,7 @@ class Riding(Curriculum):
         if not 0 < share <= 1:
             raise ConfigError(f"the share of riding samples must lie in (0, 1], got {share}")
         self.share, self.whole = share, whole
+        self._parted: tuple[Tensor, Tensor] | None = None
 
     def choose(self, training: TrainingView, rows: Tensor) -> Tensor:
         riding = self._riding(training).nonzero().squeeze(1)
@@ -71,7 +72,13 @@ class Riding(Curriculum):
         return (parts > 0) & (parts % 2 == training.epoch % 2)
 
     def _parts(self, training: TrainingView) -> Tensor:
-        """`(trusted,)` a sample's part, 0 to 4; the same at any time of a run."""
+        """`(trusted,)` a sample's part, 0 to 4; drawn once, and the same in a resumed run."""
+        if self._parted is None or self._parted[0] is not training.y_valid:
+            self._parted = (training.y_valid, self._drawn(training))
+        return self._parted[1]
+
+    @staticmethod
+    def _drawn(training: TrainingView) -> Tensor:
         labels = training.y_valid.cpu()
         order = torch.randperm(len(labels), generator=stream(training.seed, "halves"))
         if labels.dim() == 1:

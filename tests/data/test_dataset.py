@@ -29,10 +29,10 @@ def test_tables_are_standardised_by_the_training_rows() -> None:
     x = arrays["x_train"]
     expected = (arrays["x_valid"] - x.mean(0)) / x.std(0)
     np.testing.assert_allclose(data.x_valid, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(data.x_train.numpy().mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(data.x_train[:].numpy().mean(0), 0, atol=1e-6)
     assert data.x_train.dtype == torch.float32 and data.y_train.dtype == torch.int64
     assert (data.classes, data.input_shape, data.is_image, data.notes) == (3, (4,), False, ())
-    np.testing.assert_allclose(data.x_train * data.scale + data.mean, x, atol=1e-5)
+    np.testing.assert_allclose(data.x_train[:] * data.scale + data.mean, x, atol=1e-5)
 
 
 def test_constant_columns_become_zero() -> None:
@@ -68,7 +68,7 @@ def test_images_of_any_layout_become_chw(
     mean = raw[:60].mean((0, 2, 3), dtype=np.float64, keepdims=True)
     std = raw[:60].std((0, 2, 3), dtype=np.float64, keepdims=True)
     np.testing.assert_allclose(data.x_valid, (raw[60:] - mean) / std, atol=1e-5)
-    shown = data.x_train * data.scale + data.mean
+    shown = data.x_train[:] * data.scale + data.mean
     np.testing.assert_allclose(shown, raw[:60], atol=1e-3)
 
 
@@ -102,7 +102,7 @@ def test_input_arrays_are_neither_changed_nor_shared() -> None:
     copies = {k: v.copy() for k, v in arrays.items()}
     data = from_arrays(**arrays)
     data.y_train.zero_()
-    data.x_train.zero_()
+    data.x_train[:].zero_()
     assert all((arrays[k] == copies[k]).all() for k in arrays)
 
 
@@ -114,7 +114,7 @@ def test_without_validation_a_part_is_split_off_and_said() -> None:
     assert np.bincount(data.y_valid).min() >= 13
     assert "no x_valid: 40 of 400 training samples (stratified)" in data.notes[0]
     assert "given labels" in data.notes[0]
-    both = torch.cat([data.x_train, data.x_valid]) * data.scale + data.mean
+    both = torch.cat([data.x_train[:], data.x_valid[:]]) * data.scale + data.mean
     np.testing.assert_allclose(both.sum(0), x.sum(0), rtol=1e-4)
     assert same(data, from_arrays(x, y, seed=1))
     assert not same(data, from_arrays(x, y, seed=2))
@@ -342,7 +342,7 @@ def test_data_that_repeats_itself_is_not_refused() -> None:
 def test_check_accepts_what_it_made_and_refuses_what_was_spoilt() -> None:
     data = from_arrays(**table())
     assert check(data) == ()
-    spoilt = data.x_train.clone()
+    spoilt = data.x_train[:].clone()
     spoilt[5, 1] = torch.nan
     refused(lambda: check(replace(data, x_train=spoilt)), "x_train holds nan in row 5")
     refused(lambda: check(replace(data, classes=2)), "label 2 at index 2 of y_train")
@@ -389,7 +389,7 @@ def test_no_features_cause_another_kind_of_error(x: np.ndarray) -> None:
         except DataError as error:
             assert "\n" not in str(error)
         else:
-            assert torch.isfinite(data.x_train).all()
+            assert torch.isfinite(data.x_train[:]).all()
 
 
 def test_rows_are_the_users_own() -> None:
@@ -398,7 +398,7 @@ def test_rows_are_the_users_own() -> None:
     data = from_arrays(x, y, seed=3)
     assert data.rows_valid is not None
     for values, rows in ((data.x_train, data.rows), (data.x_valid, data.rows_valid)):
-        assert torch.equal((values * data.scale + data.mean).round().long()[:, 0], rows)
+        assert torch.equal((values[:] * data.scale + data.mean).round().long()[:, 0], rows)
     assert sorted([*data.rows.tolist(), *data.rows_valid.tolist()]) == list(range(400))
     own = from_arrays(x[:300], y[:300], x[300:], y[300:])
     assert torch.equal(own.rows, torch.arange(300)) and own.rows_valid is None
@@ -434,7 +434,7 @@ def test_as_given_keeps_the_axes(shape: tuple[int, ...]) -> None:
     axes = (0, *range(2, x.ndim))
     mean, std = (getattr(x[:60], name)(axes, keepdims=True) for name in ("mean", "std"))
     np.testing.assert_allclose(scaled.x_valid, (x[60:] - mean) / std, atol=1e-5)
-    np.testing.assert_allclose(scaled.x_train * scaled.scale + scaled.mean, x[:60], atol=1e-5)
+    np.testing.assert_allclose(scaled.x_train[:] * scaled.scale + scaled.mean, x[:60], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.int16, np.uint16, np.uint32, ">i4"])
@@ -442,10 +442,10 @@ def test_whole_numbers_stay_whole_for_a_module_of_ones_own(dtype: Any) -> None:
     tokens, y = rng().integers(0, 900, (150, 12)).astype(dtype), np.arange(150) % 3
     data = from_arrays(tokens, y, as_given=True)
     assert data.x_train.dtype == (torch.int32 if dtype is np.int32 else torch.int64)
-    assert torch.equal(data.x_train.long(), torch.from_numpy(tokens.astype(int))[data.rows])
-    assert torch.equal(data.x_train * data.scale + data.mean, data.x_train.float())
+    assert torch.equal(data.x_train[:].long(), torch.from_numpy(tokens.astype(int))[data.rows])
+    assert torch.equal(data.x_train[:] * data.scale + data.mean, data.x_train[:].float())
     scaled = from_arrays(tokens, y)
-    assert scaled.x_train.dtype == torch.float32 and scaled.x_train.abs().max() < 3
+    assert scaled.x_train.dtype == torch.float32 and scaled.x_train[:].abs().max() < 3
     refused(
         lambda: from_arrays(tokens[:120], y[:120], tokens[120:] / 2, y[120:], as_given=True),
         "x_valid has dtype float64, x_train",

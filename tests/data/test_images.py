@@ -132,7 +132,7 @@ def test_deep_grey_images_are_scaled_by_their_depth(tmp_path: Path, bits: int) -
     data = load(f"folder:{tmp_path}", seed=0)
     order = np.concatenate([np.arange(0, 120, 2), np.arange(1, 120, 2)])
     expected = raw[order][data.rows.numpy(), None] * (255 / (2**bits - 1))
-    shown = data.x_train * data.scale + data.mean
+    shown = data.x_train[:] * data.scale + data.mean
     np.testing.assert_allclose(shown, expected, atol=1e-2)
     assert f"120 of 120 images have {bits} bits a pixel: scaled to 0..255" in data.notes
 

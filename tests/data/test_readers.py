@@ -25,7 +25,7 @@ def test_digits_are_all_there_once() -> None:
     assert (len(data.y_train), len(data.y_valid)) == (1197, 200)
     assert data.x_test is not None and data.x_test.shape == (400, 1, 8, 8)
     assert data.classes == 10 and data.name == "digits" and data.notes == ()
-    parts = torch.cat([data.x_train, data.x_valid, data.x_test])[:, 0]
+    parts = torch.cat([data.x_train[:], data.x_valid[:], data.x_test[:]])[:, 0]
     shown = (parts * data.scale + data.mean).round().flatten(1).numpy()
     expected = np.asarray(load_digits().data)  # pyright: ignore[reportAttributeAccessIssue]
     assert sorted(map(tuple, shown.tolist())) == sorted(map(tuple, expected.tolist()))

@@ -213,6 +213,7 @@ def test_noise(kind: str) -> None:
     y, which, task = NOISY[kind]
     clean = labelled(y, task=task)
     data = noise.corrupt(clean, which, 0.3, 1)
+    assert data.y_clean is not None
     assert data.y_clean is clean.y_train and data.y_train.dtype == clean.y_train.dtype
     share = float(data.task.differ(data.y_train, data.y_clean).float().mean())
     assert 0.1 < share < 0.85

@@ -70,7 +70,8 @@ def test_predictions_are_in_the_unit_of_y(fitted: dt.TeachRegressor) -> None:
     assert np.sqrt(((predicted - T[TEST]) ** 2).mean()) < 0.15 * T.std()
     again = pickle.loads(pickle.dumps(fitted))  # noqa: S301
     assert np.array_equal(again.predict(X[TEST]), predicted)
-    other = clone(fitted).fit(X[TRAIN], NOISY[TRAIN], X_valid=X[VALID], y_valid=T[VALID])
+    other: Any = clone(fitted)
+    other.fit(X[TRAIN], NOISY[TRAIN], X_valid=X[VALID], y_valid=T[VALID])
     assert np.array_equal(other.predict(X[TEST]), predicted)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepteach.data.labels import encode, labels_of
 from deepteach.data.noise import CLASS_NOISE, NoiseOf
-from deepteach.data.tasks.base import Coded, Parts, Task, Told
+from deepteach.data.tasks.base import Coded, Parts, Task, Told, first_five
 from deepteach.data.tasks.metrics import ACCURACY, Metric
 from deepteach.data.validation import (
     Numbers,
@@ -60,7 +60,7 @@ class Classification(Task):
         missing = sorted(set(range(self.classes)) - set(trusted.tolist()))
         if missing:
             names = self.names or [str(label) for label in range(self.classes)]
-            absent = _some([in_message(names[label]) for label in missing])
+            absent = first_five([in_message(names[label]) for label in missing])
             note = (
                 f"no validation sample of {'class' if len(missing) == 1 else 'classes'} "
                 f"{absent}: the teacher learns nothing there"
@@ -116,9 +116,3 @@ class Classification(Task):
     def shown(self, codes: Tensor) -> list[Any]:
         names = self.names
         return codes.tolist() if names is None else [names[code] for code in codes.tolist()]
-
-
-def _some(items: list[str]) -> str:
-    """The first five, then how many more."""
-    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-    return ", ".join(items[:5]) + more

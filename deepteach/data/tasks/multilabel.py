@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.data.noise import MULTILABEL_NOISE, NoiseOf
-from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task, Told, few
+from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task, Told, few, first_five
 from deepteach.data.tasks.metrics import MICRO_F1, Metric
 from deepteach.data.validation import Numbers, as_array, in_message, place
 from deepteach.errors import DataError
@@ -90,11 +90,10 @@ class MultiLabel(Task):
         constant = np.flatnonzero((trusted == trusted[0]).all(0))
         if len(constant):
             names = self.names or [str(label) for label in range(self.classes)]
-            shown = ", ".join(in_message(names[label]) for label in constant[:5])
-            more = f" and {len(constant) - 5} more" if len(constant) > 5 else ""
+            shown = first_five([in_message(names[label]) for label in constant])
             note = (
                 f"all validation samples agree on {'label' if len(constant) == 1 else 'labels'} "
-                f"{shown}{more}: the teacher learns nothing there"
+                f"{shown}: the teacher learns nothing there"
             )
             moves = (codes["y_train"] != codes["y_train"][0]).any(0)
             found.append(Told(note, bool(moves[constant].any())))
