@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,10 @@ from deepteach.core.student import logits_of
 from deepteach.data.rows import Samples, chunks
 
 CHUNK = 512
-"""Samples per evaluation pass."""
+"""Samples per evaluation pass, at most."""
+
+NUMBERS_AT_ONCE = 2**22
+"""Numbers that the inputs of an evaluation pass hold, at most."""
 
 
 @contextmanager
@@ -37,8 +41,19 @@ def logits(module: nn.Module, inputs: Samples) -> Tensor:
     """`(n, classes)` logits on the CPU, in eval mode."""
     device = device_of(module)
     with evaluating(module):
-        parts = [logits_of(module(part)).float().cpu() for part in chunks(inputs, CHUNK, device)]
+        parts = [
+            logits_of(module(part)).float().cpu()
+            for part in chunks(inputs, at_once(inputs), device)
+        ]
     return torch.cat(parts)
+
+
+def at_once(inputs: Samples) -> int:
+    """How many samples are evaluated together: `CHUNK`, or fewer large ones.
+
+    So that looking at large images takes no more memory than training on a batch of them.
+    """
+    return max(1, min(CHUNK, NUMBERS_AT_ONCE // math.prod(inputs.shape[1:])))
 
 
 def accuracy(module: nn.Module, inputs: Samples, labels: Tensor) -> float:

@@ -40,6 +40,9 @@ class Access:
 
 ACCESS = Access()
 
+DOUBLES_AT_ONCE = 2**17
+"""Numbers that the CPU holds in double precision at a time while it scales them."""
+
 
 class _Ahead:
     """The batches of an epoch that are on their way, and what is read out of turn."""
@@ -209,4 +212,8 @@ class LazyRows:
         if self._moments is None:
             return x.float() if x.dtype == torch.uint8 else x
         mean, scale = (torch.from_numpy(m).to(self._device) for m in self._moments)
-        return ((x.double() - mean) / scale).float()
+        out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        rows = max(1, DOUBLES_AT_ONCE // x[0].numel()) if x.device.type == "cpu" else len(x)
+        for part, own in zip(out.split(rows), x.split(rows), strict=True):
+            part.copy_(own.double().sub_(mean).div_(scale))
+        return out

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deepteach.core.coach import Coach
 from deepteach.core.losses import normalise
-from deepteach.core.predict import CHUNK, device_of, evaluating, logits
+from deepteach.core.predict import at_once, device_of, evaluating, logits
 from deepteach.data.dataset import Data
 from deepteach.data.rows import Samples, chunks, select
 from deepteach.data.tasks.base import Task
@@ -58,15 +58,15 @@ def trust(coach: Coach, data: Data) -> Trust:
     inputs = data.x_train if ranks.count == 1 else select(data.x_train, own)
     shown = torch.zeros(count, dtype=torch.bool)
     shown[shown_states(count)] = True
-    teacher = copy.deepcopy(coach.teacher)
+    teacher, size = copy.deepcopy(coach.teacher), at_once(inputs)
     with evaluating(coach.student.module):
         trusted = [
             coach.look(x.to(device), y.to(device))
-            for x, y in zip(data.x_valid.split(CHUNK), data.y_valid.split(CHUNK), strict=True)
+            for x, y in zip(data.x_valid.split(size), data.y_valid.split(size), strict=True)
         ]
         teacher.fit(trusted[0].followed_by(*trusted[1:]))
         seen: list[dict[str, Tensor]] = []
-        for part, x in zip(own.split(CHUNK), chunks(inputs, CHUNK, device), strict=True):
+        for part, x in zip(own.split(size), chunks(inputs, size, device), strict=True):
             snapshot = coach.look(
                 *(x, data.y_train[part].to(device)),
                 index=part.to(device),
