@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from toy import dropout
 
 import deepteach as dt
+from deepteach.core import predict
 from deepteach.core.predict import accuracy, evaluating, logits
 from deepteach.data.dataset import Data
-from deepteach.training import evaluate
 from deepteach.training.evaluate import (
     log_quality,
     noise_auroc,
@@ -90,11 +90,13 @@ def test_modes_are_put_back_after_an_error() -> None:
     assert all(layer.training for layer in module.modules()) and torch.is_grad_enabled()
 
 
-def test_logits_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["CHUNK", "NUMBERS_AT_ONCE"])
+def test_logits_do_not_depend_on_chunks(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = dropout(3), batch(50, 1)[0]
     whole = logits(module, x)
     torch.testing.assert_close(whole, module.eval()(x).detach())
-    monkeypatch.setattr(evaluate, "CHUNK", 7)
+    monkeypatch.setattr(predict, limit, 7 if limit == "CHUNK" else 7 * x[0].numel() + 1)
+    assert predict.at_once(x) == 7
     torch.testing.assert_close(logits(module, x), whole)
 
 
@@ -122,7 +124,7 @@ def test_accuracy_counts() -> None:
 def test_trust_is_the_coachs_weights_in_eval_mode(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "CHUNK", chunk)
+    monkeypatch.setattr(predict, "CHUNK", chunk)
     made = coach()
     (x, y), valid = batch(50, 4), batch(20, 5)
     found = trust(made, data((x, y), valid))
