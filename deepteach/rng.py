@@ -41,7 +41,8 @@ def same_states(left: States, right: States) -> bool:
 @contextmanager
 def replayed(states: States | None) -> Iterator[None]:
     """Draw from recorded states (None: whatever is there) and restore the present ones."""
-    present = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    known = torch.cuda.is_initialized()  # else nothing was drawn there, and asking would begin it
+    present = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if known else []
     used = [device for device in states or {} if device != "cpu"]
     with torch.random.fork_rng(devices=used if states is not None else present):
         if states is not None:

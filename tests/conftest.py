@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,30 @@ torch.set_num_threads(1)
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100, database=None)
 settings.load_profile("ci")
 
+CUDA = torch.cuda.is_available()
+NO_CUDA = pytest.mark.skip(reason="no CUDA device")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # torch itself scripts its forward-mode decompositions on first use.
     config.addinivalue_line("filterwarnings", "ignore:.torch.jit.script:DeprecationWarning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("cuda") and not CUDA:
+            item.add_marker(NO_CUDA)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Tests that are not marked `cuda` find a machine without CUDA, their processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        if CUDA and not item.get_closest_marker("cuda"):
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setattr(torch.cuda, "device_count", lambda: 0)
+            patch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "")
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -162,6 +162,13 @@ class Coach:
         refuse_batchwise(self.ranks, self.teacher)
         if len({leaf.device for leaf in named.values()}) > 1:
             raise ConfigError("the student's parameters must be on one device")
+        own = next(iter(named.values())).device
+        for leaf in (*self.teacher.parameters(), *self.teacher.buffers()):
+            if leaf.device != own:
+                raise ConfigError(
+                    f"the teacher is on {leaf.device} and the student on {own}: call "
+                    f"teacher.to({str(own)!r}) before the Coach is made"
+                )
         if self.recorder.accumulates:
             refuse_accumulation(self.objective, self.adjoint)
         hyper = list(self.recorder.hyper(named).values())

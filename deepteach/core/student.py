@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
 from deepteach.core.module_state import ModuleState
+from deepteach.core.recurrent import own_recurrence
 from deepteach.errors import ConfigError
 from deepteach.tree import Params
 
@@ -134,7 +135,7 @@ class Student:
         tensors = {**params, **held, **used}
         before = None if leaves else ModuleState(self.module)
         try:
-            with self._tapped() as seen, _plain_kernels(), _uncompiled():
+            with self._tapped() as seen, _plain_kernels(self.module), _uncompiled():
                 raw = functional_call(self.module, tensors, args, kwargs)
             if update or leaves:  # some are replaced, not written to
                 buffers.update({name: tensors[name].detach() for name in buffers})
@@ -348,13 +349,12 @@ def _is_empty(item: Any) -> bool:
 
 
 @contextmanager
-def _plain_kernels() -> Iterator[None]:
-    """Attention that can be differentiated twice, and no activation checkpoints.
+def _plain_kernels(module: nn.Module) -> Iterator[None]:
+    """Attention and recurrence that can be differentiated twice, no activation checkpoints.
 
-    The encoder's inference fast path has no derivative rules. A checkpoint would recompute
-    its activations in the backward pass, when the module holds its own parameters again and
-    not those of the replay. torch has no switch for that; where its internal name is gone,
-    the checks of replayed losses and states refuse such a student.
+    The encoder's inference fast path has no derivative rules. A checkpoint would recompute its
+    activations in the backward pass, by the module's own parameters and not the replay's. torch has
+    no switch for that; where its internal name is gone, such a student fails the checks of replays.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     recompute = getattr(torch.utils.checkpoint, _RECOMPUTE, None)
@@ -363,7 +363,7 @@ def _plain_kernels() -> Iterator[None]:
     reentrant = torch.utils.checkpoint.CheckpointFunction
     torch.utils.checkpoint.CheckpointFunction = _Kept  # type: ignore[misc]
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), own_recurrence(module):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

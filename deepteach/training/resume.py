@@ -86,6 +86,14 @@ def restore(loop: TrainingLoop, log: RunLog, store: Store, say: Callable[[str], 
     tree = found.tree
     try:
         _take_own(tree, saved["processes"], ranks)
+        if (
+            "generators" in tree
+            and tree["generators"].keys() != generator_states(loop.device).keys()
+        ):
+            say("not bit-reproducible: the device changed since the checkpoint")
+            # Its generators are none of this one's, and the window's passes drew from them.
+            tree["generators"] = {"cpu": tree["generators"]["cpu"]}
+            tree["training"]["coach"]["steps"] = []
         loop.load_state_dict(tree["training"])
         log.metrics = tree["metrics"]
         log.history.load_state_dict(tree)

@@ -328,12 +328,12 @@ def answer(module: nn.Module, x: Any) -> Tensor:
     return raw if isinstance(raw, Tensor) else raw.logits
 
 
-def cast(x: Any, dtype: torch.dtype) -> Any:
+def cast(x: Any, dtype: torch.dtype, device: str = "cpu") -> Any:
     if isinstance(x, dict):
-        return {key: cast(value, dtype) for key, value in x.items()}
+        return {key: cast(value, dtype, device) for key, value in x.items()}
     if isinstance(x, tuple):
-        return tuple(cast(value, dtype) for value in x)
-    return x.to(dtype) if x.is_floating_point() else x
+        return tuple(cast(value, dtype, device) for value in x)
+    return x.to(device, dtype if x.is_floating_point() else None)
 
 
 def linear_teacher(case: Case) -> dt.AbstractTeacher:
@@ -346,8 +346,9 @@ def bench(
     setting: Setting = Setting(),
     dtype: torch.dtype = torch.float64,
     teacher: Callable[[Case], dt.AbstractTeacher] = linear_teacher,
+    device: str = "cpu",
 ) -> Bench:
-    """A fresh bench; drawn in float32, so that both precisions start alike."""
+    """A fresh bench; drawn in float32 on the CPU: all precisions and devices start alike."""
     g = Generator().manual_seed(5)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -355,7 +356,7 @@ def bench(
     with torch.no_grad():
         for leaf in made.parameters():
             leaf.copy_(0.7 * torch.randn(leaf.shape, generator=g))
-    module, made = module.to(dtype).train(setting.train), made.to(dtype)
+    module, made = module.to(device, dtype).train(setting.train), made.to(device, dtype)
     leaves = list(module.parameters())
     parts = (leaves[: len(leaves) // 2], leaves[len(leaves) // 2 :])
     columns = zip(parts, setting.rates, setting.momenta, setting.decays, strict=True)
@@ -372,7 +373,8 @@ def bench(
     batches = []
     for t in range(setting.steps + 1):
         n = setting.sizes[t % len(setting.sizes)] if t < setting.steps else 8
-        batches.append((cast(case.inputs(n, g), dtype), cast(case.labels(n, g), dtype)))
+        drawn = case.inputs(n, g), case.labels(n, g)
+        batches.append(tuple(cast(part, dtype, device) for part in drawn))
     valid = batches.pop()
     optimizer = torch.optim.SGD(groups)
     return Bench(case, setting, module, optimizer, made, batches, valid)

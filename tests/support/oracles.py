@@ -22,6 +22,17 @@ import deepteach as dt
 
 Params = dict[str, Tensor]
 Metric = Callable[[Tensor, Tensor], Tensor]
+Draws = list[Tensor]
+"""States of the global generators: the CPU's, then those of all CUDA devices."""
+
+
+def draws() -> Draws:
+    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+
+def draw_from(states: Draws) -> None:
+    torch.set_rng_state(states[0])
+    torch.cuda.set_rng_state_all(states[1:])
 
 
 def metric(name: Any, case: Case | None = None) -> Metric:
@@ -31,14 +42,14 @@ def metric(name: Any, case: Case | None = None) -> Metric:
         own, kept = case.loss, case.kept
         return lambda z, y: own(z, y).sum() / (len(z) if kept is None else kept(y).sum())
     if name == "nll":
-        return lambda z, y: -z.log_softmax(1)[torch.arange(len(y)), y].mean()
+        return lambda z, y: sample_losses(z, y).mean()
     if name == "expected_accuracy":
-        return lambda z, y: 1 - z.softmax(1)[torch.arange(len(y)), y].mean()
+        return lambda z, y: 1 - z.softmax(1).gather(1, y.unsqueeze(1)).mean()
     return name
 
 
 def sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    return -logits.log_softmax(1)[torch.arange(len(labels)), labels]
+    return -logits.log_softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
 def losses_of(case: Case, logits: Tensor, labels: Any) -> Tensor:
@@ -83,7 +94,7 @@ class Moment:
 
     inputs: Any
     labels: Tensor
-    generator: Tensor
+    generator: Draws
     module: nn.Module
     snapshot: dt.Snapshot
     hyper: dict[str, tuple[float, float, float]]
@@ -97,7 +108,7 @@ class Recording:
     theta: Params = field(default_factory=dict)
     velocity: Params = field(default_factory=dict)
     moments: list[Moment] = field(default_factory=list)
-    generator: Tensor = field(default_factory=torch.get_rng_state)
+    generator: Draws = field(default_factory=draws)
 
 
 def look(case: Case, module: nn.Module, theta: Params, x: Any) -> tuple[Tensor, Tensor]:
@@ -136,9 +147,9 @@ def record(run: Bench, coach: dt.Coach) -> Recording:
                 held = state[leaf].get("momentum_buffer") if leaf in state else None
                 recording.theta[name] = leaf.detach().clone()
                 recording.velocity[name] = torch.zeros_like(leaf) if held is None else held.clone()
-        generator = torch.get_rng_state()
+        generator = draws()
         x, y = run.batches[t]
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng():
             logits, internal = look(run.case, run.module, {}, x)
         losses = losses_of(run.case, logits, y)
         hyper = {
@@ -152,7 +163,7 @@ def record(run: Bench, coach: dt.Coach) -> Recording:
         recording.moments.append(Moment(x, y, generator, module, snapshot, hyper))
 
     run.train(coach, before)
-    recording.generator = torch.get_rng_state()
+    recording.generator = draws()
     return recording
 
 
@@ -163,9 +174,9 @@ def unrolled(recording: Recording) -> Params:
     omega = {n: p.detach().clone().requires_grad_() for n, p in run.teacher.named_parameters()}
     theta = {name: leaf.clone().requires_grad_() for name, leaf in recording.theta.items()}
     velocity = dict(recording.velocity)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         for m in recording.moments:
-            torch.set_rng_state(m.generator)
+            draw_from(m.generator)
             logits, internal = look(case, m.module, theta, m.inputs)
             losses = losses_of(case, logits, m.labels)
             seen = dt.Snapshot(internal, logits, m.labels, losses, m.snapshot.clock)
@@ -183,7 +194,7 @@ def unrolled(recording: Recording) -> Params:
                     if setting.nesterov:
                         step = g + decay * theta[name] + mu * velocity[name]
                     theta[name] = theta[name] - lr * step
-        torch.set_rng_state(recording.generator)
+        draw_from(recording.generator)
         logits, _ = look(case, run.module, theta, run.valid[0])
         end = metric(setting.validation_loss, case)(logits, run.valid[1])
     found = torch.autograd.grad(end, list(omega.values()), allow_unused=True)
@@ -354,8 +365,8 @@ def follow(run: Bench, coach: dt.Coach) -> Followed:
                 found.recording.theta[name] = leaf.detach().clone()
                 found.held[name] = copy.deepcopy(dict(run.optimizer.state.get(leaf, {})))
         x, y = run.batches[t]
-        generator = torch.get_rng_state()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        generator = draws()
+        with torch.no_grad(), torch.random.fork_rng():
             logits, internal = look(run.case, run.module, {}, x)
         seen = dt.Snapshot(internal, logits, y, sample_losses(logits, y), coach.clock)
         moment = Moment(x, y, generator, copy.deepcopy(run.module), seen, {})
