@@ -68,6 +68,7 @@ PROSE = (
     "methods",
     "objectives",
     "data",
+    "outputs",
 )
 
 

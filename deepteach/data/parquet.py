@@ -78,7 +78,12 @@ def _numbers(path: Path, name: str, column: Any) -> np.ndarray:
 
 
 def _objects(column: Any) -> np.ndarray:
-    """`(n,)` labels as they are, for `labels_of` to judge."""
+    """`(n,)` labels as they are, for their task to judge; numbers where all are that."""
+    from pyarrow import types
+
+    kind = column.type
+    if not column.null_count and (types.is_integer(kind) or types.is_floating(kind)):
+        return column.to_numpy()
     found = np.empty(len(column), dtype=object)
     found[:] = column.to_pylist()
     return found

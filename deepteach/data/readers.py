@@ -180,7 +180,10 @@ def _own(
 
 
 def _digits(seed: int, valid_size: int) -> dict[str, Any]:
-    """1,797 digits of 8x8 pixels shipped with scikit-learn: 400 test, 200 trusted, rest."""
+    """1,797 digits of 8x8 pixels shipped with scikit-learn: 400 test, 200 trusted, rest.
+
+    Samples are numbered as the rows of `load_digits`.
+    """
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
@@ -188,4 +191,5 @@ def _digits(seed: int, valid_size: int) -> dict[str, Any]:
     rest, test = stratified_split(y, 400, seed)
     train, valid = stratified_split(y[rest], valid_size, seed)
     parts = {"train": rest[train], "valid": rest[valid], "test": test}
-    return {f"{a}_{k}": v[i] for k, i in parts.items() for a, v in (("x", x), ("y", y))}
+    found = {f"{a}_{k}": v[i] for k, i in parts.items() for a, v in (("x", x), ("y", y))}
+    return {**found, "rows_train": parts["train"], "rows_valid": parts["valid"]}

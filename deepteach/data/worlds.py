@@ -60,6 +60,8 @@ def changed(
         )
     made = dict(made)
     count, sources = len(made["y_train"]), made.get("group_train")
+    if len(made.get("rows_train", ())) != count:
+        made.pop("rows_train", None)  # a function that drew samples did not think of their numbers
     told = "" if sources is None else f" from {len(np.unique(sources))} sources"
     return made, f"world {asked}, seed {seed}: {count} training samples{told}"
 

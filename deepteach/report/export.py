@@ -43,19 +43,8 @@ def ranked(weights: Weights, top: int | None = None) -> Ranking:
     """All samples, or the `top` least trusted; ties keep the order of the data."""
     order = weights.weight.argsort(kind="stable")[:top]
     rows = weights.take(order)
-    columns = {
-        "index": rows.index,
-        "path": rows.path,
-        "given_label": rows.given,
-        "predicted_label": rows.predicted,
-        "suggested_label": rows.suggested,
-        "weight": rows.weight,
-        "loss": rows.loss,
-        "group": rows.group,
-        "true_label": rows.true,
-    }
-    known = {name: column.tolist() for name, column in columns.items() if column is not None}
-    return Ranking({"rank": list(range(1, len(rows) + 1)), **known})
+    columns = {name: column.tolist() for name, column in rows.columns().items()}
+    return Ranking({"rank": list(range(1, len(rows) + 1)), **columns})
 
 
 def write(ranking: Ranking, path: Path) -> None:

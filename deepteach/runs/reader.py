@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from deepteach.errors import DataError
 from deepteach.runs import safe_yaml
+from deepteach.runs.sample_table import SampleTable
 from deepteach.runs.weights import GroupWeight, Weights, damaged, read_groups, read_weights
 
 BASELINE_FOLDER = "baseline"  # the sub-folder of the uniform run on the same schedule
@@ -31,7 +32,7 @@ _FIGURES = ("test_", "valid_")  # what the names of others, figures of predictio
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(SampleTable):
     """One finished run. `beside` are the runs trained beside it on the same schedule."""
 
     path: Path

@@ -20,6 +20,17 @@ from deepteach.runs.storage import one_line
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]\d+)?")
 _NEEDED = ("index", "given_label", "predicted_label", "weight", "loss")
 _OPTIONAL = {"suggested": "suggested_label", "group": "group", "path": "path"}
+_COLUMNS = {  # of weights.csv, in its order
+    "index": "index",
+    "path": "path",
+    "given": "given_label",
+    "predicted": "predicted_label",
+    "suggested": "suggested_label",
+    "weight": "weight",
+    "loss": "loss",
+    "group": "group",
+    "true": "true_label",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,28 @@ class Weights:
     def wrong(self) -> NDArray[np.bool_]:
         """Where the given label is known to be wrong, `(n,)`."""
         return self.known & (self.true != self.given)
+
+    @property
+    def issue(self) -> NDArray[np.bool_]:
+        """Where the run suggests another label than the given one, `(n,)`.
+
+        That is where the student, at the end, predicts another one and the teacher weighs the
+        sample less than plain training does (1); a quantity must also be missed by far more than
+        most are (`Task.suggested`). No threshold is to be chosen: both must speak against it.
+        """
+        if self.suggested is None:
+            return (self.predicted != self.given) & (self.weight < 1)
+        return self.suggested != self.given
+
+    @property
+    def quality(self) -> NDArray[np.float64]:
+        """`(n,)` in [0, 1): w / (1 + w), 0.5 at the weight of plain training; low is bad."""
+        return self.weight / (1 + self.weight)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """By the names of weights.csv; without those that the run does not have."""
+        named = {name: getattr(self, field) for field, name in _COLUMNS.items()}
+        return {name: column for name, column in named.items() if column is not None}
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

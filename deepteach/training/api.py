@@ -28,6 +28,8 @@ from deepteach.data.validation import as_array
 from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError
 from deepteach.runs.lock import RunLock
+from deepteach.runs.sample_table import SampleTable
+from deepteach.runs.weights import Weights
 from deepteach.teachers.registry import method_name
 from deepteach.training import build
 from deepteach.training.choices import Overrides, name_of
@@ -36,6 +38,7 @@ from deepteach.training.evaluate import Trust
 from deepteach.training.progress import Silent
 from deepteach.training.run import MethodRun, Watch
 from deepteach.training.run_folder import claim
+from deepteach.training.sample_files import sample_weights
 from deepteach.training.signals import interrupts
 
 OWN = ("optimizer", "loss", "augment")
@@ -43,7 +46,7 @@ OWN = ("optimizer", "loss", "augment")
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(SampleTable):
     """A finished run.
 
     Args:
@@ -58,6 +61,7 @@ class Result:
             among them unless `baseline` was off.
         task: what the labels are.
         inputs: raw samples to what the model takes.
+        weights: the training samples as weights.csv lists them, in the order of their index.
         model_ema: the moving average of the student; None where `ema` is off.
     """
 
@@ -71,6 +75,7 @@ class Result:
     beside: dict[str, dict[str, Any]]
     task: Task
     inputs: RawInputs
+    weights: Weights
     model_ema: nn.Module | None = None
 
     def predict(self, x: Any) -> NDArray[Any]:
@@ -267,7 +272,7 @@ def run(
     average = main.loop.average
     return Result(
         module, main.coach, config, summary, main.log.metrics, main.trust, folder, beside,
-        data.task, raw_inputs,
+        data.task, raw_inputs, sample_weights(data, main.trust),
         model_ema=None if average is None else average.module,
     )  # fmt: skip
 

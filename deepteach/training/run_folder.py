@@ -20,7 +20,7 @@ from deepteach.errors import ConfigError
 from deepteach.runs.storage import probe_writable, write_atomic
 from deepteach.training.config import RUNTIME_KEYS, Config, dump, make, read
 from deepteach.training.evaluate import Trust
-from deepteach.training.sample_files import groups_csv, samples, weights_csv
+from deepteach.training.sample_files import groups_csv, sample_weights, samples, weights_csv
 from deepteach.training.weight_history import WeightHistory
 
 
@@ -86,7 +86,7 @@ def write_results(
         # Clones: safetensors stores no two names for one memory.
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in part.state_dict().items()}
         write_atomic(folder / f"{name}.safetensors", safetensors.torch.save(tensors))
-    write_atomic(folder / "weights.csv", weights_csv(data, trust))
+    write_atomic(folder / "weights.csv", weights_csv(sample_weights(data, trust)))
     groups = groups_csv(data, trust)
     if groups is not None:
         write_atomic(folder / "groups.csv", groups)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from deepteach.data.dataset import Data
 from deepteach.report.table import csv_text
+from deepteach.runs.weights import Weights
 from deepteach.training.evaluate import Trust
 from deepteach.training.weight_history import WeightHistory
 
@@ -14,27 +20,42 @@ SUSPECTS_SHOWN = 48
 """Samples of which the report shows the input."""
 
 
-def weights_csv(data: Data, trust: Trust) -> bytes:
-    """A line per training sample, named by the user's own row.
+def sample_weights(data: Data, trust: Trust) -> Weights:
+    """The training samples by the user's own row; labels are shown as their task says.
 
-    Labels are shown, and one is suggested, as their task says.
+    Numbers have the digits that weights.csv has, so that a run read back says the same.
     """
     given, predicted, weight = data.y_train, trust.predicted.cpu(), trust.weight.cpu()
     task = data.task
+    found = Weights(
+        index=data.rows.numpy(),
+        given=_text(task.shown(given)),
+        predicted=_text(task.shown(predicted)),
+        weight=_rounded(weight),
+        loss=_rounded(trust.loss.cpu()),
+        true=_text([""] * len(given) if data.y_clean is None else task.shown(data.y_clean)),
+        suggested=_text(task.shown(task.suggested(given, predicted, weight))),
+        group=None if data.group is None else np.array(data.group_names)[data.group.numpy()],
+        path=data.paths,
+    )
+    return found.take(np.argsort(found.index, kind="stable"))
+
+
+def weights_csv(weights: Weights) -> bytes:
+    """A line per training sample, in the order of their index."""
     columns = {
-        "index": data.rows.tolist(),
-        **({} if data.paths is None else {"path": data.paths.tolist()}),
-        "given_label": task.shown(given),
-        "predicted_label": task.shown(predicted),
-        "suggested_label": task.shown(task.suggested(given, predicted, weight)),
-        "weight": [f"{value:.6g}" for value in weight.tolist()],
-        "loss": [f"{value:.6g}" for value in trust.loss.tolist()],
+        name: [f"{value:.6g}" for value in column] if column.dtype.kind == "f" else column.tolist()
+        for name, column in weights.columns().items()
     }
-    if data.group is not None:
-        columns["group"] = [data.group_names[code] for code in data.group.tolist()]
-    truth = [""] * len(given) if data.y_clean is None else task.shown(data.y_clean)
-    columns["true_label"] = truth
     return csv_text([list(columns), *zip(*columns.values(), strict=True)]).encode()
+
+
+def _text(shown: list[Any]) -> NDArray[np.str_]:
+    return np.array([str(label) for label in shown], dtype=np.str_)
+
+
+def _rounded(values: Tensor) -> NDArray[np.float64]:
+    return np.array([float(f"{value:.6g}") for value in values.tolist()])
 
 
 def groups_csv(data: Data, trust: Trust) -> bytes | None:

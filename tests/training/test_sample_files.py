@@ -13,7 +13,7 @@ from deepteach.data.dataset import Data, from_arrays
 from deepteach.report.export import ranked
 from deepteach.runs.weights import GroupWeight, read_groups, read_weights
 from deepteach.training.evaluate import Trust
-from deepteach.training.sample_files import groups_csv, samples, weights_csv
+from deepteach.training.sample_files import groups_csv, sample_weights, samples, weights_csv
 from deepteach.training.weight_history import WeightHistory
 
 N = 12
@@ -33,7 +33,7 @@ def made(*, named: bool) -> tuple[Data, Trust]:
 
 def test_rows_groups_and_suggestions(tmp_path: Path) -> None:
     data, trust = made(named=True)
-    (tmp_path / "weights.csv").write_bytes(weights_csv(data, trust))
+    (tmp_path / "weights.csv").write_bytes(weights_csv(sample_weights(data, trust)))
     heads = (tmp_path / "weights.csv").read_text().splitlines()[0]
     assert heads == (
         "index,given_label,predicted_label,suggested_label,weight,loss,group,true_label"
@@ -77,7 +77,7 @@ def test_what_is_shown_is_found_by_row() -> None:
 def test_samples_without_sources() -> None:
     data, trust = made(named=False)
     assert groups_csv(data, trust) is None
-    lines = weights_csv(data, trust).decode().splitlines()
+    lines = weights_csv(sample_weights(data, trust)).decode().splitlines()
     assert "group" not in lines[0] and [line.split(",")[0] for line in lines[1:]] == [
         str(i) for i in range(N)
     ]
