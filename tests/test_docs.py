@@ -95,8 +95,8 @@ def test_every_symbol_of_the_pages_exists(page: str) -> None:
         assert homes, f"{page}.md: {owner}.{member}"
 
 
-TORCH = (torch.nn.parallel, torch.overrides)
-ELSEWHERE = ("torch", "optimizer", "coach")
+TORCH = (torch.nn.parallel, torch.overrides, torch.utils.data)
+ELSEWHERE = ("torch", "optimizer", "coach", "result")
 """First words that are torch's, or a variable of the reader's."""
 ENDINGS = ("py", "md", "csv", "json", "yml", "log", "yaml", "npz", "safetensors", "toml", "lock")
 
