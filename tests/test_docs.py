@@ -96,7 +96,7 @@ def test_every_symbol_of_the_pages_exists(page: str) -> None:
 
 
 TORCH = (torch.nn.parallel, torch.overrides, torch.utils.data)
-ELSEWHERE = ("torch", "optimizer", "coach", "result")
+ELSEWHERE = ("torch", "optimizer", "coach", "ledger", "result")
 """First words that are torch's, or a variable of the reader's."""
 ENDINGS = ("py", "md", "csv", "json", "yml", "log", "yaml", "npz", "safetensors", "toml", "lock")
 

@@ -23,6 +23,7 @@ from deepteach.core.distributed_batch import (
     refuse_empty,
 )
 from deepteach.core.gradient_audit import GradientAudit
+from deepteach.core.ledger import Ledger, trust_of
 from deepteach.core.linearised import deliver
 from deepteach.core.look_back import LookBack
 from deepteach.core.losses import (
@@ -81,6 +82,8 @@ class Coach:
         ranks: the processes that train together; those of the initialised process group
             unless given.
 
+    `ledger` keeps the mean weight of every sample that `loss` is given the `index` of.
+
     Under a process group each rank passes its part of every batch, and all of the trusted one;
     `loss`, `update` and `meta_gradient` are called by all ranks. See docs/distributed.md.
 
@@ -136,6 +139,7 @@ class Coach:
         self._trusted = TrustedBatches()
         self._fitted = not (taught and teacher.reads_trusted)
         self._proved = False
+        self.ledger = Ledger(teacher, ranks)
         mixed = self.adjoint.mixed_precision
         self.recorder = Recorder(
             student,
@@ -147,6 +151,7 @@ class Coach:
             clock=Clock(total=total_steps),
             ranks=ranks,
             observed=Observations(teacher, ranks, at_once=not taught),
+            ledger=self.ledger,
             accumulates=accumulate,
             looks=self._learns and not self.adjoint.before_step,
             guarded=self._learns and self.adjoint.crosses,
@@ -199,11 +204,9 @@ class Coach:
     def last_trust(self) -> Tensor:
         """`(batch,)` what the samples of the last step are ranked by, mostly `last_weights`."""
         step, totals = self.recorder.last_step, self.recorder.totals
-        if step is None or type(self.teacher).log_trust is AbstractTeacher.log_trust:
+        if step is None:
             return self.last_weights
-        count = len(step.weights) if totals is None else totals.count
-        with torch.no_grad():
-            return self.teacher.log_trust(step.snapshot).exp() / count
+        return trust_of(self.teacher, step, len(step.weights) if totals is None else totals.count)
 
     @property
     def omega(self) -> Params:
@@ -226,12 +229,14 @@ class Coach:
         Args:
             inputs: a tensor, a tuple of positional or a mapping of keyword arguments.
             labels: what the losses take.
-            index: `(batch,)` int64, which samples these are, for features that remember them.
+            index: `(batch,)` int64, which samples these are, for `ledger` and for features that
+                remember them.
             group: `(batch,)` int64, the source of each, for features that tell sources apart.
 
         Raises:
             NumericError: a loss is not finite; nothing was changed.
-            ConfigError: gradients of an earlier call that were not stepped on, or autocast.
+            ConfigError: gradients of an earlier call that were not stepped on, autocast, or an
+                index that is not a whole number a sample.
         """
         recording, device = torch.is_grad_enabled(), device_of_batch(labels)
         self.recorder.learn_names()
@@ -256,6 +261,7 @@ class Coach:
                 self.objective.refuse_ties(drew)
             with self._training_pass.full_precision(device):
                 snapshot = self.objective.snapshot(outputs, labels, self.clock, index, group)
+                self.ledger.refuse_strange(snapshot)
                 if not recording:
                     return self._shown(snapshot)
                 return self._recorded(seen, snapshot, theta)
@@ -474,6 +480,7 @@ class Coach:
             "trusted": self._trusted.state_dict(),
             "adjoint": self.adjoint.state_dict(),
             "fitted": self._fitted,
+            **self.ledger.state_dict(),
             **self.recorder.state_dict(),
         }
 
@@ -489,4 +496,5 @@ class Coach:
         self._trusted.load_state_dict(state["trusted"])
         self.adjoint.load_state_dict(state.get("adjoint", {}))
         self._fitted = state.get("fitted", True)
+        self.ledger.load_state_dict(state)
         self.recorder.load_state_dict(state)

@@ -21,6 +21,7 @@ from deepteach.core.closures import closure_of, with_closure
 from deepteach.core.distributed_batch import BAD_WEIGHTS, Totals, sum_gradients, totals
 from deepteach.core.gradient_audit import GradientAudit, attach, has_gradient, weakly
 from deepteach.core.ignored import mean_counted
+from deepteach.core.ledger import Ledger
 from deepteach.core.linearised import Linearised
 from deepteach.core.losses import effective_fraction
 from deepteach.core.objective import Objective
@@ -50,6 +51,7 @@ class Recorder(Trained):
         clock: where training stands.
         ranks: the processes that train together.
         observed: shows the teacher what was trained on.
+        ledger: is told the weights of what was trained on.
         accumulates: several batches may make one step.
         looks: steps are looked at whether they are what was recorded.
         guarded, anchored: see `Standstill`.
@@ -70,13 +72,14 @@ class Recorder(Trained):
         clock: Clock,
         ranks: Ranks,
         observed: Observations,
+        ledger: Ledger,
         accumulates: bool = False,
         looks: bool = True,
         guarded: bool = True,
         anchored: bool = False,
     ) -> None:
         super().__init__(student, optimizer, rule)
-        self.observed = observed
+        self.observed, self._ledger = observed, ledger
         self.ranks, self.clock, self.accumulates = ranks, clock, accumulates
         self.steps: deque[Step] = deque(maxlen=length)
         self.pending: Step | None = None
@@ -86,13 +89,11 @@ class Recorder(Trained):
         self.since_update = 0
         self.last_step: Step | None = None
         self._graph: Linearised | None = None
-        self._objective = objective
         self.standstill = Standstill(self, guarded=guarded, anchored=anchored)
         self._accumulation, self._mass = Accumulation(), 0.0
-        self._batch = 0
-        self._passed_back = False
+        self._batch, self._passed_back = 0, False
         self._effective = torch.zeros(())
-        self._audit = audit
+        self._audit, self._objective = audit, objective
         self._looks = looks and not audit.scaled
         self._examination = StepExamination(optimizer, rule, clips=audit.changed)
         self.refuse_strangers()
@@ -352,7 +353,9 @@ class Recorder(Trained):
         self.last_step = step
         self.since_update += 1
         whole = self.totals
-        self.observed.add(step.snapshot, len(step.weights) if whole is None else whole.count)
+        count = len(step.weights) if whole is None else whole.count
+        self.observed.add(step.snapshot, count)
+        self._ledger.note(step, count)
         left_out = step.snapshot.ignored() if whole is None else None
         effective = effective_fraction(step.weights, left_out) if whole is None else whole.effective
         self._effective = self._effective.to(step.weights) + effective.to(step.weights)

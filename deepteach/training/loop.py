@@ -108,6 +108,7 @@ class TrainingLoop:
         self.step, self.episode = 0, 0
         self._rows = torch.arange(len(self.y))
         self.weights = torch.ones(len(self.y), device=self.device)
+        coach.ledger.close()  # `weights` are noted here, without those of trusted samples
         self._clear_epoch()
 
     def _refuse_thin_batches(self) -> None:

@@ -175,6 +175,15 @@ def test_samples_read_on_access(alone: Answers, both: list[Answers]) -> None:
     assert len(every) == 3 * 52 and max(map(len, parts)) <= 3 * 26 + 8
 
 
+@pytest.mark.parametrize("alone", ["kept"], indirect=True)
+def test_the_ledger_is_of_all_ranks(alone: Answers, both: list[Answers]) -> None:
+    one, two = alone, [answers["kept"] for answers in both]
+    assert same(*two) and len(one["index"]) > 20
+    for name in ("index", "visits"):
+        assert torch.equal(one[name], two[0][name])
+    assert gap(two[0]["weights"], one["weights"]) < 1e-12
+
+
 def test_traffic(both: list[Answers]) -> None:
     """A taught run sends what a plain one sends, and less than three students an update.
 

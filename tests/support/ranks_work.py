@@ -341,6 +341,27 @@ def meta_steps() -> Iterator[int]:
     yield from trained(run, run.coach(), 5, here())
 
 
+def kept() -> dict[str, Any]:
+    """What the ledger holds after steps on two ranks, and after they were resumed."""
+    run, ranks = bench(CASE["mlp"], Setting()), here()
+    coach = run.coach()
+
+    def walk(steps: range) -> None:
+        for step in steps:
+            x, y = run.batches[step % len(run.batches)]
+            index = torch.arange(len(y)) + 3 * step
+            run.optimizer.zero_grad()
+            coach.loss(ranks.part(x), ranks.part(y), index=ranks.part(index)).backward()
+            run.optimizer.step()
+            coach.update(run.valid)
+
+    walk(range(4))
+    coach.load_state_dict(coach.state_dict())
+    walk(range(4, 7))
+    ledger = coach.ledger
+    return {"index": ledger.index, "weights": ledger.weights, "visits": ledger.visits}
+
+
 def lazily() -> dict[str, Any]:
     """Samples read on access, with trusted ones riding along, and what this rank read of them."""
     a = arrays(train=52, valid=24, test=30)
@@ -363,6 +384,7 @@ JOBS: dict[str, Callable[[], Any]] = {
     ),
     "unused": lambda: several("unused"),
     "running": lambda: several("running"),
+    "kept": kept,
     "lazily": lazily,
 }
 """Jobs that also run alone."""
