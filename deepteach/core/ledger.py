@@ -13,10 +13,10 @@ from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError
 
-WAITING = 64
+STEPS_HELD = 64
 """Steps that are put aside before they are added up: on a GPU, reading an index waits for it."""
 
-LARGEST = 2**31
+INDEX_BOUND = 2**31
 """Above it an index names a sample, but does not number it."""
 
 
@@ -97,7 +97,7 @@ class Ledger:
             trust = trust.masked_fill(left_out, torch.nan)
         self._waiting.append((index.clone(), trust))
         self._kept = True
-        if len(self._waiting) >= WAITING:
+        if len(self._waiting) >= STEPS_HELD:
             self._add_up()
 
     def _add_up(self) -> None:
@@ -110,7 +110,7 @@ class Ledger:
         if not len(index):
             return
         least, most = int(index.min()), int(index.max())
-        if least < 0 or most >= LARGEST:
+        if least < 0 or most >= INDEX_BOUND:
             raise ConfigError(
                 f"an index is {least if least < 0 else most}: number the samples from 0"
             )

@@ -12,7 +12,7 @@ from shaping import Candidates
 from torch import Tensor, nn
 
 import deepteach as dt
-from deepteach.core.ledger import WAITING, Ledger
+from deepteach.core.ledger import STEPS_HELD, Ledger
 from deepteach.errors import ConfigError
 
 N = 40
@@ -65,7 +65,7 @@ TEACHERS = {
 def test_means_are_those_of_the_steps(teacher: str) -> None:
     run, coach = started(TEACHERS[teacher])
     assert len(coach.ledger) == 0 and coach.ledger[3].isnan()
-    mean, count = means(walk(run, coach, range(WAITING + 20)))
+    mean, count = means(walk(run, coach, range(STEPS_HELD + 20)))
     ledger = coach.ledger
     assert ledger.index.tolist() == list(range(N - 1)) and len(ledger) == N - 1
     assert torch.equal(ledger.visits.float(), count[:-1])
@@ -84,7 +84,7 @@ def test_without_an_index_nothing_is_kept() -> None:
     assert coach.ledger.index.tolist() == coach.ledger.weights.tolist() == []
 
 
-@pytest.mark.parametrize("at", [3, WAITING + 3])
+@pytest.mark.parametrize("at", [3, STEPS_HELD + 3])
 def test_a_resumed_loop_keeps_the_same(at: int) -> None:
     run, coach = started()
     walk(run, coach, range(at))
