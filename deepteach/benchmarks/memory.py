@@ -1,4 +1,4 @@
-"""Peak memory of a process of its own: torch's allocations are seen by no Python tool."""
+"""Peak memory of a process of its own, or of a CUDA device: no Python tool sees torch's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from deepteach.benchmarks.plan import BenchCase, Plan
-from deepteach.benchmarks.work import Work
+from deepteach.benchmarks.work import Cycle, Work
 
 
 def process_memory(plan: Plan, case: BenchCase) -> tuple[float, float]:
@@ -31,6 +31,17 @@ def process_memory(plan: Plan, case: BenchCase) -> tuple[float, float]:
     )
     start, peak = json.loads(done.stdout.splitlines()[-1])
     return peak, peak - start
+
+
+def device_memory(cycle: Cycle, device: torch.device) -> tuple[float, float]:
+    """(peak, peak above the start) in MiB of CUDA memory in one cycle, in this process."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    start = torch.cuda.memory_allocated(device)
+    for _ in cycle():
+        pass
+    peak = torch.cuda.max_memory_allocated(device)
+    return peak / 2**20, (peak - start) / 2**20
 
 
 def report_memory(plan: str, case: str) -> None:

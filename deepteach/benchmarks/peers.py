@@ -48,6 +48,7 @@ def unroll(
     The teacher is the cheapest there is, a function of the loss (whose gradient stops).
     """
     teacher = nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1), nn.Sigmoid())
+    teacher.to(trusted[0].device)
 
     def loss(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         losses = F.cross_entropy(module(x), y, reduction="none")

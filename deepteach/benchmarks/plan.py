@@ -75,6 +75,7 @@ class Plan:
     windows: tuple[int, ...] = (1, 2, 20)
     threads: int = 1
     quick: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.batch < 2 or self.repeats < 1:

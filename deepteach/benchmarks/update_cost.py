@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deepteach.benchmarks.memory import process_memory
+from deepteach.benchmarks.memory import device_memory, process_memory
 from deepteach.benchmarks.peers import PEERS
 from deepteach.benchmarks.plan import PLAIN, STRATEGIES, TAUGHT, BenchCase, Plan
 from deepteach.benchmarks.work import Cycle, Work
@@ -31,7 +31,8 @@ class UpdateCost:
     `ratio` is the time of a cycle (K taught steps and an update) over that of K plain steps:
     the mean over its steps of the median over the repeats; `low` and `high` are the range of
     its cycles; `units` the update alone, in plain steps. `peak_mib` is the peak memory of a
-    process that does only this, `extra_mib` what it adds to its start.
+    process that does only this, `extra_mib` what it adds to its start; on CUDA they are of the
+    device's memory, in this process, which holds the plain student as well.
     """
 
     row: str
@@ -84,13 +85,17 @@ def _row(
     say(str(case))
     works = Work(plan, case.optimizer), Work(plan, case.optimizer)
     cycles = works[0].cycle(PLAIN, 0), works[1].cycle(case.row, case.window)
-    _in_turn(*cycles)
-    laps = [_in_turn(*cycles) for _ in range(plan.repeats)]
+    device = torch.device(plan.device)
+    _in_turn(*cycles, device)
+    laps = [_in_turn(*cycles, device) for _ in range(plan.repeats)]
     steps = [[own / plain for plain, own in lap] for lap in laps]
     ratios = list(map(statistics.mean, steps))
     ratio = statistics.mean(map(statistics.median, zip(*steps, strict=True)))
     wanted = not plan.quick or case.row in (PLAIN, "Reversed")
-    peak, extra = process_memory(plan, case) if wanted else (None, None)
+    if device.type == "cuda":
+        peak, extra = device_memory(cycles[1], device)
+    else:
+        peak, extra = process_memory(plan, case) if wanted else (None, None)
     # A peer's steps before its window are weighted by a function of the loss: plain ones.
     base = 1.0 if case.row in PEERS else taught.ratio if taught else 0.0
     updates = base > 0 and (case.row in STRATEGIES or case.row in PEERS)
@@ -112,17 +117,26 @@ def _row(
     )
 
 
-def _in_turn(plain: Cycle, own: Cycle) -> list[tuple[float, float]]:
-    """Seconds of each step of the two cycles, a step of one after a step of the other."""
+def _in_turn(plain: Cycle, own: Cycle, device: torch.device) -> list[tuple[float, float]]:
+    """Seconds of each step of the two cycles, a step of one after a step of the other.
+
+    A step ends when its device has done it.
+    """
     found = []
     sides = plain(), own()
     while True:
-        started = time.perf_counter()
+        started = _now(device)
         if next(sides[0], DONE) is DONE:
             return found
-        between = time.perf_counter()
+        between = _now(device)
         next(sides[1])
-        found.append((between - started, time.perf_counter() - between))
+        found.append((between - started, _now(device) - between))
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def update_table(rows: Sequence[UpdateCost], title: str) -> TextTable:

@@ -48,11 +48,12 @@ class Work:
         if internal is None and not linear:
             raise ConfigError(f"bench needs a student with a linear layer: {plan.student} has none")
         self.internal = internal or linear[-1]
+        self.module.to(plan.device)
         g = torch.Generator().manual_seed(0)
         self.batches = [
             (
-                torch.randn(plan.batch, *SHAPE, generator=g),
-                torch.randint(CLASSES, (plan.batch,), generator=g),
+                torch.randn(plan.batch, *SHAPE, generator=g).to(plan.device),
+                torch.randint(CLASSES, (plan.batch,), generator=g).to(plan.device),
             )
             for _ in range(4)
         ]
@@ -99,7 +100,7 @@ class Work:
     def taught(
         self, teacher: AbstractTeacher, adjoint: AbstractAdjoint, window: int, interval: int
     ) -> Cycle:
-        student = Student(self.module, self.internal)
+        student, teacher = Student(self.module, self.internal), teacher.to(self.plan.device)
         coach = Coach(
             *(student, self.optimizer, teacher), interval=interval, window=window, adjoint=adjoint
         )
