@@ -18,7 +18,7 @@ from deepteach.core.linearised import Linearised
 from deepteach.core.optim import Hyper, Rule, State
 from deepteach.core.record import Step
 from deepteach.distributed.collectives import Ranks
-from deepteach.tree import Params, clone, norm, tree_map
+from deepteach.tree import Params, clone, norm, repeat_slack, tree_map
 
 STEPPED_OTHERWISE = (
     "the student's optimizer did not step as its rule does on the gradient of coach.loss (off by "
@@ -114,7 +114,7 @@ class StepExamination:
 def _slack(tree: Params) -> float:
     """Of gradients and steps that are computed twice."""
     eps = max((torch.finfo(leaf.dtype).eps for leaf in tree.values()), default=0.0)
-    return 1e-7 if eps < 1e-12 else max(1e-3, 10 * eps)
+    return 1e-7 if eps < 1e-12 else max(1e-3, 10 * eps, repeat_slack(tree.values()))
 
 
 def _off(what: str, start: Params, end: Params, reached: Params) -> str | None:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import deepteach as dt
 from deepteach.errors import ConfigError
 from deepteach.models import build
-from deepteach.tree import cosine
+from deepteach.tree import _tf32_allowed, cosine, repeat_slack
 
 ADJOINTS: list[Callable[[], dt.AbstractAdjoint]] = [
     dt.Reversed, dt.Stored, dt.Checkpointed, dt.Unrolled,
@@ -405,3 +405,32 @@ def test_only_recurrence_does_without_cudnn(name: str, monkeypatch: pytest.Monke
         student.functional(student.trained(), student.buffers(), run.batches[0][0])
     assert watching.off == ({name} if name != "batchnorm" else set())
     assert torch.backends.cudnn.enabled
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("window", [1, 3])
+def test_passes_rounded_otherwise_are_no_foreign_step(device: str, window: int) -> None:
+    """Where products are of TF32, kernels with and without derivatives differ by far more."""
+    module = build("resnet8", 10, (3, 16, 16), 0).to(device)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    teacher = dt.Teacher([dt.TrustedProbe()]).to(device)
+    student = dt.Student(module, "fc", pool="none")
+    x, y = torch.randn(64, 3, 16, 16, device=device), torch.arange(64, device=device) % 10
+    coach = dt.Coach(student, optimizer, teacher, interval=3, window=window)
+    with tf32(True):
+        for _ in range(9 if device == "cpu" else 150):
+            optimizer.zero_grad()
+            coach.loss(x, y).backward()
+            optimizer.step()
+            coach.update((x[:32], y[:32]))
+    assert coach.last_record is not None
+
+
+def test_tf32_is_looked_up_where_torch_keeps_it() -> None:
+    with tf32(True):
+        assert _tf32_allowed()
+    with tf32(False):
+        assert not _tf32_allowed()
+        torch.backends.cudnn.allow_tf32 = True
+        assert _tf32_allowed()
+    assert repeat_slack([torch.zeros(2)]) == 0

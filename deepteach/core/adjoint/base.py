@@ -37,7 +37,7 @@ from deepteach.core.optim import Hyper, Rule, State
 from deepteach.core.record import Step
 from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError, ReplayError
-from deepteach.tree import Params, all_finite, clone, tree_map, zeros_like
+from deepteach.tree import Params, all_finite, clone, repeat_slack, tree_map, zeros_like
 
 EXACT, FINITE_DIFFERENCE = "exact", "finite-difference"
 
@@ -179,6 +179,10 @@ class AbstractAdjoint:
         self.tolerance = tolerance
         self.micro_batch, self.mixed_precision = micro_batch, mixed_precision
 
+    def allowed(self, theta: Params) -> float:
+        """How far a replay of float32 may be off: the tolerance, or what TF32 needs (`tree`)."""
+        return max(self.tolerance, repeat_slack(theta.values()))
+
     def derived(self, objective: Objective) -> Objective | FiniteDifferences:
         """The objective, or its differences. Raises ConfigError where it has none."""
         exact = self.derivatives == EXACT
@@ -268,7 +272,7 @@ class AbstractAdjoint:
             graph = self._linearised(theta, step, window)
             gradient = {name: leaf.detach() for name, leaf in graph.gradient.items()}
             gradient = ranks.summed(gradient, "replays")
-            compare_gradients(rule.clip(gradient, step.hyper), step, self.tolerance)
+            compare_gradients(rule.clip(gradient, step.hyper), step, self.allowed(theta))
             earlier = self.state_before(position, theta, gradient, later, window)
             pull = rule.pull(earlier, gradient, step.hyper, cotangent)
             if position == window.start:
@@ -306,7 +310,7 @@ class AbstractAdjoint:
                 # as exact, only dearer. Asked once, then remembered.
                 objective.forward_mode = False
             else:
-                guards.compare_losses(losses, step, self.tolerance, objective.ranks)
+                guards.compare_losses(losses, step, self.allowed(theta), objective.ranks)
                 return objective.teacher_gradient(window.omega, held, moved)
         return self._linearised(theta, step, window).pull_back_teacher(along)
 
@@ -317,7 +321,8 @@ class AbstractAdjoint:
             graph, window.graph = window.graph, None
             return graph
         graph = self.derived(window.objective).linearised(theta, step, window.omega)
-        guards.compare_losses(graph.losses, step, self.tolerance, window.objective.ranks)
+        allowed = self.allowed(theta)
+        guards.compare_losses(graph.losses, step, allowed, window.objective.ranks)
         return graph
 
     def _check_state(self, theta: Params, position: int) -> None:

@@ -194,7 +194,7 @@ class Reversed(AbstractAdjoint):
                 steps.append(replace(step, state=keeper.keep(state, position, window.length)))
                 graph = objective.linearised(state.theta, step, window.omega, first_order=True)
                 off = guards.replay_error(graph.losses, step, ranks)
-                guards.refuse_replay(off, self.tolerance)
+                guards.refuse_replay(off, self.allowed(state.theta))
                 worst = max(worst, off)
                 state = window.rule.step(state, ranks.summed(graph.gradient, "replays"), step.hyper)
             again = replace(window, steps=steps, graph=None, memo={})
@@ -209,13 +209,16 @@ class Reversed(AbstractAdjoint):
         if start is None:
             return None
         drift = distance(theta, start.theta)
-        if not drift <= self.tolerance:
+        allowed = self.allowed(theta)
+        if not drift <= allowed:
             raise ReplayError(
                 f"undoing {window.length} steps drifted by {drift:.1e}, more than "
-                f"{self.tolerance}: use adjoint=Stored() or a shorter window",
+                f"{allowed}: use adjoint=Stored() or a shorter window",
                 off=drift,
             )
-        guards.check_movement(window.final.theta, start.theta, theta, 10 * self.tolerance)
+        guards.check_movement(
+            window.final.theta, start.theta, theta, max(10 * self.tolerance, allowed)
+        )
         return drift
 
 

@@ -36,7 +36,7 @@ class Stored(AbstractAdjoint):
         """The stored state; its step must lead to the later state, or something else moved it."""
         held = kept(window.steps[position])
         advanced = window.rule.step(held, gradient, window.steps[position].hyper)
-        guards.check_movement(held.theta, later.theta, advanced.theta, self.tolerance)
+        guards.check_movement(held.theta, later.theta, advanced.theta, self.allowed(held.theta))
         return held
 
 
@@ -67,7 +67,7 @@ class Checkpointed(AbstractAdjoint):
     ) -> State:
         held = self._state(position, window)
         advanced = window.rule.step(held, gradient, window.steps[position].hyper)
-        guards.check_movement(held.theta, later.theta, advanced.theta, self.tolerance)
+        guards.check_movement(held.theta, later.theta, advanced.theta, self.allowed(held.theta))
         return held
 
     def _stride(self, window: int) -> int:
@@ -86,7 +86,9 @@ class Checkpointed(AbstractAdjoint):
                 step = window.steps[index]
                 objective, omega = window.objective, window.omega
                 pass_ = objective.linearised(state.theta, step, omega, first_order=True)
-                guards.compare_losses(pass_.losses, step, self.tolerance, objective.ranks)
+                guards.compare_losses(
+                    pass_.losses, step, self.allowed(state.theta), objective.ranks
+                )
                 gradient = objective.ranks.summed(pass_.gradient, "replays")
                 state = window.rule.step(state, gradient, step.hyper)
                 window.memo[index + 1] = state

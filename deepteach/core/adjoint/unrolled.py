@@ -52,5 +52,5 @@ class Unrolled(Stored):
             # Every rank has this end, and the end is the sum of what ranks have.
             d_omega = gradients(end / ranks.count, omega)
             d_omega = ranks.summed(d_omega, "teacher")
-        guards.check_movement(start, window.final.theta, state.theta, self.tolerance)
+        guards.check_movement(start, window.final.theta, state.theta, self.allowed(start))
         return MetaGradient(d_omega, distance(state.theta, window.final.theta))
