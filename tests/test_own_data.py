@@ -71,6 +71,33 @@ def test_tokens_and_series_from_a_dataset(kind: str) -> None:
     assert result.summary["noise_auroc"] > 0.75
 
 
+def applicants(path: Path) -> None:
+    """Numbers and categories of which both tell the class; of a third of the rows, wrong labels."""
+    draw = np.random.default_rng(0)
+    lines = ["age,job,branch,label,split"]
+    for i in range(460):
+        job, branch = draw.integers(4), ("north", "south", "web")[i % 3]
+        age = draw.normal(40, 10)
+        paid = (age - 40) / 10 + (job - 1.5) > 0
+        part = "train" if i < 300 else "valid" if i < 360 else "test"
+        wrong = branch == "web" and part == "train" and draw.random() < 0.7
+        job_name = ("cook", "driver", "nurse", "pilot")[job]
+        lines.append(f"{age:.3f},{job_name},{branch},{'yes' if paid != wrong else 'no'},{part}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_a_table_with_categories_and_sources(call: Command) -> None:
+    applicants(Path("applicants.csv"))
+    asked = "train --data csv:applicants.csv --group branch --student mlp --epochs 12".split()
+    answer = call(*asked, *"--batch_size 16 --baseline false --no-report --out run".split())
+    assert (answer.code, answer.err) == (0, "")
+    assert "training rows: job (cook, driver, nurse, pilot)" in answer.out
+    finished = open_run("run")
+    groups = {one.group: one.mean_weight for one in finished.groups}
+    assert groups["web"] < 0.7 * min(groups["north"], groups["south"])
+    assert finished.summary["test_accuracy_last"] > 0.85
+
+
 def photos(folder: Path, count: int) -> None:
     """Bright and dark pictures of two sizes, and their list."""
     draw = np.random.default_rng(0)

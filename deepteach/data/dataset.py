@@ -23,6 +23,7 @@ from deepteach.data.splits import stratified_split
 from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.classification import Classification
 from deepteach.data.tasks.registry import AUTO, kind_of, told_of
+from deepteach.data.texts import Texts
 from deepteach.data.validation import (
     as_array,
     features,
@@ -56,7 +57,7 @@ class Data:
     scale: Tensor
     rows: Tensor  # (n,) int64: the user's own row number of each training sample
     rows_valid: Tensor | None = None  # of the trusted samples, where they share that numbering
-    paths: np.ndarray | None = None  # (n,) text: the file of each training sample, where known
+    paths: Texts | None = None  # (n,) the file of each training sample, where known
     group: Tensor | None = None  # (n,) int64 codes of the sources of the training samples
     group_names: tuple[str, ...] = ()  # by code
     label_names: tuple[str, ...] | None = None  # by label, where the user's were not 0..C-1
@@ -169,7 +170,7 @@ def from_arrays(
     labels = kind.coded(ys, classes, label_names, numbers)
     ys = labels.codes
     group, group_names = groups_of(group_train, len(xs["x_train"]))
-    paths = None if paths_train is None else np.array(paths_train)
+    paths = None if paths_train is None else Texts.of(paths_train)
     if paths is not None and len(paths) != len(xs["x_train"]):
         raise DataError(
             f"x_train has {len(xs['x_train'])} rows but paths_train {len(paths)}: expected a file "
@@ -184,7 +185,8 @@ def from_arrays(
     if split_off:
         rest, part, note = _split_off(xs, ys, labels.task, seed, valid_size)
         rows, trusted = rows[rest], rows[part]
-        group, paths = (None if item is None else item[rest] for item in (group, paths))
+        group = None if group is None else group[rest]
+        paths = None if paths is None else paths.take(rest)
         notes.append(note)
     elif valid_size is not None:
         part, note = _fewer(xs, ys, labels.task, seed, valid_size)
@@ -248,9 +250,9 @@ def check(data: Data, *, split_off: bool = False, keys: Keys | None = None) -> t
     told = data.task.told(labels)
     notes, warned = [one.note for one in told], [one.note for one in told if one.warn]
     keys = keys or Keys.of(data.x_train, data.x_valid)
-    repeats = Repeats.of(keys.train)
+    repeats = Repeats.of(keys)
     rows_valid = None if data.rows_valid is None else data.rows_valid.numpy()
-    if twins := repeats.across(keys.valid, rows, rows_valid, refuse=not split_off):
+    if twins := repeats.across(rows, rows_valid, refuse=not split_off):
         notes.append(twins)
         warned.append(twins)
     if twins := repeats.within(labels["y_train"], rows):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 from deepteach.data.lazy import LazyRows
 from deepteach.data.source import Asked, Read
 from deepteach.data.splits import PARTS, part_named
+from deepteach.data.texts import Files, TextsMaker
 from deepteach.errors import ConfigError, DataError
 
 SUFFIXES = (
@@ -51,44 +54,59 @@ def folder(path: Path, asked: Asked) -> Read:
     names = sorted({d.name for root in roots.values() for d in _folders(root)})
     if not names:
         raise DataError(f"{path} has no class folders: expected {path}/train/CLASS/IMAGE.png")
-    files = {
-        part: [(f, d.name) for d in _folders(root) for f in _images(d)]
-        for part, root in roots.items()
-    }
-    for part, found in files.items():
-        if not found:
-            raise DataError(f"{roots[part]} holds no {', '.join(SUFFIXES)} image")
-    classes = sorted({name for found in files.values() for _, name in found})
+    files, owners, bounds = _listed(roots, names)
+    classes = [name for i, name in enumerate(names) if (owners == i).any()]
     if empty := [name for name in names if name not in classes]:
         notes.append(f"class folders without an image are not used: {_some(empty)}")
     notes.extend(_left_out(roots))
-    if lacking := [name for name in classes if name not in {c for _, c in files["train"]}]:
+    trained = owners[slice(*bounds["train"])]
+    if lacking := [name for name in classes if not (trained == names.index(name)).any()]:
         notes.append(f"no training image of {_some(lacking)}")
     shown = ", ".join(f"{n} = {i}" for i, n in enumerate(classes[:10]))
     notes.append(f"classes: {shown}" + (", ..." if len(classes) > 10 else ""))
-    every = [file for found in files.values() for file, _ in found]
-    layout, told = Layout.of(every, asked.image_size)
+    layout, told = Layout.of(files, asked.image_size)
     notes.extend(told)
     arrays: dict[str, Any] = {"classes": len(classes), "label_names": classes}
-    lazy = len(every) * layout.sample_bytes > HELD
+    lazy = len(files) * layout.sample_bytes > HELD
     if lazy:
-        notes.append(_on_access(len(every), layout.sample_bytes))
+        notes.append(_on_access(len(files), layout.sample_bytes))
         pixels = np.empty(0)
     else:
-        pixels, told = read_pixels(every, layout)
+        pixels, told = read_pixels(files, layout)
         notes.extend(told)
-    start = 0
-    for part, found in files.items():
-        arrays[f"y_{part}"] = np.array([classes.index(name) for _, name in found])
+    codes = np.array([classes.index(name) if name in classes else -1 for name in names])[owners]
+    for part, (start, end) in bounds.items():
+        own = files[start:end]
+        arrays[f"y_{part}"] = codes[start:end]
         if part == "train":
-            arrays["paths_train"] = [str(file) for file, _ in found]
+            arrays["paths_train"] = own.names
         if lazy:
-            images = ImageFiles([file for file, _ in found], layout)
+            images = ImageFiles(own, layout)
             arrays[f"x_{part}"] = LazyRows.of(images, f"x_{part}", asked.reading, draws=False)
         else:
-            arrays[f"x_{part}"] = pixels[start : start + len(found)]
-        start += len(found)
+            arrays[f"x_{part}"] = pixels[start:end]
     return arrays, notes
+
+
+def _listed(
+    roots: dict[str, Path], names: list[str]
+) -> tuple[Files, np.ndarray, dict[str, tuple[int, int]]]:
+    """The images of all parts, the class folder of each as its place in `names`, where parts are.
+
+    Raises:
+        DataError: a part without an image.
+    """
+    made, owners, bounds = TextsMaker(), array("q"), {}
+    for part, root in roots.items():
+        start = len(owners)
+        for place in _folders(root):
+            before = len(made)
+            made.extend(str(file) for file in _files(place) if _is_image(file))
+            owners.extend([names.index(place.name)] * (len(made) - before))
+        if len(owners) == start:
+            raise DataError(f"{root} holds no {', '.join(SUFFIXES)} image")
+        bounds[part] = start, len(owners)
+    return Files(made.done()), np.array(owners), bounds
 
 
 def _on_access(count: int, size: int) -> str:
@@ -126,7 +144,7 @@ def _roots(path: Path) -> tuple[dict[str, Path], list[str]]:
 
 def _left_out(roots: dict[str, Path]) -> list[str]:
     """What to tell of files that are read by nobody: no images, or in no class folder."""
-    inside = [f for root in roots.values() for d in _folders(root) for f in _files(d)]
+    inside = (f for root in roots.values() for d in _folders(root) for f in _files(d))
     others = [f.name for f in inside if not _is_image(f)]
     outside = [f.name for root in roots.values() for f in root.iterdir() if _is_image(f)]
     notes = []
@@ -138,22 +156,22 @@ def _left_out(roots: dict[str, Path]) -> list[str]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(d for d in root.iterdir() if d.is_dir() and not _passed_over(d))
+    return [d for d in _sorted(root) if d.is_dir() and not _passed_over(d)]
+
+
+def _sorted(root: Path) -> Iterator[Path]:
+    return (root / name for name in sorted(os.listdir(root)))
 
 
 def _files(root: Path) -> Iterator[Path]:
     """The files of a folder and of those in it, sorted by path."""
-    for place in sorted(root.iterdir()):
+    for place in _sorted(root):
         if _passed_over(place):
             continue
         if place.is_dir():
             yield from _files(place)
         else:
             yield place
-
-
-def _images(root: Path) -> list[Path]:
-    return [file for file in _files(root) if _is_image(file)]
 
 
 def _is_image(file: Path) -> bool:

@@ -55,7 +55,7 @@ class _Ahead:
 
     def announce(self, epoch: int, parts: list[np.ndarray], *, pinned: bool) -> None:
         self.epoch, self._coming = epoch, deque(parts)
-        self._answers = self._asked([Request(part.tolist(), epoch) for part in parts], pinned)
+        self._answers = self._asked([Request(part, epoch) for part in parts], pinned)
 
     def read(self, places: np.ndarray) -> Tensor:
         """`(b, ...)` of these places: from what was announced, or else at once."""
@@ -68,12 +68,12 @@ class _Ahead:
                 return next(self._answers)
             if ahead:
                 break  # only the next batch may be passed over
-        return self.items.inputs(Request(places.tolist(), self.epoch))
+        return self.items.inputs(Request(places, self.epoch))
 
     def all(self, parts: list[np.ndarray], *, pinned: bool) -> Iterator[Tensor]:
         """One batch after the other, the same at any time; what was announced is given up."""
         self._coming.clear()
-        yield from self._asked([Request(part.tolist(), STEADY) for part in parts], pinned)
+        yield from self._asked([Request(part, STEADY) for part in parts], pinned)
 
     def _asked(self, requests: list[Request], pinned: bool) -> Iterator[Tensor]:
         if self._stream is None:

@@ -18,6 +18,7 @@ from deepteach.data.sheets import (
     special_columns,
 )
 from deepteach.data.source import Asked, Read
+from deepteach.data.texts import Files, Texts
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import hint
 
@@ -61,24 +62,25 @@ def manifest(path: Path, asked: Asked) -> Read:
     if rest := [c for c in sheet.header if c not in special.values()]:
         notes.append(f"columns that are not used: {', '.join(rest[:5])}")
     labels, groups = labels_in(sheet, special), groups_in(sheet, special.get("group"))
-    parts, lines = parts_in(sheet, special.get("split")), np.array(sheet.lines)
-    files = _files(sheet, special["path"])
+    parts, lines = parts_in(sheet, special.get("split")), sheet.lines
+    names = _names(sheet, special["path"])
+    del sheet  # the other cells are not needed while the images are read
+    files = Files(names, path.parent)
     layout, told = Layout.of(files, asked.image_size, _Lines(path, lines))
     notes.extend(told)
 
     def inputs(part: str, rows: np.ndarray) -> LazyRows:
-        images = ImageFiles([files[row] for row in rows], layout, _Lines(path, lines[rows]))
+        images = ImageFiles(files.take(rows), layout, _Lines(path, lines[rows]))
         return LazyRows.of(images, f"x_{part}", asked.reading, draws=False)
 
     arrays = by_part(path, parts, inputs, labels, groups)
-    names = sheet.column(special["path"])
-    arrays["paths_train"] = [names[row] for row in arrays["rows_train"]]
+    arrays["paths_train"] = names.take(arrays["rows_train"])
     return arrays, notes
 
 
-def _files(sheet: Sheet, column: str) -> list[Path]:
+def _names(sheet: Sheet, column: str) -> Texts:
     names = sheet.column(column)
     if "" in names:
         line = sheet.lines[names.index("")]
         raise DataError(f"{sheet.path} line {line}: the path is empty: name an image, or remove it")
-    return [sheet.path.parent / name for name in names]
+    return names

@@ -1,12 +1,14 @@
-"""Read parquet files as tables of numbers, with the columns that a csv has."""
+"""Read parquet files as tables of numbers and categories, with the columns that a csv has."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deepteach.data.categories import categories_of, notes_of
 from deepteach.data.memory import refuse_too_large
 from deepteach.data.sheets import by_part, last_as_label, special_columns
 from deepteach.data.source import Asked, Read
@@ -16,7 +18,7 @@ from deepteach.names import brief
 
 
 def parquet(path: Path, asked: Asked) -> Read:
-    """Numeric columns and `label` (else the last column), as of a csv.
+    """Columns of numbers or of text, and `label` (else the last column), as of a csv.
 
     Optional columns: `split` (train, valid, test), `label_clean`, and a group, by whatever
     name it is given. Samples are numbered as the rows of the file, the first 0. The index that
@@ -44,37 +46,72 @@ def parquet(path: Path, asked: Asked) -> Read:
     header = [name for name in table.column_names if not name.startswith("__index_level_")]
     special = special_columns(path, header, asked.group)
     notes = last_as_label(path, header, special)
-    x = np.stack(
-        [_numbers(path, name, table[name]) for name in header if name not in special.values()], 1
-    )
+    parts = _parts(path, special.get("split"), table)
+    features = {name: table[name] for name in header if name not in special.values()}
+    text = {
+        name: categories_of(name, _cells(path, name, column), parts, _Rows(path))
+        for name, column in features.items()
+        if _is_text(column)
+    }
+    notes.extend(notes_of(list(text.values())))
+    columns = [
+        text[name].columns if name in text else _numbers(path, name, column)
+        for name, column in features.items()
+    ]
+    x = np.concatenate(columns, 1, dtype=np.float64)
     labels = {
         key: _objects(table[special[key]]) for key in ("label", "label_clean") if key in special
     }
     groups = None
     if "group" in special:
         groups = _text(path, special["group"], table[special["group"]])
-    parts = _parts(path, special.get("split"), table)
     return by_part(path, parts, lambda part, rows: x[rows], labels, groups), notes
 
 
-def _numbers(path: Path, name: str, column: Any) -> np.ndarray:
-    """`(n,)` float64."""
+@dataclass(frozen=True)
+class _Rows:
+    """Says which row of a file is meant."""
+
+    path: Path
+
+    def __call__(self, row: int) -> str:
+        return f"{self.path} row {row}"
+
+
+def _is_text(column: Any) -> bool:
     from pyarrow import types
 
-    kind = column.type
-    numeric = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
-    if not (numeric or types.is_decimal(kind)):
-        raise DataError(
-            f"{path}: column '{name}' holds {kind}: expected numbers; encode text as numbers, or "
-            "remove the column"
-        )
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    return types.is_string(kind) or types.is_large_string(kind)
+
+
+def _cells(path: Path, name: str, column: Any) -> list[str]:
+    _refuse_missing(path, name, column)
+    return [cell.strip() for cell in column.to_pylist()]
+
+
+def _refuse_missing(path: Path, name: str, column: Any) -> None:
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
         raise DataError(
             f"{path} row {row}: column '{name}' has a missing value ({column.null_count} of "
             f"{len(column)} rows have none there): fill such cells or remove the rows"
         )
-    return column.to_numpy().astype(np.float64)
+
+
+def _numbers(path: Path, name: str, column: Any) -> np.ndarray:
+    """`(n, 1)` float64."""
+    from pyarrow import types
+
+    kind = column.type
+    numeric = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    if not (numeric or types.is_decimal(kind)):
+        raise DataError(
+            f"{path}: column '{name}' holds {kind}: expected numbers or text; encode it as one "
+            "of them, or remove the column"
+        )
+    _refuse_missing(path, name, column)
+    return column.to_numpy().astype(np.float64)[:, None]
 
 
 def _objects(column: Any) -> np.ndarray:

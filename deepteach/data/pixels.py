@@ -5,7 +5,7 @@ Importing this needs Pillow. Symbols: n images, c channels (1 or 3), h height, w
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from deepteach.data.texts import Files, Texts
 from deepteach.errors import DataError
 
 _GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -73,13 +74,19 @@ class Layout:
         Raises:
             DataError: a file is no image, or damaged as far as its header tells.
         """
-        headers = [_named(_header, file, where(place)) for place, file in enumerate(files)]
-        deep = [i for i, header in enumerate(headers) if header.mode in _DEEP]
-        top = max((_named(_greatest, files[i], where(i)) for i in deep), default=0.0)
+        headers: Counter[_Header] = Counter()
+        top = 0.0
+        for place, file in enumerate(files):
+            header = _named(_header, file, where(place))
+            headers[header] += 1
+            if header.mode in _DEEP:
+                top = max(top, _named(_greatest, file, where(place)))
         bits = next((b for b in (8, 10, 12, 14, 16) if top < 2**b), 32)
         grey = all(header.mode in _GREY for header in headers)
-        layout = cls(headers[0].size if size is None else (size, size), grey, bool(deep), bits)
-        return layout, _notes(headers, layout.size, len(deep), bits)
+        deep = sum(count for header, count in headers.items() if header.mode in _DEEP)
+        first = next(iter(headers))  # they are in the order of their first image
+        layout = cls(first.size if size is None else (size, size), grey, deep > 0, bits)
+        return layout, _notes(headers, layout.size, deep, bits)
 
     def read(self, file: Path) -> tuple[np.ndarray, bool]:
         """Pixels of one image, and whether white was laid under it.
@@ -137,16 +144,15 @@ class ImageFiles:
         layout: Layout,
         where: Callable[[int], str] = nowhere,
     ) -> None:
-        # An array, for workers that share memory would copy a list as they count references.
-        self._files = np.array([os.fsencode(file) for file in files])
+        # No list, of which workers that share memory make copies as they count references.
+        self._files = files if isinstance(files, Files) else Files(Texts.of(map(str, files)))
         self.layout, self.where = layout, where
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, place: int) -> tuple[np.ndarray]:
-        file = Path(os.fsdecode(bytes(self._files[place])))
-        return (_named(self.layout.read, file, self.where(place))[0],)
+        return (_named(self.layout.read, self._files[place], self.where(place))[0],)
 
 
 def _named(read: Callable[[Path], Any], file: Path, before: str) -> Any:
@@ -156,17 +162,20 @@ def _named(read: Callable[[Path], Any], file: Path, before: str) -> Any:
         raise DataError(f"{before}{error}") from error
 
 
-def _notes(headers: list[_Header], size: tuple[int, int], deep: int, bits: int) -> list[str]:
-    count, notes = len(headers), []
-    if odd := sum(header.size != size for header in headers):
+def _notes(headers: Counter[_Header], size: tuple[int, int], deep: int, bits: int) -> list[str]:
+    def those(are: Callable[[_Header], bool]) -> int:
+        return sum(number for header, number in headers.items() if are(header))
+
+    count, notes = headers.total(), []
+    if odd := those(lambda header: header.size != size):
         notes.append(f"{odd} of {count} images were resized to {size[0]}x{size[1]}")
     if deep:
         notes.append(f"{deep} of {count} images have {bits} bits a pixel: scaled to 0..255")
-    if cut := sum(header.cut for header in headers):
+    if cut := those(lambda header: header.cut):
         notes.append(f"{cut} of {count} images have 16 bits a channel: the 8 high bits are read")
-    if turned := sum(header.turned for header in headers):
+    if turned := those(lambda header: header.turned):
         notes.append(f"{turned} of {count} images were turned upright by their EXIF mark")
-    if cmyk := sum(header.mode == "CMYK" for header in headers):
+    if cmyk := those(lambda header: header.mode == "CMYK"):
         notes.append(f"{cmyk} of {count} images were converted from CMYK")
     return notes
 

@@ -34,7 +34,7 @@ STEADY = -1
 class Request(NamedTuple):
     """Rows to read, named by an epoch."""
 
-    rows: Sequence[int]
+    rows: Sequence[int] | np.ndarray
     epoch: int = STEADY
 
 
@@ -103,9 +103,10 @@ class Items:
 
     def inputs(self, request: Request) -> Tensor:
         """Inputs of the rows, `(batch, ...)`. Raises DataError."""
+        rows = [int(row) for row in request.rows]
         with globals_kept():
-            samples = [self.item(row, request.epoch)[0] for row in request.rows]
-        return torch.from_numpy(self.stacked(samples, request.rows))
+            samples = [self.item(row, request.epoch)[0] for row in rows]
+        return torch.from_numpy(self.stacked(samples, rows))
 
 
 @dataclass(frozen=True)

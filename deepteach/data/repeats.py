@@ -42,36 +42,38 @@ def _digests(x: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Repeats:
-    """Keys of the training samples, by which twins are found."""
+    """Of n training samples and m trusted ones behind them, the first place of each one's key."""
 
-    keys: tuple[bytes, ...]
-    first: dict[bytes, int]  # the place of the first sample of each key
+    first: np.ndarray  # (n + m,)
+    count: int  # n
 
     @classmethod
-    def of(cls, train: np.ndarray) -> Repeats:
-        """`train` `(n, 16)` as in `Keys`."""
-        keys = tuple(map(bytes, train))
-        return cls(keys, {key: i for i, key in reversed(list(enumerate(keys)))})
+    def of(cls, keys: Keys) -> Repeats:
+        """By sorting, in arrays: sets of Python's bytes would take 200 bytes a sample."""
+        halves = np.concatenate([keys.train, keys.valid]).view(np.uint64)
+        order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the first place comes first
+        new = np.ones(len(order), bool)
+        new[1:] = (halves[order[1:]] != halves[order[:-1]]).any(1)
+        first = np.empty_like(order)
+        first[order] = order[np.flatnonzero(new)[np.cumsum(new) - 1]]
+        return cls(first, len(keys.train))
 
     def within(self, y_train: np.ndarray, rows: np.ndarray) -> str | None:
         """How many training samples repeat an earlier one, and how many of them contradict it."""
-        twins = [(i, self.first[key]) for i, key in enumerate(self.keys) if self.first[key] != i]
-        if not twins:
+        own = self.first[: self.count]
+        at = np.flatnonzero(own != np.arange(self.count))
+        if not len(at):
             return None
-        at, earlier = twins[0]
-        other = sum(bool(np.any(y_train[i] != y_train[j])) for i, j in twins)
+        differ = y_train[at] != y_train[own[at]]
+        other = int(differ.reshape(len(at), -1).any(1).sum())
         return (
-            f"{len(twins)} of {len(self.keys)} training rows repeat an earlier one (first: row "
-            f"{rows[at]} is row {rows[earlier]}), {other or 'none'} of them with another label"
+            f"{len(at)} of {self.count} training rows repeat an earlier one (first: row "
+            f"{rows[at[0]]} is row {rows[own[at[0]]]}), {other or 'none'} of them with another "
+            "label"
         )
 
     def across(
-        self,
-        valid: np.ndarray,
-        rows: np.ndarray,
-        rows_valid: np.ndarray | None,
-        *,
-        refuse: bool = True,
+        self, rows: np.ndarray, rows_valid: np.ndarray | None, *, refuse: bool = True
     ) -> str | None:
         """How many trusted samples are also training samples.
 
@@ -80,24 +82,24 @@ class Repeats:
         training samples that have a twin in the training set is not: the teacher would be
         judged on what the student has learnt by heart. Raises DataError then, if `refuse`.
         """
-        keys = enumerate(map(bytes, valid))
-        pairs = [(self.first[key], i) for i, key in keys if key in self.first]
-        if not pairs:
+        trusted = self.first[self.count :]
+        found = np.flatnonzero(trusted < self.count)
+        if not len(found):
             return None
-        earlier, later = pairs[0]
+        later, earlier = found[0], trusted[found[0]]
         example = (
             f"x_valid[{later}] is x_train[{rows[earlier]}]"
             if rows_valid is None
             else f"row {rows_valid[later]} is row {rows[earlier]}"
         )
         text = (
-            f"{len(pairs)} of {len(valid)} validation rows are also training rows (first: "
+            f"{len(found)} of {len(trusted)} validation rows are also training rows (first: "
             f"{example})"
         )
-        _, counts = np.unique(np.array(self.keys), return_counts=True)
-        natural = counts[counts > 1].sum() / len(self.keys)
+        counts = np.bincount(self.first[: self.count])
+        natural = counts[counts > 1].sum() / self.count
         bound = max(SHARE, 2 * natural)
-        if refuse and len(pairs) > 1 and len(pairs) / len(valid) > bound:
+        if refuse and len(found) > 1 and len(found) / len(trusted) > bound:
             raise DataError(
                 f"{text}, more than {bound:.0%} of them: the teacher would be judged on samples "
                 "that the student learns by heart; remove them from one of the two"

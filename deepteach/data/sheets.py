@@ -6,8 +6,12 @@ Read: separators , ; tab and |, an index column, an empty last column. Each of t
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +19,39 @@ import numpy as np
 
 from deepteach.data.memory import refuse_too_large
 from deepteach.data.splits import PARTS, parts_named
+from deepteach.data.texts import Texts, TextsMaker
 from deepteach.errors import DataError
 from deepteach.names import brief, hint
 
 SPECIAL = ("label", "label_clean", "split")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _TEXT = 10
-"""Times the size of a file that its cells take in memory as text, roughly."""
+"""Times the size of a file that short cells take as text, and the numbers that they are."""
+_AT_ONCE = 1024
+"""Rows that are held as Python's own texts at a time."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """The cells of a file, stripped, and the line that each row ends on."""
+    """The cells of a file by column, stripped, and the line `(n,)` that each row ends on."""
 
     path: Path
     header: list[str]
-    rows: list[list[str]]
-    lines: list[int]
+    columns: list[Texts]
+    lines: np.ndarray
     separator: str
 
-    def column(self, name: str) -> list[str]:
-        place = self.header.index(name)
-        return [row[place] for row in self.rows]
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def column(self, name: str) -> Texts:
+        return self.columns[self.header.index(name)]
 
     def without(self, place: int) -> Sheet:
         """The same without one column."""
-        rows = [row[:place] + row[place + 1 :] for row in self.rows]
-        header = self.header[:place] + self.header[place + 1 :]
-        return Sheet(self.path, header, rows, self.lines, self.separator)
+        rest = [i for i in range(len(self.header)) if i != place]
+        header, columns = [self.header[i] for i in rest], [self.columns[i] for i in rest]
+        return Sheet(self.path, header, columns, self.lines, self.separator)
 
 
 def read_sheet(path: Path) -> tuple[Sheet, list[str]]:
@@ -61,9 +70,12 @@ def _read(path: Path) -> Sheet:
             separator = _separator(file.readline())
             file.seek(0)
             reader = csv.reader(file, delimiter=separator, strict=True)
-            cells = ([cell.strip() for cell in row] for row in reader)
-            header = next(cells, [])
-            numbered = [(row, reader.line_num) for row in cells if row]
+            header = [cell.strip() for cell in next(reader, [])]
+            columns, lines = [TextsMaker() for _ in header], array("q")
+            rows = _rows(path, reader, header, separator, lines)
+            while part := list(islice(rows, _AT_ONCE)):
+                for column, cells in zip(columns, zip(*part, strict=True), strict=True):
+                    column.extend(cells)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: expected a csv file") from error
     except UnicodeDecodeError as error:
@@ -72,15 +84,26 @@ def _read(path: Path) -> Sheet:
         ) from error
     except (OSError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as csv ({brief(error)})") from error
-    if not numbered:
+    if not lines:
         raise DataError(f"{path} has no rows below its header")
-    for row, line in numbered:
+    cells = [column.done() for column in columns]
+    return Sheet(path, header, cells, np.array(lines), separator)
+
+
+def _rows(
+    path: Path, reader: Any, header: list[str], separator: str, lines: array[int]
+) -> Iterator[list[str]]:
+    """The cells of each row that is not empty; the line that it ends on is noted."""
+    for row in reader:
+        if not row:
+            continue
         if len(row) != len(header):
             raise DataError(
-                f"{path} line {line} has {len(row)} cells, the header has {len(header)} "
-                f"(separated by {_SEPARATORS[separator]}): give every row as many"
+                f"{path} line {reader.line_num} has {len(row)} cells, the header has "
+                f"{len(header)} (separated by {_SEPARATORS[separator]}): give every row as many"
             )
-    return Sheet(path, header, [r for r, _ in numbered], [n for _, n in numbered], separator)
+        lines.append(reader.line_num)
+        yield [cell.strip() for cell in row]
 
 
 def _separator(header: str) -> str:
@@ -101,15 +124,15 @@ def _named(sheet: Sheet) -> tuple[Sheet, list[str]]:
     if sheet.separator != ",":
         notes.append(f"the cells of {path.name} are separated by {_SEPARATORS[sheet.separator]}")
     last = len(sheet.header) - 1
-    if last > 0 and not sheet.header[last] and not any(row[last] for row in sheet.rows):
+    if last > 0 and not sheet.header[last] and not any(sheet.columns[last]):
         sheet = sheet.without(last)
         notes.append("the last column has no name and no cells: not used")
-    first = [row[0] for row in sheet.rows] if sheet.header else []
     if len(sheet.header) > 1 and sheet.header[0] in ("", "Unnamed: 0"):
-        if len(set(first)) < len(first):
+        cell, count = Counter(sheet.columns[0]).most_common(1)[0]
+        if count > 1:
             raise DataError(
                 f"{path} line 1: the first column has no name, and is no index, for it repeats "
-                f"'{max(first, key=first.count)}': name it, or remove it"
+                f"'{cell}': name it, or remove it"
             )
         sheet = sheet.without(0)
         notes.append("the first column has no name: an index of the rows, not used")
@@ -165,7 +188,7 @@ def by_part(
     parts: np.ndarray,
     inputs: Callable[[str, np.ndarray], Any],
     labels: dict[str, np.ndarray],
-    groups: Sequence[str] | None,
+    groups: Texts | list[str] | None,
 ) -> dict[str, Any]:
     """Arguments of `from_arrays`: the samples of each part, numbered as the rows of the file.
 
@@ -190,13 +213,13 @@ def by_part(
         if part == "train" and "label_clean" in labels:
             arrays["y_clean"] = labels["label_clean"][chosen]
         if part == "train" and groups is not None:
-            arrays["group_train"] = [groups[int(i)] for i in chosen]
+            arrays["group_train"] = [sys.intern(groups[int(i)]) for i in chosen]
     if "x_train" not in arrays:
         raise DataError(f"{path} has no row whose split is 'train'")
     return arrays
 
 
-def groups_in(sheet: Sheet, column: str | None) -> list[str] | None:
+def groups_in(sheet: Sheet, column: str | None) -> Texts | None:
     """The source of each row. Raises DataError for an empty one."""
     groups = None if column is None else sheet.column(column)
     if groups is not None and "" in groups:
@@ -217,8 +240,8 @@ def labels_in(sheet: Sheet, special: dict[str, str]) -> dict[str, np.ndarray]:
             )
     names = {label for labels in given.values() for label in labels}
     if not all(map(is_number, names)):
-        return {k: np.array(labels) for k, labels in given.items()}
-    numbers = {k: np.array([float(label) for label in v]) for k, v in given.items()}
+        return {k: np.array(list(labels)) for k, labels in given.items()}
+    numbers = {k: np.fromiter(map(float, v), float, len(v)) for k, v in given.items()}
     for key, values in numbers.items():
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
@@ -232,7 +255,7 @@ def labels_in(sheet: Sheet, special: dict[str, str]) -> dict[str, np.ndarray]:
 def parts_in(sheet: Sheet, column: str | None) -> np.ndarray:
     """Of each row the part that it belongs to."""
     if column is None:
-        return np.full(len(sheet.rows), "train")
+        return np.full(len(sheet), "train")
     return parts_named(
         sheet.column(column), column, lambda row: f"{sheet.path} line {sheet.lines[row]}"
     )

@@ -40,8 +40,8 @@ class Survey:
 class _Glance:
     """The same of one batch, with the first fault that it has."""
 
-    labels: tuple[Any, ...]
-    groups: tuple[Any, ...]
+    labels: np.ndarray | None
+    groups: np.ndarray | None
     parts: int  # 1 to 3: x, y, group
     shape: tuple[int, ...]
     kind: np.dtype[Any]
@@ -58,7 +58,7 @@ class _Glances:
     items: Items
 
     def __call__(self, request: Request) -> _Glance:
-        items, rows = self.items, request.rows
+        items, rows = self.items, [int(row) for row in request.rows]
         with globals_kept():
             samples = [items.item(row) for row in rows]
         for row, sample in zip(rows, samples, strict=True):
@@ -70,8 +70,8 @@ class _Glances:
         x = items.stacked([sample[0] for sample in samples], rows)
         bad, fault = first_non_finite(x)
         return _Glance(
-            labels=tuple(_plain(s[1]) for s in samples) if len(samples[0]) > 1 else (),
-            groups=tuple(_plain(s[2]) for s in samples) if len(samples[0]) > 2 else (),
+            labels=_column([s[1] for s in samples], items.name) if len(samples[0]) > 1 else None,
+            groups=_column([s[2] for s in samples], items.name) if len(samples[0]) > 2 else None,
             parts=len(samples[0]),
             shape=x.shape[1:],
             kind=x.dtype,
@@ -111,12 +111,8 @@ def survey(items: Items, workers: int, say: Callable[[str], None]) -> Survey:
     return Survey(
         first.shape,
         first.kind,
-        _column([label for part in found for label in part.labels], name)
-        if first.parts > 1
-        else None,
-        _column([group for part in found for group in part.groups], name)
-        if first.parts > 2
-        else None,
+        _joined([part.labels for part in found if part.labels is not None], name),
+        _joined([part.groups for part in found if part.groups is not None], name),
         Moments.joined([part.moments for part in found]),
         np.concatenate([part.digests for part in found]),
         notes,
@@ -156,15 +152,35 @@ def _plain(value: Any) -> Any:
 
 
 def _column(values: list[Any], name: str) -> np.ndarray:
-    """`(n,)` numbers or text, or `(n, ...)` where each is an array."""
-    shapes = {np.shape(value) for value in values}
-    if len(shapes) > 1:
-        raise DataError(f"labels or groups of {name} have shapes {sorted(shapes)}: give them one")
-    if shapes != {()}:
+    """`(b,)` numbers, or text as objects, or `(b, ...)` where each is an array."""
+    values = [_plain(value) for value in values]
+    _refuse_shapes({np.shape(value) for value in values}, name)
+    if np.shape(values[0]) != ():
         return np.stack(values)
-    column = np.empty(len(values), dtype=object)  # so that numbers beside text stay apart from it
-    column[:] = values
     kinds = {type(value) for value in values}
     if len(kinds) == 1 and kinds <= {int, float, bool}:
         return np.array(values)
+    return _objects(values)
+
+
+def _joined(parts: list[np.ndarray], name: str) -> np.ndarray | None:
+    """All columns as one: of one type where they are, else of Python's own numbers and texts."""
+    if not parts:
+        return None
+    _refuse_shapes({part.shape[1:] for part in parts}, name)
+    if parts[0].ndim > 1 or len({part.dtype for part in parts}) == 1 and parts[0].dtype != object:
+        return np.concatenate(parts)
+    seen: dict[Any, Any] = {}  # texts that are equal take the place of one
+    return _objects([seen.setdefault((type(v), v), v) for part in parts for v in part.tolist()])
+
+
+def _refuse_shapes(shapes: set[tuple[int, ...]], name: str) -> None:
+    if len(shapes) > 1:
+        raise DataError(f"labels or groups of {name} have shapes {sorted(shapes)}: give them one")
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    """So that numbers beside text stay apart from it."""
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
     return column

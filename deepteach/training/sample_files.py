@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import safetensors.torch
 import torch
@@ -11,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepteach.data.dataset import Data
+from deepteach.data.tasks.base import Task
 from deepteach.report.table import csv_text
 from deepteach.runs.weights import Weights
 from deepteach.training.evaluate import Trust
@@ -18,6 +17,9 @@ from deepteach.training.weight_history import WeightHistory
 
 SUSPECTS_SHOWN = 48
 """Samples of which the report shows the input."""
+
+AT_ONCE = 512
+"""Samples that are shown at a time: as Python's own objects they take ten times their text."""
 
 
 def sample_weights(data: Data, trust: Trust) -> Weights:
@@ -29,33 +31,40 @@ def sample_weights(data: Data, trust: Trust) -> Weights:
     task = data.task
     found = Weights(
         index=data.rows.numpy(),
-        given=_text(task.shown(given)),
-        predicted=_text(task.shown(predicted)),
+        given=_text(task, given),
+        predicted=_text(task, predicted),
         weight=_rounded(weight),
         loss=_rounded(trust.loss.cpu()),
-        true=_text([""] * len(given) if data.y_clean is None else task.shown(data.y_clean)),
-        suggested=_text(task.shown(task.suggested(given, predicted, weight))),
+        true=np.full(len(given), "") if data.y_clean is None else _text(task, data.y_clean),
+        suggested=_text(task, task.suggested(given, predicted, weight)),
         group=None if data.group is None else np.array(data.group_names)[data.group.numpy()],
-        path=data.paths,
+        path=None if data.paths is None else np.array(list(data.paths)),
     )
     return found.take(np.argsort(found.index, kind="stable"))
 
 
 def weights_csv(weights: Weights) -> bytes:
     """A line per training sample, in the order of their index."""
-    columns = {
-        name: [f"{value:.6g}" for value in column] if column.dtype.kind == "f" else column.tolist()
-        for name, column in weights.columns().items()
-    }
-    return csv_text([list(columns), *zip(*columns.values(), strict=True)]).encode()
+    columns, lines = weights.columns(), [csv_text([list(weights.columns())])]
+    for start in range(0, len(weights), AT_ONCE):
+        some = [column[start : start + AT_ONCE] for column in columns.values()]
+        cells = [
+            [f"{value:.6g}" for value in column] if column.dtype.kind == "f" else column.tolist()
+            for column in some
+        ]
+        lines.append(csv_text(zip(*cells, strict=True)))
+    return "".join(lines).encode(errors="backslashreplace")
 
 
-def _text(shown: list[Any]) -> NDArray[np.str_]:
-    return np.array([str(label) for label in shown], dtype=np.str_)
+def _text(task: Task, codes: Tensor) -> NDArray[np.str_]:
+    shown = (map(str, task.shown(part)) for part in codes.split(AT_ONCE))
+    return np.concatenate([np.array(list(part), dtype=np.str_) for part in shown])
 
 
 def _rounded(values: Tensor) -> NDArray[np.float64]:
-    return np.array([float(f"{value:.6g}") for value in values.tolist()])
+    parts = (part.tolist() for part in values.split(AT_ONCE))
+    shown = (float(f"{value:.6g}") for part in parts for value in part)
+    return np.fromiter(shown, np.float64, len(values))
 
 
 def groups_csv(data: Data, trust: Trust) -> bytes | None:

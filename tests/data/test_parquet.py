@@ -70,7 +70,8 @@ def changed(row: int, value: Any, name: str) -> dict[str, Any]:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "missing": (changed(4, None, "a"), "row 4: column 'a' has a missing value (1 of 60 rows"),
-    "text": ({"a": ["x"] * COUNT}, "column 'a' holds string: expected numbers"),
+    "binary": ({"a": [b"x"] * COUNT}, "column 'a' holds binary: expected numbers or text"),
+    "no text there": ({"a": [*["x"] * 59, None]}, "row 59: column 'a' has a missing value (1 of"),
     "no label there": (changed(9, None, "Label"), "y_train has no label at row 9 (1 of"),
     "split": (changed(2, "trian", "split"), "row 2: split is 'trian', expected train, valid"),
     "no group there": (changed(2, None, "source"), "row 2: column 'source' is empty"),
