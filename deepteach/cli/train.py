@@ -31,6 +31,7 @@ def add(parser: Parser, full: bool) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train, show a table of the run and those beside it, write the report."""
     from deepteach.data import noise
+    from deepteach.data.decisions import decided, decisions_of
     from deepteach.data.readers import load
     from deepteach.report.compare import method_results, results_table
     from deepteach.report.html import write_report
@@ -57,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
     )
     kind, rate, seed = config.noise.kind, config.noise.rate, config.noise.seed
     data = noise.corrupt(data, kind, rate, config.seed if seed is None else seed)
+    if config.decisions is not None:  # noise is drawn as in the run that was looked at
+        data = decided(data, decisions_of(config.decisions))
     for text in data.notes:
         note(text)
 

@@ -63,6 +63,7 @@ class Data:
     label_names: tuple[str, ...] | None = None  # by label, where the user's were not 0..C-1
     notes: tuple[str, ...] = ()  # what the user must be told
     task: Task = cast(Task, None)  # what the labels are; classes unless given
+    decisions: str = ""  # what a person has decided of single rows, and was done, as a csv
 
     def __post_init__(self) -> None:
         task = Classification(names=self.label_names) if self.task is None else self.task

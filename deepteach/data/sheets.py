@@ -20,6 +20,7 @@ import numpy as np
 from deepteach.data.memory import refuse_too_large
 from deepteach.data.splits import PARTS, parts_named
 from deepteach.data.texts import Texts, TextsMaker
+from deepteach.data.validation import is_number
 from deepteach.errors import DataError
 from deepteach.names import brief, hint
 
@@ -259,12 +260,3 @@ def parts_in(sheet: Sheet, column: str | None) -> np.ndarray:
     return parts_named(
         sheet.column(column), column, lambda row: f"{sheet.path} line {sheet.lines[row]}"
     )
-
-
-def is_number(text: str) -> bool:
-    """Whether Python reads it as a float."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -17,7 +17,6 @@ from deepteach.data.sheets import (
     Sheet,
     by_part,
     groups_in,
-    is_number,
     labels_in,
     last_as_label,
     parts_in,
@@ -25,6 +24,7 @@ from deepteach.data.sheets import (
     special_columns,
 )
 from deepteach.data.source import Asked, Read
+from deepteach.data.validation import is_number
 from deepteach.errors import DataError
 
 _TRUTH = {"True": 1.0, "False": 0.0, "TRUE": 1.0, "FALSE": 0.0, "true": 1.0, "false": 0.0}

@@ -39,6 +39,15 @@ def place(numbers: Numbers | None, name: str, index: int) -> str:
     return f"row {numbers[part][index]}"
 
 
+def is_number(text: str) -> bool:
+    """Whether Python reads it as a float."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def in_message(item: Any) -> str:
     """A name of the user's, fit for a message."""
     return " ".join(str(item).split())[:60]

@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import nn
 from deepteach.core.coach import Coach
 from deepteach.core.predict import logits
 from deepteach.data.dataset import Data, from_arrays
+from deepteach.data.decisions import decided, decisions_of
 from deepteach.data.inputs import RawInputs
 from deepteach.data.lazy import Access, LazyRows
 from deepteach.data.map_style import from_loader, part_of
@@ -43,6 +44,9 @@ from deepteach.training.signals import interrupts
 
 OWN = ("optimizer", "loss", "augment")
 """Settings in whose place `train` takes an object."""
+
+GIVEN = "given"
+"""What the settings say of decisions that came as a mapping."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def train(
     *,
     y_clean: Any = None,
     classes: int | None = None,
+    decisions: Mapping[int, Any] | str | os.PathLike[str] | None = None,
     resume: bool = False,
     watch: Watch | None = None,
     **settings: Any,
@@ -124,6 +129,9 @@ def train(
             or a function or class that makes one.
         y_clean: `(n,)` the truth of the training labels, where known; only measures.
         classes: their number, unless it is to be read off the labels.
+        decisions: what a person has decided of rows of the training data: labels by index, or a
+            csv of the columns index and label. Such a row gets the label and is a trusted sample
+            from now on; with None, or an empty cell, it is dropped (`deepteach.data.decisions`).
         resume: go on in the folder `out` from its newest verified checkpoint.
         watch: told of every step and epoch, as `deepteach.training.progress` does.
         settings: the fields of `deepteach.training.config.Config` (epochs, batch_size, lr, out,
@@ -139,6 +147,9 @@ def train(
     """
     given = {"train_data": train_data, "valid_data": valid_data, "test_data": test_data}
     settings = {"data": "arrays", **from_loader(train_data), **settings}
+    checked = None if decisions is None else decisions_of(decisions)
+    if decisions is not None:
+        settings["decisions"] = GIVEN if isinstance(decisions, Mapping) else os.fspath(decisions)
     config, overrides = configured(model, teacher, settings)
     as_given = not isinstance(model, str)
     reading = Access(config.seed, config.workers, as_given, logging.getLogger("deepteach").info)
@@ -162,6 +173,8 @@ def train(
     for note in data.notes:
         if note.startswith(("no x_valid", "task ")):
             warnings.warn(note, UserWarning, stacklevel=2)
+    if checked is not None:
+        data = decided(data, checked)
     return run(
         config,
         data,
@@ -227,6 +240,8 @@ def run(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     watch = watch or (lambda name, epochs, steps: nullcontext(Silent()))
+    if config.decisions is not None and config.decisions != GIVEN and not data.decisions:
+        data = decided(data, decisions_of(config.decisions))
     config = build.fitted(config, data)
     raw_inputs = RawInputs.of(data, as_given=module is not None)
     module, layer = build.student(config, data, module)
@@ -244,7 +259,7 @@ def run(
         refuse_other(ranks, settings, parts)
         folder = None if config.out is None else Path(config.out)
         if folder is not None:
-            ranks.lead(lambda: _enter(stack, folder, config, resume))
+            ranks.lead(lambda: _enter(stack, folder, config, resume, data.decisions))
         signals = stack.enter_context(interrupts(relays=ranks.count > 1))
         overrides = overrides or Overrides()
 
@@ -287,7 +302,7 @@ def _beside(config: Config, folder: Path | None) -> Iterator[Config]:
         yield config.model_copy(update={**changes, "teacher_lr": None, "out": out})
 
 
-def _enter(stack: ExitStack, folder: Path, config: Config, resume: bool) -> None:
-    claim(folder, config, resume)
+def _enter(stack: ExitStack, folder: Path, config: Config, resume: bool, decisions: str) -> None:
+    claim(folder, config, resume, decisions)
     stack.enter_context(RunLock(folder))
-    claim(folder, config, resume)  # again: another run may have come and gone since
+    claim(folder, config, resume, decisions)  # again: another run may have come and gone since

@@ -183,6 +183,7 @@ class Config(BaseModel):
         None, "data", "pixels of a side of images in files (default: the first's)", gt=0, le=10_000
     )
     noise: NoiseConfig = Field(default_factory=NoiseConfig)
+    decisions: str | None = setting(None, "data", "csv of index, label: rows checked by a person")
     augment: Annotated[bool | str, BeforeValidator(_path_or_bool)] = setting(
         False,
         "data",
@@ -314,8 +315,8 @@ class Config(BaseModel):
         return (self.epochs * 2 // 3, self.epochs * 5 // 6)
 
 
-RUNTIME_KEYS = frozenset({"out", "device", "threads", "workers"})
-"""Keys that may differ when a run is resumed."""
+RUNTIME_KEYS = frozenset({"out", "device", "threads", "workers", "decisions"})
+"""Keys that may differ when a run is resumed; of the decisions, what they say is compared."""
 
 
 def demo() -> dict[str, Any]:

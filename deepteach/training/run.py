@@ -67,8 +67,9 @@ class MethodRun:
             for note in self.built.notes:
                 watcher.say(note)
             if self.folder is not None:
-                folder = self.folder
-                self.ranks.lead(lambda: open_folder(folder, config, loop.device, self.ranks.count))
+                folder, place = self.folder, (loop.device, self.ranks.count)
+                said = self.data.decisions
+                self.ranks.lead(lambda: open_folder(folder, config, *place, said))
                 if store is not None and resume and restore(loop, log, store, watcher.say):
                     self.ranks.lead(lambda: write_metrics(folder, log.metrics))
             if "start" not in log.quality:

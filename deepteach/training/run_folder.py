@@ -23,8 +23,11 @@ from deepteach.training.evaluate import Trust
 from deepteach.training.sample_files import groups_csv, sample_weights, samples, weights_csv
 from deepteach.training.weight_history import WeightHistory
 
+DECISIONS = "decisions.csv"
+"""What a person had decided of single rows before the run; a copy, for a file may change."""
 
-def claim(folder: Path, config: Config, resume: bool) -> None:
+
+def claim(folder: Path, config: Config, resume: bool, decisions: str = "") -> None:
     """Refuse a folder that holds something else; nothing is ever overwritten."""
     settings = folder / "config.yaml"
     if resume and settings.exists():
@@ -39,10 +42,21 @@ def claim(folder: Path, config: Config, resume: bool) -> None:
                 f"cannot resume {folder}: it was started with other settings "
                 f"({', '.join(differing)}): use the same ones, or another --out"
             )
+        _refuse_others(folder, decisions)
         return
     if folder.exists() and (not folder.is_dir() or _contents(folder)):
         raise ConfigError(
             f"the output folder {folder} exists: choose another --out, or --resume to go on"
+        )
+
+
+def _refuse_others(folder: Path, decisions: str) -> None:
+    copy = folder / DECISIONS
+    before = copy.read_text(encoding="utf-8") if copy.is_file() else ""
+    if before != decisions:
+        told = f"other decisions: use those in {copy}" if before else "no decisions: give none"
+        raise ConfigError(
+            f"cannot resume {folder}: it was started with {told}, or choose another --out"
         )
 
 
@@ -51,9 +65,17 @@ def _contents(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name != ".lock" and not name.startswith(".tmp-")]
 
 
-def open_folder(folder: Path, config: Config, device: torch.device, processes: int = 1) -> None:
+def open_folder(
+    folder: Path,
+    config: Config,
+    device: torch.device,
+    processes: int = 1,
+    decisions: str = "",
+) -> None:
     """Write what is known before training. Raises StorageError where that cannot be done."""
     probe_writable(folder)
+    if decisions:
+        write_atomic(folder / DECISIONS, decisions.encode())
     write_atomic(folder / "config.yaml", dump(config).encode())
     environment = {
         **versions(),

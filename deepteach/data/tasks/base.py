@@ -204,3 +204,11 @@ class Task(ABC):
     @abstractmethod
     def shown(self, codes: Tensor) -> list[Any]:
         """Labels as weights.csv shows them, one a sample."""
+
+    @abstractmethod
+    def parsed(self, text: str) -> Any:
+        """The code of a label as `shown` shows it, or as people write it.
+
+        Raises:
+            ValueError: it is no label of this task; one line that says what is.
+        """

@@ -17,10 +17,12 @@ from deepteach.data.tasks.metrics import ACCURACY, Metric
 from deepteach.data.validation import (
     Numbers,
     in_message,
+    is_number,
     refuse_one_class,
     refuse_out_of_range,
 )
 from deepteach.errors import ConfigError, DataError
+from deepteach.names import hint
 
 
 @dataclass(frozen=True)
@@ -116,3 +118,12 @@ class Classification(Task):
     def shown(self, codes: Tensor) -> list[Any]:
         names = self.names
         return codes.tolist() if names is None else [names[code] for code in codes.tolist()]
+
+    def parsed(self, text: str) -> Any:
+        names = list(self.names or map(str, range(self.classes)))
+        if text in names:
+            return names.index(text)
+        for code, name in enumerate(names):  # spreadsheets write 3.0
+            if is_number(text) and is_number(name) and float(text) == float(name):
+                return code
+        raise ValueError(f"label {text!r} is no class ({first_five(names)}){hint(text, names)}")

@@ -132,6 +132,17 @@ class MultiLabel(Task):
         held = [[names[i] for i, on in enumerate(row) if on] for row in codes.tolist()]
         return [BETWEEN.join(row) or NO_LABEL for row in held]
 
+    def parsed(self, text: str) -> Any:
+        names = list(self.names or map(str, range(self.classes)))
+        said = _labels_of(text)
+        strange = sorted(said - set(names))
+        if strange:
+            raise ValueError(
+                f"label {strange[0]!r} is none of {first_five(names)}: write them with {BETWEEN} "
+                f"between, and {NO_LABEL} for none"
+            )
+        return [float(name in said) for name in names]
+
 
 def several_logits_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean cross-entropy of a sample's labels, each by its own logit, `(b,)`."""
@@ -146,12 +157,7 @@ def _of_text(ys: Parts, names: Sequence[str] | None) -> tuple[dict[str, np.ndarr
     told = next((name for name, y in ys.items() if y.ndim != 1), None)
     if told is not None:
         raise DataError(f"{told} holds numbers, and other parts text: give all the same labels")
-    sets = {
-        name: [
-            {part.strip() for part in text.split(BETWEEN)} - {"", NO_LABEL} for text in y.tolist()
-        ]
-        for name, y in ys.items()
-    }
+    sets = {name: [_labels_of(text) for text in y.tolist()] for name, y in ys.items()}
     known = names or sorted({label for rows in sets.values() for row in rows for label in row})
     strange = {label for rows in sets.values() for row in rows for label in row} - set(known)
     if strange or not known:
@@ -161,6 +167,10 @@ def _of_text(ys: Parts, names: Sequence[str] | None) -> tuple[dict[str, np.ndarr
         for name, found in sets.items()
     }
     return rows, known
+
+
+def _labels_of(text: str) -> set[str]:
+    return {part.strip() for part in text.split(BETWEEN)} - {"", NO_LABEL}
 
 
 def _refuse_constant(codes: Parts) -> None:

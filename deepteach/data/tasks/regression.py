@@ -13,7 +13,7 @@ from torch import Tensor
 from deepteach.data.noise import SHUFFLE, NoiseOf
 from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task, Told, few
 from deepteach.data.tasks.metrics import R2, RMSE, Metric
-from deepteach.data.validation import Numbers, as_array, place
+from deepteach.data.validation import Numbers, as_array, is_number, place
 from deepteach.errors import DataError
 
 STRATA = 5
@@ -166,6 +166,13 @@ class Regression(Task):
             for column, places in zip(self.in_units(codes).T, decimals, strict=True)
         ]
         return [" ".join(f"{value:.10g}" for value in row) for row in zip(*columns, strict=True)]
+
+    def parsed(self, text: str) -> Any:
+        parts = text.split()
+        values = np.array([float(part) if is_number(part) else np.nan for part in parts])
+        if len(values) != self.classes or not np.isfinite(values).all():
+            raise ValueError(f"label {text!r}: expected {self.classes} finite numbers, as given")
+        return ((values - self.mean) / self.scale).astype(np.float32)
 
 
 def squared_error(logits: Tensor, targets: Tensor) -> Tensor:

@@ -134,6 +134,9 @@ class SoftLabels(Classification):
     def shown(self, codes: Tensor) -> list[Any]:
         return super().shown(codes.argmax(1))
 
+    def parsed(self, text: str) -> Any:
+        return np.eye(self.classes, dtype=np.float32)[super().parsed(text)]
+
 
 def _rows(value: Any, name: str, numbers: Numbers | None) -> np.ndarray:
     y = as_array(value)
