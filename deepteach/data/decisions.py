@@ -23,7 +23,7 @@ from deepteach.data.validation import as_array
 from deepteach.errors import DataError
 from deepteach.names import hint
 
-COLUMNS = ("index", "label")
+_COLUMNS = ("index", "label")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Decisions:
         """The columns `index` and `label`, in the order of the index."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(_COLUMNS)
         writer.writerows((row, self.labels[row] or "") for row in sorted(self.labels))
         return out.getvalue()
 
@@ -57,7 +57,7 @@ def decisions_of(given: Mapping[Any, Any] | str | os.PathLike[str]) -> Decisions
         return Decisions({_row(row): _label(label) for row, label in given.items()})
     path = Path(given).expanduser()
     sheet, _ = read_sheet(path)
-    for name in COLUMNS:
+    for name in _COLUMNS:
         if name not in sheet.header:
             raise DataError(
                 f"{path} has no column '{name}': expected index and label{hint(name, sheet.header)}"
