@@ -1,7 +1,8 @@
 """Images a second and peak memory: a DataLoader loop written by hand, and `deepteach train`.
 
     python experiments/data_bench.py --images 10000 --repeats 3 --out results/data.csv
-    python experiments/data_bench.py --images 200000 --ways deepteach --student mlp --epochs 1
+    python experiments/data_bench.py --images 200000 --size 16 --workers 0 --ways deepteach \\
+        --method deep --student mlp --epochs 1 --out results/data.csv
 
 JPEGs of noise are written, with their list. Then each way trains plainly on them in a process of
 its own: the same student, rate, batches and workers, images decoded when they are needed. The
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import resource
 import statistics
 import subprocess
@@ -94,7 +96,7 @@ class Clocks(Silent):
         return np.median(np.diff(ends, axis=0), axis=0).tolist()
 
 
-def loop(listing: Path, size: int, workers: int, epochs: int, student: str) -> Clocks:
+def loop(listing: Path, size: int, workers: int, epochs: int, student: str, method: str) -> Clocks:
     data, clocks = Listed(listing), Clocks()
     module, _ = build(student, (3, size, size), CLASSES, 0)
     optimizer = torch.optim.SGD(module.parameters(), LR, momentum=0.9, weight_decay=5e-4)
@@ -113,15 +115,18 @@ def loop(listing: Path, size: int, workers: int, epochs: int, student: str) -> C
     return clocks
 
 
-def deepteach(listing: Path, size: int, workers: int, epochs: int, student: str) -> Clocks:
+def deepteach(
+    listing: Path, size: int, workers: int, epochs: int, student: str, method: str
+) -> Clocks:
     """What `deepteach train --method uniform --data manifest:...` calls."""
     clocks = Clocks()
     with tempfile.TemporaryDirectory() as place:
         config = make(
             {
-                "data": f"manifest:{listing}", "method": "uniform", "student": student,
+                "data": f"manifest:{listing}", "method": method, "student": student,
                 "epochs": epochs, "batch_size": BATCH, "lr": LR, "schedule": "constant",
-                "evaluate_every": epochs, "workers": workers, "out": f"{place}/run",
+                "evaluate_every": epochs, "workers": workers, "baseline": False,
+                "out": f"{place}/run",
             }
         )  # fmt: skip
         data = load(config.data, config.seed, workers=workers)
@@ -140,16 +145,16 @@ def measured(way: str, listing: Path, *asked: Any) -> dict[str, Any]:
     clocks = WAYS[way](listing, *asked)
     seconds = clocks.seconds()
     count = len(Listed(listing))
-    peaks = [
-        resource.getrusage(who).ru_maxrss / 1024
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    ]
+    # Not `ru_maxrss`: that of a new process begins with its parent's.
+    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert peak is not None
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
         "images_per_second": round(count / seconds[0], 1) if seconds else None,
         "cpu_ms_per_image": round(1000 * seconds[1] / count, 4) if seconds else None,
         "total_seconds": round(time.perf_counter() - started, 1),
-        "peak_mib": round(peaks[0]),
-        "worker_peak_mib": round(peaks[1]) if asked[1] else 0,
+        "peak_mib": round(int(peak[1]) / 1024),
+        "worker_peak_mib": round(workers / 1024) if asked[1] else 0,
     }
 
 
@@ -161,20 +166,21 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--student", default="cnn")
+    parser.add_argument("--method", default="uniform", help="of deepteach")
     parser.add_argument("--ways", nargs="+", choices=[*WAYS], default=[*WAYS])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--way", choices=[*WAYS], help="measure one way on --listing, and print it")
     parser.add_argument("--listing", type=Path)
     given = parser.parse_args()
     if given.way:
-        how = (given.size, given.workers, given.epochs, given.student)
+        how = (given.size, given.workers, given.epochs, given.student, given.method)
         found = measured(given.way, given.listing, *how)
         print(json.dumps(found))
         return
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    asked = {key: getattr(given, key) for key in ("images", "size", "workers", "student")}
+    asked = {key: getattr(given, key) for key in ("images", "size", "workers", "student", "method")}
     command = " ".join(["python", *sys.argv])
     with tempfile.TemporaryDirectory() as folder:
         listing = write_jpegs(Path(folder), given.images, given.size)
