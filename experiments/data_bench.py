@@ -1,8 +1,7 @@
 """Images a second and peak memory: a DataLoader loop written by hand, and `deepteach train`.
 
     python experiments/data_bench.py --images 10000 --repeats 3 --out results/data.csv
-    python experiments/data_bench.py --images 200000 --size 16 --workers 0 --ways deepteach \\
-        --method deep --student mlp --epochs 1 --out results/data.csv
+    python experiments/data_bench.py --images 200000 --ways deepteach --method deep --epochs 1
 
 JPEGs of noise are written, with their list. Then each way trains plainly on them in a process of
 its own: the same student, rate, batches and workers, images decoded when they are needed. The
