@@ -5,6 +5,7 @@ Long, because the public contract is documented where it is kept: half of it is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -199,6 +200,11 @@ class Coach:
     def last_weights(self) -> Tensor:
         """`(batch,)` weights of the last step taken, as the loss used them."""
         return torch.zeros(0) if (s := self.recorder.last_step) is None else s.weights
+
+    @property
+    def last_loss(self) -> float:
+        """sum(w l) / sum(w) of the last step taken, over all its parts; NaN before the first."""
+        return math.nan if (s := self.recorder.last_step) is None else float(s.value)
 
     @property
     def last_trust(self) -> Tensor:

@@ -116,7 +116,8 @@ def training(
     wrapped = Student(module, layer)
     if config.pool != "none":
         wrapped.pool = config.pool
-    steps = steps_per_epoch(len(data.y_train), config.batch_size) * config.epochs
+    step_size = config.batch_size * config.accumulate
+    steps = steps_per_epoch(len(data.y_train), step_size) * config.epochs
     chosen = settle_method(config, data, wrapped, teacher, steps)
     interval, window = settle_pace(config, chosen, steps, leads=leads)
     schedule = Schedule(
@@ -128,6 +129,7 @@ def training(
         valid_batch=config.valid_batch,
         shape=config.schedule,
         warmup=config.warmup,
+        accumulate=config.accumulate,
     )
     return assemble(config, data, wrapped, chosen, schedule, overrides, ranks)
 
@@ -154,8 +156,9 @@ def assemble(
         Coach,
         through_weights=config.through_weights,
         validation_loss=settle_validation(config, chosen, loss),
-        total_steps=steps_per_epoch(len(data.y_train), schedule.batch_size) * schedule.epochs,
+        total_steps=steps_per_epoch(len(data.y_train), schedule.step_size) * schedule.epochs,
         clip_norm=config.clip_norm,
+        accumulate=schedule.accumulate > 1,
         **({} if loss is None else {"loss": loss}),
     )
     coach = make_coach(

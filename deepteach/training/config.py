@@ -2,7 +2,7 @@
 
 Sources, later ones winning: the defaults below, a YAML file, command-line flags. A new
 setting is a new field here, nothing else: its flag, its help and its place in the help's
-groups come from it.
+groups come from it. Long, because every setting stands here.
 """
 
 from __future__ import annotations
@@ -236,7 +236,12 @@ class Config(BaseModel):
     epochs: int = setting(
         60, "training", "passes through the training samples", common=True, gt=0, le=1_000_000
     )
-    batch_size: int = setting(64, "training", "samples of a step", common=True, gt=0, le=10_000_000)
+    batch_size: int = setting(
+        64, "training", "samples of a batch", common=True, gt=0, le=10_000_000
+    )
+    accumulate: int = setting(
+        1, "training", "batches whose gradients are added up to one step", gt=0, le=10_000
+    )
     optimizer: Annotated[str, _one_of("optimizer", OPTIMIZERS, path=True)] = setting(
         "sgd", "training", f"{', '.join(OPTIMIZERS)} or package.module:name", common=True
     )
@@ -276,6 +281,14 @@ class Config(BaseModel):
         1,
         "training",
         "epochs between two evaluations; the last is always evaluated",
+        gt=0,
+        le=10**6,
+    )
+
+    patience: int | None = setting(
+        None,
+        "training",
+        "evaluations without a better figure on trusted samples that end it (default: none do)",
         gt=0,
         le=10**6,
     )

@@ -99,7 +99,7 @@ class TrainingLoop:
         self.device = data.y.device
         refuse_large_batches(len(self.y), schedule.batch_size)
         self._refuse_thin_batches()
-        self.per_epoch = steps_per_epoch(len(self.y), schedule.batch_size)
+        self.per_epoch = steps_per_epoch(len(self.y), schedule.step_size)
         episodes = range(curriculum.episodes)
         lengths = [curriculum.epochs_of(i, schedule.epochs) for i in episodes]
         self.begins = list(itertools.accumulate(lengths, initial=0))
@@ -163,7 +163,7 @@ class TrainingLoop:
             rows = self._rows = self.curriculum.rows(self)
             order = batches(
                 len(rows),
-                self.schedule.batch_size,
+                self.schedule.step_size,
                 stream(self.seed, "order", epoch),
                 len(self.y),
             )
@@ -190,6 +190,7 @@ class TrainingLoop:
         """One student step, and one teacher update where it is due."""
         self.module.train()
         factor = self.schedule.rate(self.within, self.per_epoch)
+        parts = self.schedule.parts(len(rows))
         self.rates.apply(self.optimizer, self.coach.teacher_optimizer, factor)
         rows = self.curriculum.choose(self, rows)
         part, needed = self.ranks.part, self.ranks.part(torch.arange(len(rows)))
@@ -201,7 +202,9 @@ class TrainingLoop:
         index = rows.to(self.device)
         group = self.data.groups(rows)
         loss = self.step_rule.take(
-            *(self.coach, part(x), part(y), part(index)), None if group is None else part(group)
+            *(self.coach, part(x), part(y), part(index)),
+            None if group is None else part(group),
+            parts=parts,
         )
         if self.average is not None:
             self.average.update(self.module)

@@ -75,7 +75,7 @@ class MethodRun:
             if "start" not in log.quality:
                 self._measure("start", watcher)
             started = time.monotonic() - log.seconds
-            for end in loop.epoch_steps():
+            for end in () if self._settled() else loop.epoch_steps():
                 log.seconds = time.monotonic() - started
                 watcher.step(loop.step)
                 stopped = self._stopped()
@@ -90,8 +90,31 @@ class MethodRun:
                     self._commit(store, end)
                 if stopped:
                     raise Interrupted(stopped)
+                if end is not None and self._settled():
+                    break
+            self._tell_best(watcher)
             self._measure("end", watcher)
             self.trust = self._trust()
+
+    def _settled(self) -> bool:
+        """Whether the training ends early: by what is in the log alone, so after a resume, too."""
+        lines = self._evaluated("")
+        return (
+            self.config.patience is not None
+            and bool(lines)
+            and (len(lines) - 1 - self._selected("") >= self.config.patience)
+        )
+
+    def _tell_best(self, watcher: Watcher) -> None:
+        if self.config.patience is None:
+            return
+        key, metrics = f"valid_{self.task.metrics[0].key}", self.log.metrics
+        best, last = self._evaluated("")[self._selected("")], metrics[-1]["epoch"]
+        early = f"ended after epoch {last} of {self.config.epochs}; " if self._settled() else ""
+        watcher.say(
+            f"{early}the best {key} is {best[key]:.4g}, of epoch {best['epoch']}; the student is "
+            f"that of epoch {last}"
+        )
 
     def _trust(self) -> Trust:
         last = trust(self.coach, self.data)
@@ -189,6 +212,7 @@ class MethodRun:
     def _summary(self, beside: dict[str, dict[str, Any]]) -> dict[str, Any]:
         config = self.config
         averaged = {} if self.loop.average is None else self._figures("_ema")
+        best = self._evaluated("")[self._selected("")]["epoch"]
         plain = beside.get("uniform")
         return {
             "method": config.method,
@@ -199,6 +223,8 @@ class MethodRun:
             "student": config.student,
             "seed": config.seed,
             "epochs": config.epochs,
+            "last_epoch": self.log.metrics[-1]["epoch"],
+            "best_epoch": best,
             "steps": self.loop.step,
             "interval": self.coach.interval,
             "window": self.coach.window,
@@ -221,12 +247,21 @@ class MethodRun:
         keys = [metric.key for metric in self.task.metrics]
         return [f"{part}_{key}{whose}" for part in ("valid", "test") for key in keys]
 
+    def _evaluated(self, whose: str) -> list[dict[str, Any]]:
+        """The lines of the epochs that have figures."""
+        key = f"valid_{self.task.metrics[0].key}{whose}"
+        return [line for line in self.log.metrics if line[key] is not None]
+
+    def _selected(self, whose: str) -> int:
+        """Which of them the trusted samples choose: the first that is best."""
+        valids = [
+            line[f"valid_{self.task.metrics[0].key}{whose}"] for line in self._evaluated(whose)
+        ]
+        return valids.index(self.task.metrics[0].best(valids))
+
     def _figures(self, whose: str) -> dict[str, Any]:
         """Figures over the evaluated epochs, of which the first metric chooses one."""
-        chosen = f"valid_{self.task.metrics[0].key}{whose}"
-        lines = [line for line in self.log.metrics if line[chosen] is not None]
-        valids = [line[chosen] for line in lines]
-        selected = valids.index(self.task.metrics[0].best(valids))
+        lines, selected = self._evaluated(whose), self._selected(whose)
         found: dict[str, Any] = {}
         for metric in self.task.metrics:
             valid, test = f"valid_{metric.key}{whose}", f"test_{metric.key}{whose}"

@@ -29,6 +29,17 @@ class Schedule:
     shape: Shape = "step"
     warmup: float = 0.0
     """Epochs in which the rate rises linearly, a step at a time, to its full height."""
+    accumulate: int = 1
+    """Batches that make up a step."""
+
+    @property
+    def step_size(self) -> int:
+        """Samples of a step."""
+        return self.batch_size * self.accumulate
+
+    def parts(self, count: int) -> int:
+        """In how many batches of nearly one size the `count` samples of a step are passed."""
+        return min(self.accumulate, -(-count // self.batch_size))
 
     def rate(self, step: int, per_epoch: int) -> float:
         """Factor on every learning rate at a step (from 0), above 0.

@@ -1,0 +1,94 @@
+"""Steps of several batches: those of one large batch, to the digits of float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from left_behind import results
+from resuming import go, stop, toy_data
+from torch import Tensor, nn
+from toy import Probe, arrays
+
+import deepteach as dt
+from deepteach.errors import ConfigError
+from deepteach.training.signals import Interrupted
+
+A = arrays(train=100, valid=40, test=30)
+PARTS = [(A[f"x_{k}"], A[f"y_{k}"]) for k in ("train", "valid", "test")]
+
+
+class Double(nn.Sequential):
+    """Computes in float64; `sizes` are of the batches that it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 3))
+        self.double()
+        self.sizes: list[int] = []
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.sizes.append(len(input))
+        return super().forward(input.double())
+
+
+def trained(batch_size: int, accumulate: int, **options: Any) -> tuple[dt.Result, list[int]]:
+    torch.manual_seed(5)
+    model = Double()
+    teacher = dt.Teacher([dt.TrustedProbe(), dt.Loss()], hidden_layers=1).double()
+    settings = {"epochs": 4, "interval": 3, "window": 2, "baseline": False, **options}
+    result = dt.train(
+        *(model, *PARTS, teacher),
+        **{"batch_size": batch_size, "accumulate": accumulate, **settings},
+    )
+    return result, model.sizes
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"optimizer": "adamw", "lr": 0.01}])
+def test_four_batches_are_one_large_one(options: dict[str, Any]) -> None:
+    """The last step of an epoch has 4 samples of the 100: one batch of them."""
+    (parts, sizes), (whole, _) = trained(8, 4, **options), trained(32, 1, **options)
+    assert set(sizes[:13]) == {8, 4} and sizes[12] == 4
+    assert parts.coach.steps == whole.coach.steps == 16
+    for one, other in zip(
+        [*parts.model.parameters(), *parts.coach.teacher.parameters()],
+        [*whole.model.parameters(), *whole.coach.teacher.parameters()],
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(parts.trust.weight, whole.trust.weight, rtol=1e-5, atol=1e-6)
+    for one, other in zip(parts.metrics, whole.metrics, strict=True):
+        for key in ("train_loss", "valid_loss", "effective_sample_size", "meta_gradient_norm"):
+            assert one[key] == pytest.approx(other[key], rel=1e-5)
+
+
+def test_a_rest_is_passed_in_equal_parts() -> None:
+    _, sizes = trained(16, 4)  # 64 samples, then 36
+    assert sizes[:7] == [16, 16, 16, 16, 12, 12, 12]
+
+
+def test_resumed_within_an_epoch(tmp_path: Path) -> None:
+    data = toy_data(tmp_path)
+    settings = {"batch_size": 6, "accumulate": 3, "interval": 3}
+    go(data, tmp_path / "straight", **settings)
+    probe = Probe(7, stop)
+    with pytest.raises(Interrupted):
+        go(data, tmp_path / "run", probe, **settings)
+    go(data, tmp_path / "run", resume=True, **settings)
+    assert results(tmp_path / "run") == results(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("method", ["deep", "uniform", "class-balanced"])
+def test_methods_by_name(method: str) -> None:
+    """Trusted samples that ride along are passed with the others."""
+    settings = {"batch_size": 8, "accumulate": 3, "epochs": 2, "baseline": False}
+    result = dt.train("mlp", *PARTS, method, **settings)
+    assert result.coach.steps == 10 and result.summary["steps"] == 10
+
+
+@pytest.mark.parametrize("method", ["l2rw", "mwn"])
+def test_what_needs_a_batch_in_one_piece(method: str) -> None:
+    with pytest.raises(ConfigError, match=r"accumulate"):
+        dt.train("mlp", *PARTS, method, accumulate=2, epochs=1, batch_size=8)
