@@ -88,6 +88,16 @@ def folder(path: Path, asked: Asked) -> Read:
     return arrays, notes
 
 
+def image_files(path: Path) -> Iterator[tuple[str, str, Path]]:
+    """The part, class and file of every image; those of a part in the order of their numbers."""
+    roots, _ = _roots(path)
+    names = sorted({d.name for root in roots.values() for d in _folders(root)})
+    files, owners, bounds = _listed(roots, names)
+    for part, (start, end) in bounds.items():
+        for place in range(start, end):
+            yield part, names[owners[place]], files[place]
+
+
 def _listed(
     roots: dict[str, Path], names: list[str]
 ) -> tuple[Files, np.ndarray, dict[str, tuple[int, int]]]:

@@ -68,7 +68,7 @@ def _read(path: Path) -> Sheet:
     try:
         refuse_too_large(_TEXT * path.stat().st_size, f"{path} as text")
         with open(path, newline="", encoding="utf-8-sig") as file:
-            separator = _separator(file.readline())
+            separator = separator_of(file.readline())
             file.seek(0)
             reader = csv.reader(file, delimiter=separator, strict=True)
             header = [cell.strip() for cell in next(reader, [])]
@@ -107,7 +107,7 @@ def _rows(
         yield [cell.strip() for cell in row]
 
 
-def _separator(header: str) -> str:
+def separator_of(header: str) -> str:
     """The sign that parts the header into most cells; quoted cells hold none."""
     counts = {sign: len(next(csv.reader([header], delimiter=sign), [])) for sign in _SEPARATORS}
     return max(counts, key=lambda sign: counts[sign])
