@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,7 @@ from deepteach.core.examination import (
     slopes_are_true,
 )
 from deepteach.core.objective import Objective
+from deepteach.core.optim import Hyper, Rule, State
 from deepteach.core.record import Step
 from deepteach.core.validation import Validation
 from deepteach.distributed.collectives import Ranks
@@ -25,16 +26,28 @@ from deepteach.errors import ConfigError, ReplayError
 from deepteach.tree import Params, norm, tree_map
 
 
-def check_movement(start: Params, end: Params, reached: Params, slack: float) -> None:
+def check_movement(
+    start: Params,
+    end: Params,
+    reached: Params,
+    slack: float,
+    rounding: Callable[[], Params] | None = None,
+) -> None:
     """`reached` must be `end`, to within `slack` of the movement and the rounding of theta.
 
     The drift tolerance alone is relative to theta and would not see an added loss term at a
-    small learning rate.
+    small learning rate. `rounding` says by how much each entry of `reached` may be off anyway;
+    it is asked only where that decides.
     """
     movement = norm(tree_map(torch.sub, end, start))
-    error = norm(tree_map(torch.sub, reached, end))
+    apart = tree_map(torch.sub, reached, end)
     eps = max((torch.finfo(leaf.dtype).eps for leaf in end.values()), default=0.0)
-    if not error <= slack * movement + 100 * eps * norm(end):
+    bound = slack * movement + 100 * eps * norm(end)
+    error = norm(apart)
+    if not error <= bound and rounding is not None:
+        apart = tree_map(lambda off, own: (off.abs() - own).clamp(min=0), apart, rounding())
+        error = norm(apart)
+    if not error <= bound:
         raise ReplayError(
             f"the recorded steps do not connect the student's states (off by {error:.1e} of a "
             f"movement of {movement:.1e}): something besides coach.loss and the optimizer "
@@ -42,6 +55,37 @@ def check_movement(start: Params, end: Params, reached: Params, slack: float) ->
             "optimizer.step()",
             off=error / max(movement, 1e-300),
         )
+
+
+def check_step(
+    rule: Rule, held: State, gradient: Params, hyper: dict[str, Hyper], end: Params, slack: float
+) -> None:
+    """A step of `rule` from the state `held` must lead to `end`.
+
+    Where a gradient is 0 but for rounding, as that of the keys' bias in attention always is, Adam
+    makes a step of that rounding, which no replay repeats.
+    """
+    reached = rule.step(held, gradient, hyper).theta
+
+    def rounding() -> Params:
+        count = max(sum(leaf.numel() for leaf in gradient.values()), 1)
+        own = 100 * norm(gradient) / count**0.5
+        blur = {name: _blur(leaf, own) for name, leaf in gradient.items()}
+        found = {name: torch.zeros_like(leaf) for name, leaf in reached.items()}
+        for change in (torch.add, torch.sub):
+            other = rule.step(held, tree_map(change, gradient, blur), hyper).theta
+            off = tree_map(lambda left, right: (left - right).abs(), other, reached)
+            found = tree_map(torch.maximum, found, off)
+        return found
+
+    check_movement(held.theta, end, reached, slack, rounding)
+
+
+def _blur(gradient: Tensor, scale: float) -> Tensor:
+    """The rounding of a gradient's entries. What a batch does not reach is 0, and repeats so."""
+    size = scale * torch.finfo(gradient.dtype).eps
+    nothing = gradient.abs().amax() <= size if gradient.numel() else False
+    return size * ((gradient != 0) | nothing).to(gradient.dtype)
 
 
 def replay_error(losses: Tensor, step: Step, ranks: Ranks) -> float:

@@ -35,8 +35,8 @@ class Stored(AbstractAdjoint):
     ) -> State:
         """The stored state; its step must lead to the later state, or something else moved it."""
         held = kept(window.steps[position])
-        advanced = window.rule.step(held, gradient, window.steps[position].hyper)
-        guards.check_movement(held.theta, later.theta, advanced.theta, self.allowed(held.theta))
+        hyper, slack = window.steps[position].hyper, self.allowed(held.theta)
+        guards.check_step(window.rule, held, gradient, hyper, later.theta, slack)
         return held
 
 
@@ -66,8 +66,8 @@ class Checkpointed(AbstractAdjoint):
         self, position: int, theta: Params, gradient: Params, later: State, window: Window
     ) -> State:
         held = self._state(position, window)
-        advanced = window.rule.step(held, gradient, window.steps[position].hyper)
-        guards.check_movement(held.theta, later.theta, advanced.theta, self.allowed(held.theta))
+        hyper, slack = window.steps[position].hyper, self.allowed(held.theta)
+        guards.check_step(window.rule, held, gradient, hyper, later.theta, slack)
         return held
 
     def _stride(self, window: int) -> int:
