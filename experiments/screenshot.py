@@ -1,38 +1,40 @@
-"""The picture in the README: the top of a run's report, in headless Chromium.
+"""The pictures of a run's report in the documents, in headless Chromium.
 
 deepteach train --beside mwn --out runs/demo
 python experiments/screenshot.py runs/demo docs/report.png
+deepteach train --epochs 30 --out runs/short
+python experiments/screenshot.py runs/short docs/workbench.png --marked
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
+import argparse
 from pathlib import Path
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --hide-scrollbars --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
+from chromium import Page
 
 
-def main(run: str, picture: str) -> None:
-    page = (Path(run) / "report.html").resolve().as_uri()
-    with tempfile.TemporaryDirectory() as profile:
-        subprocess.run(
-            [
-                "chromium",
-                *FLAGS,
-                f"--user-data-dir={profile}",
-                "--window-size=1100,1000",
-                f"--screenshot={Path(picture).resolve()}",
-                page,
-            ],
-            check=True,
-            capture_output=True,
-        )
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--marked", action="store_true", help="the samples, some of them marked")
+    options = parser.parse_args()
+    with Page("--window-size=1100,1000") as page:
+        page.open(options.run / "report.html")
+        if options.marked:
+            said = (
+                "[...document.querySelectorAll('.suspects li')].map((one) => one.dataset.suggested)"
+            )
+            keys = page.js(said)[:6]
+            page.click(".suspects li")
+            page.press(*keys[:3], "w", *keys[4:])
+            page.js(
+                "document.querySelector('.workbench').parentElement"
+                ".scrollIntoView({behavior: 'instant'})"
+            )
+        page.picture(options.picture, 1100, 1000)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +19,18 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from deepteach.data.tasks.metrics import METRICS
+from deepteach.data.tasks.regression import Regression
 from deepteach.errors import ConfigError, DataError
 from deepteach.report import plots
 from deepteach.report.compare import Comparison, Setting, compare, method_results, results_table
+from deepteach.report.distrust import distrust_tables
 from deepteach.report.pairing import UNIFORM, flat
 from deepteach.report.plots.curves import DIAGNOSTICS, SHARES, curves_of, runs_beside
 from deepteach.report.plots.style import to_svg
-from deepteach.report.summary import Headline, Suspect, headline_of, suspects_of
+from deepteach.report.summary import Headline, headline_of
+from deepteach.report.suspects import Suspect, suspects_of
 from deepteach.report.table import TextTable, number
+from deepteach.report.workbench import Workbench, workbench_of
 from deepteach.runs.reader import Run, open_run
 from deepteach.runs.storage import disk_errors, write_atomic
 
@@ -36,6 +40,8 @@ _EPOCH_COLUMNS = (
     *(f"{part}_{key}" for key in METRICS for part in ("valid", "test")),
     *("effective_sample_size drift meta_gradient_norm updates noise_auroc".split()),
 )
+_SCRIPTS = ("report.js", "decisions.js", "workbench.js")
+_STYLES = ("report.css", "workbench.css")
 _QUALITY = {
     "window": "steps of the window",
     "longer": "steps of the longer window",
@@ -68,6 +74,8 @@ class Section:
     pictures: tuple[Picture, ...] = ()
     suspects: tuple[Suspect, ...] = ()
     tables: tuple[TextTable, ...] = ()
+    bench: Workbench | None = None
+    """Where the suspects are to be judged, not only shown."""
 
 
 def write_report(run: Run | str | Path) -> Path:
@@ -81,8 +89,8 @@ def write_report(run: Run | str | Path) -> Path:
     run = run if isinstance(run, Run) else open_run(run)
     _refuse_foreign(run.path / "report.html")
     sections = [
-        _results(run), _curves(run), *_weights(run), _suspects(run), _health(run), _cost(run),
-        _settings(run),
+        _results(run), _curves(run), *_weights(run), _judged(run), _distrusted(run), _health(run),
+        _cost(run), _settings(run),
     ]  # fmt: skip
     page = _render(f"deepteach report: {run.path.resolve().name}", headline_of(run), sections)
     path = run.path / "report.html"
@@ -170,14 +178,24 @@ def _weighed(name: str, run: Run) -> Section:
         "Weights sum to the number of samples: 1 is the weight of plain training. Maps "
         "place samples with similar internal states close together."
     )
-    return Section(f"What {name} weighs", text, _drawn(figures), tables=_sources(run))
+    return Section(f"What {name} weighs", text, _drawn(figures))
 
 
-def _sources(run: Run) -> tuple[TextTable, ...]:
-    """What the teacher makes of each source of samples, the least trusted first."""
-    ordered = sorted(run.groups, key=lambda found: found.mean_weight)
-    rows = tuple((one.group, str(one.samples), f"{one.mean_weight:.3f}") for one in ordered)
-    return (TextTable("Sources", ("source", "samples", "mean weight"), rows),) if rows else ()
+def _judged(run: Run) -> Section:
+    """The suspects, to be judged; what was judged belongs to this run alone."""
+    section = _suspects(run)
+    return replace(section, bench=workbench_of(run, section.suspects))
+
+
+def _distrusted(run: Run, title: str = "Where labels are distrusted") -> Section:
+    if run.method == UNIFORM:
+        return Section(title)
+    text = (
+        "Distrusted: the run suggests another label, as the student predicts another one and the "
+        "sample weighs less than in plain training."
+    )
+    classes = run.summary.get("task") != Regression.name
+    return Section(title, text, tables=distrust_tables(run.weights, classes=classes))
 
 
 def _suspects(run: Run, title: str = "Samples the teacher trusts least") -> Section:
@@ -262,6 +280,7 @@ def _compared(setting: Setting) -> list[Section]:
             name = f"{one.method} (seed {seed})"
             sections.append(_weighed(name, run))
             sections.append(_suspects(run, f"Samples that {name} trusts least"))
+            sections.append(_distrusted(run, f"Where {name} distrusts labels"))
     return sections
 
 
@@ -307,11 +326,14 @@ def _render(title: str, headline: Headline, sections: Sequence[Section]) -> str:
         loader=PackageLoader("deepteach.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    script = jinja.get_template("report.js").render()
+    script, style = (
+        "\n".join(jinja.get_template(name).render() for name in names)
+        for names in (_SCRIPTS, _STYLES)
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return jinja.get_template("report.html.j2").render(
         title=title, mark=Markup(_MARK), script=Markup(script), script_hash=digest,
-        style=Markup(jinja.get_template("report.css").render()), headline=headline,
+        style=Markup(style), headline=headline,
         sections=[s for s in sections if s.text or s.pictures or s.suspects or s.tables],
     )  # fmt: skip
 

@@ -1,26 +1,17 @@
-"""What a report says of a run in words: its headline, its key figures, its suspects."""
+"""What a report says of a run in words: its headline and its key figures."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.image import imsave
-from numpy.typing import NDArray
 
 from deepteach.data.tasks.metrics import METRICS, metric_of
-from deepteach.errors import DataError
 from deepteach.report.pairing import UNIFORM, setting_of
-from deepteach.report.plots.samples import displayable
-from deepteach.report.table import TextTable, number, percent, times
+from deepteach.report.table import number, percent, times
 from deepteach.runs.reader import Run
-from deepteach.runs.weights import Weights
-
-_ROW_FEATURES = 8  # raw columns of a sample that is not an image
 
 
 @dataclass(frozen=True)
@@ -41,18 +32,6 @@ class Headline:
     tone: str
     facts: tuple[Fact, ...]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A suspicious sample as an image, with its labels."""
-
-    image: str
-    index: int
-    given: str
-    predicted: str
-    true: str
-    weight: str
 
 
 def headline_of(run: Run) -> Headline:
@@ -136,58 +115,3 @@ def facts_of(run: Run, base: Mapping[str, Any] | None) -> tuple[Fact, ...]:
         cost = f"{times(seconds / usual)} plain training" if usual else ""
         found.append(Fact("Time", f"{seconds:.1f} s", cost))
     return tuple(fact for fact in found if not fact.value.startswith("-"))
-
-
-def suspects_of(run: Run) -> tuple[tuple[Suspect, ...], TextTable]:
-    """The least trusted samples: as images where they are images, and always as rows."""
-    raw = run.samples.get("suspects")
-    if raw is None or "suspect_index" not in run.samples:
-        order = np.argsort(run.weights.weight, kind="stable")[:48]
-        return (), _suspect_table(run.weights.take(order), None)
-    rows = run.weights.at(run.samples["suspect_index"])
-    order = np.argsort(rows.weight, kind="stable")
-    rows, raw = rows.take(order), raw[order]
-    try:
-        shown = displayable(raw)
-    except DataError:
-        flat = raw.reshape(len(raw), -1) if len(raw) else None
-        return (), _suspect_table(rows, flat)
-    found = tuple(
-        Suspect(
-            _png(image), int(rows.index[i]), str(rows.given[i]), str(rows.predicted[i]),
-            str(rows.true[i]), f"{rows.weight[i]:.3g}",
-        )
-        for i, image in enumerate(shown)
-    )  # fmt: skip
-    return found, _suspect_table(rows, None)
-
-
-def _suspect_table(rows: Weights, raw: NDArray[Any] | None) -> TextTable:
-    columns = ["index", "weight", "given label", "predicted label", "loss"]
-    more_columns = {
-        "group": rows.group,
-        "path": rows.path,
-        "true label": rows.true if rows.known.any() else None,
-    }
-    told = {name: column for name, column in more_columns.items() if column is not None}
-    columns += told
-    count = 0 if raw is None else min(_ROW_FEATURES, raw.shape[1])
-    cells = []
-    for i in range(len(rows)):
-        cell = [
-            str(rows.index[i]), f"{rows.weight[i]:.4g}", str(rows.given[i]),
-            str(rows.predicted[i]), f"{rows.loss[i]:.4g}",
-            *(str(column[i]) for column in told.values()),
-        ]  # fmt: skip
-        cells.append((*cell, *(f"{raw[i, j]:.4g}" for j in range(count) if raw is not None)))
-    columns += [f"feature {j}" for j in range(count)]
-    more = raw is not None and raw.shape[1] > count
-    notes = (f"the first {count} of {raw.shape[1]} features",) if more and raw is not None else ()
-    return TextTable("Least trusted samples", tuple(columns), tuple(cells), notes)
-
-
-def _png(image: NDArray[np.float64]) -> str:
-    out = io.BytesIO()
-    grey = np.repeat(image[..., None], 3, 2) if image.ndim == 2 else image
-    imsave(out, grey, format="png", metadata={"Software": ""})
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import FLAGS, chromium
 from fake_run import make_run, make_runs
 
 from deepteach.report.html import write_comparison, write_report
@@ -44,19 +44,10 @@ FRAME = """<!DOCTYPE html><meta charset="utf-8"><meta name="color-scheme" conten
 </iframe>"""
 
 
-def _chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.fail("no Chromium found: install it, e.g. `apt-get install -y chromium`")
-
-
 def _dump(page: Path, *options: str) -> tuple[str, list[str]]:
     """The page's DOM after its scripts ran, and the console's errors."""
     command = [
-        _chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-        "--no-first-run", "--disable-background-networking", "--disable-component-update",
-        "--disable-sync", f"--user-data-dir={page.parent / 'profile'}", "--enable-logging=stderr",
+        chromium(), *FLAGS, f"--user-data-dir={page.parent / 'profile'}", "--enable-logging=stderr",
         "--v=0", "--dump-dom", "--virtual-time-budget=5000", *options, page.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -109,7 +100,7 @@ def test_images_have_sizes_tables_sort_nothing_overflows(
     report: Path, tmp_path: Path, width: int, options: tuple[str, ...], background: str
 ) -> None:
     seen = _probe(report, tmp_path, width, *options)
-    assert len(seen["images"]) == 25
+    assert len(seen["images"]) == 26  # the chosen sample is shown again beside its buttons
     assert all(done and across > 0 and down > 0 for done, across, down in seen["images"])
     assert seen["width"] == width
     assert seen["wide"] <= 0
