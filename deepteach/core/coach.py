@@ -6,7 +6,6 @@ Long, because the public contract is documented where it is kept: half of it is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +45,7 @@ from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Inputs, Student
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.core.training_pass import TrainingPass
-from deepteach.core.trusted_batches import TrustedBatches
+from deepteach.core.trusted_batches import Trusted, TrustedBatches
 from deepteach.core.update import ROUNDING, UNFITTED, UpdateRecord, descend, warn_of_collapse
 from deepteach.core.validation import Validation
 from deepteach.distributed.collectives import PERIOD, Ranks, here, refuse_sharded, shown
@@ -316,7 +315,7 @@ class Coach:
         self.recorder.discard()
         self.optimizer.zero_grad()
 
-    def trust(self, valid: Iterable | tuple) -> None:
+    def trust(self, valid: Trusted) -> None:
         """Name the trusted data without teaching, before the first step.
 
         Features that read trusted samples (`TrustedProbe`) are then fitted before the first
@@ -335,11 +334,12 @@ class Coach:
                 self.teacher.fit(validation.snapshot(self.clock))
             self._fitted = True
 
-    def update(self, valid: Iterable | tuple) -> UpdateRecord | None:
+    def update(self, valid: Trusted) -> UpdateRecord | None:
         """Teach the teacher if `interval` steps have passed since it was last taught.
 
-        `valid` is `(x_valid, y_valid)` or an iterable of such batches (a DataLoader), which
-        is read one batch per update, again and again. Raises NumericError; nothing is changed.
+        `valid` is `(x_valid, y_valid)`, or an iterable of such batches (a DataLoader), which is
+        read one batch per update, again and again, or a function without arguments that returns
+        one, called where an update is due. Raises NumericError; nothing is changed.
         """
         self.trust(valid)
         if self.recorder.since_update and self.steps % PERIOD == 0:

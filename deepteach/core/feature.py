@@ -23,9 +23,6 @@ class Feature(nn.Module):
     evidence: bool = False
     """The higher its numbers, the more speaks for the given label."""
 
-    of_source: bool = False
-    """It says where a sample comes from, not what it is."""
-
     reads_trusted: bool = False
     """`fit` does something, so the teacher's update ends with a pass of trusted samples."""
 

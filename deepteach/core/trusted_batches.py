@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -13,9 +13,12 @@ from deepteach.core.student import Inputs
 from deepteach.errors import DataError
 from deepteach.rng import replayed
 
+Trusted = Iterable | tuple | Callable[[], tuple]
+"""A batch `(x, y)`, an iterable of batches, or what makes a batch when an update needs it."""
+
 
 class TrustedBatches:
-    """A batch `(x, y)`, or an iterable of batches read again and again.
+    """A batch `(x, y)`, an iterable of batches read again and again, or a function that makes one.
 
     A DataLoader draws its order from the global generator. Here it draws from a private
     stream instead, so reading trusted data never shifts the user's random numbers, and a
@@ -23,12 +26,12 @@ class TrustedBatches:
     """
 
     def __init__(self) -> None:
-        self.source: Iterable | tuple | None = None
+        self.source: Trusted | None = None
         self._reading: Iterable | None = None
         self._iterator: Iterator | None = None
         self._epoch, self._position = 0, 0
-        self._drawn: tuple | None = None
-        self._returned: tuple[tuple, int, int] | None = None
+        self._drawn: tuple[Inputs, Tensor] | None = None
+        self._returned: tuple[tuple[Inputs, Tensor], int, int] | None = None
         """A batch that was taken back, and where its reading had led."""
 
     def next(self) -> tuple[Inputs, Tensor]:
@@ -39,10 +42,12 @@ class TrustedBatches:
         if _is_batch(self.source):
             x, y = self.source
             return x, y
+        if not isinstance(self.source, Iterable):
+            return _pair_of(self.source(), "a function of trusted data must return")
         if self._returned is not None and self._reading is self.source:
             self._drawn, self._epoch, self._position = self._returned
             self._returned = None
-            return self._drawn[0], self._drawn[1]
+            return self._drawn
         if self._iterator is None or self._reading is not self.source:
             self._open(skip=self._position)
         batch = self._draw(self._position)
@@ -52,14 +57,9 @@ class TrustedBatches:
             batch = self._draw(0)
         if batch is None:
             raise DataError("the trusted loader is empty: give it at least one batch")
-        if not _is_pair(batch):
-            raise DataError(
-                f"a trusted loader must yield (x, y) batches, got {type(batch).__name__}: pass "
-                "(x_valid, y_valid) or an iterable of such pairs"
-            )
+        self._drawn = _pair_of(batch, "a trusted loader must yield")
         self._position += 1
-        self._drawn = tuple(batch)
-        return batch[0], batch[1]
+        return self._drawn
 
     def take_back(self, before: dict[str, int]) -> None:
         """Stand where `state_dict` told `before`; a batch drawn since comes again.
@@ -73,7 +73,7 @@ class TrustedBatches:
         self._epoch, self._position = before["epoch"], before["position"]
 
     def _open(self, skip: int) -> None:
-        assert self.source is not None
+        assert isinstance(self.source, Iterable)
         self._returned = None
         with _private_stream(self._epoch, 0):
             self._reading, self._iterator = self.source, iter(self.source)
@@ -109,12 +109,21 @@ def _private_stream(epoch: int, position: int) -> Iterator[None]:
         yield
 
 
+def _pair_of(batch: Any, who: str) -> tuple[Inputs, Tensor]:
+    if not _is_pair(batch):
+        raise DataError(
+            f"{who} (x, y) batches, got {type(batch).__name__}: pass (x_valid, y_valid) or an "
+            "iterable of such pairs"
+        )
+    return batch[0], batch[1]
+
+
 def _is_pair(value: object) -> bool:
     """Two things, of which the second can be labels: a tensor, or a tuple or mapping of some."""
     return isinstance(value, tuple | list) and len(value) == 2 and _labels(value[1])
 
 
-def _is_batch(value: object) -> bool:
+def _is_batch(value: object) -> TypeGuard[tuple[Any, Any]]:
     """A pair that is not two batches, each a pair of tensors of the same kinds."""
     if not (isinstance(value, tuple | list) and _is_pair(value)):
         return False

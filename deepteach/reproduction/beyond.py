@@ -76,10 +76,12 @@ DEFAULT = TableMethod("deep", role="deep", headline=True)
 FORMER = TableMethod("deep+features=probe", "probe alone", role="taught")
 ABLATIONS = (
     *(TableMethod(f"deep+without={part}", f"without {part}", role="ablation")
-      for part in ("sources", "evidence", "shifts", "riding")),
+      for part in ("evidence", "shifts", "riding")),
     TableMethod("deep+history=true", "with history", role="ablation"),
 )  # fmt: skip
 """The default with each ingredient left out once, and one more put in."""
+NO_SOURCES = TableMethod("deep+without=sources", "without sources", role="ablation")
+"""The same, where sources are known."""
 
 COMMON = (PLAIN, DEFAULT, TUNED_AT_LAST, RIDING, MERGED, PROBE, LONGER, MWN, PAPER, FORMER)
 SOURCES = (*COMMON, MEANS, JTT, GCE)
@@ -98,7 +100,9 @@ def sources(ground: Ground) -> list[Situation]:
     mixed, domains = f"mixed+of={ground.mixed}", f"domains+of={ground.domains}"
     sampled = f"sampled+column={ground.column}"
     return [
-        Situation("biased sources, 300 trusted", (*SOURCES, *ABLATIONS), 300, 15, "biased"),
+        Situation(
+            "biased sources, 300 trusted", (*SOURCES, NO_SOURCES, *ABLATIONS), 300, 15, "biased"
+        ),
         Situation("sources of unequal labels, 1,000 trusted", SOURCES, 1000, 15, mixed),
         Situation("sources of other domains, 300 trusted", SOURCES, 300, 15, domains),
         Situation(

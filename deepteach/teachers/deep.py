@@ -15,7 +15,7 @@ from deepteach.runs.reader import open_run
 from deepteach.teachers.class_shift import ClassShift, first_shift
 from deepteach.teachers.controls import RandomNumbers, Shuffled, noise_gradients
 from deepteach.teachers.frozen import Frozen, Given
-from deepteach.teachers.group import Group, Riders
+from deepteach.teachers.group import Group
 from deepteach.teachers.history import History
 from deepteach.teachers.linear import Teacher
 from deepteach.teachers.log_linear import LogLinear
@@ -25,6 +25,7 @@ from deepteach.teachers.trusted_probe import TrustedProbe
 from deepteach.teachers.trusted_ratio import Probe, TrustedRatio
 from deepteach.teachers.trusted_regression import TrustedRegression
 from deepteach.teachers.trusted_set import FineTuned
+from deepteach.teachers.uniform import Uniform
 
 Control = Literal["none", "shuffled", "frozen", "random-features", "random-gradient"]
 
@@ -48,12 +49,13 @@ def deep(
 
     A few numbers that all start at plain training or at a known rule, taught together:
 
-    - *sources*: a number a source of the data, and one for the trusted samples;
+    - *sources*: a number a source of the data, where sources are known;
     - *evidence*: a number for what the trusted probe says of the given label (`TrustedRatio`);
     - *shifts*: a number a logit, added to it (`ClassShift`), from `first_shift` on, where the
       classes exclude each other. Several labels that hold by themselves were predicted worse
       with shifts (micro F1 .76 for .91): what sharpens a logit now is learned as a shift;
-    - *riding*: trusted samples train along (`Riding`), by turns; the others teach meanwhile.
+    - *riding*: trusted samples train along (`Riding`), by turns; the others teach meanwhile. They
+      count as much as a training sample on average; a taught number for them went astray.
 
     `without` leaves one of them out, `history` adds what the student said of a sample before.
     With `features=probe` it is the former default: the trusted probe, read by a linear teacher
@@ -93,13 +95,14 @@ def _of_probe(context: MethodContext) -> Method:
 
 def _of_parts(context: MethodContext, without: Part, history: bool) -> Method:
     read: list[Feature] = []
-    if without != "sources":
-        read.append(Group(context.groups) if context.groups else Riders())
+    if without != "sources" and context.groups:
+        count = sum(context.group_counts)
+        read.append(Group(context.groups, [size / count for size in context.group_counts]))
     if without != "evidence":
         read.append(TrustedRatio(_probe(context)))
     if history:
         read.append(History())
-    teacher: AbstractTeacher = LogLinear(read)
+    teacher: AbstractTeacher = LogLinear(read) if read else Uniform()
     if without != "shifts" and context.task.exclusive:
         start = first_shift(context)
         teacher = ClassShift(context.task.outputs, start=start, weighing=teacher)

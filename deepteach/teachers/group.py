@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,21 +31,26 @@ class Group(Feature):
 
     Args:
         count: sources; groups are 0..count-1, or -1.
+        shares: of the training samples, one a source, by which a source's number is told less
+            the mean of all: what is learned then is how the sources differ, and not what all of
+            them count beside trusted samples. None: the numbers as they are.
 
     Raises:
         ConfigError: a batch without `group`, or groups out of range, when they are first seen.
     """
 
-    of_source = True
     unit = 0.5  # learned twice as fast as other numbers: nothing is known of a source at first
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, shares: Sequence[float] | None = None) -> None:
         super().__init__()
         if count < 1:
             raise ConfigError(f"Group takes the number of sources, 1 or more, got {count}")
         self.count = count
         self.width = count + 1
-        self.register_buffer("columns", torch.eye(count + 1), persistent=False)
+        columns = torch.eye(count + 1)
+        if shares is not None:
+            columns[:count, :count] -= torch.tensor(shares)
+        self.register_buffer("columns", columns, persistent=False)
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         group = snapshot.group
@@ -61,14 +68,3 @@ class Group(Feature):
                 )
         columns = self.get_buffer("columns")
         return columns[torch.where(group == TRUSTED, self.count, group)]
-
-
-class Riders(Feature):
-    """Whether it is a trusted sample that rides along: `Group` where no sources are known."""
-
-    width = 1
-    of_source = True
-    unit = 0.5
-
-    def forward(self, snapshot: Snapshot) -> Tensor:
-        return rides(snapshot).to(snapshot.losses.dtype).unsqueeze(1)

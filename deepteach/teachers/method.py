@@ -42,10 +42,15 @@ class MethodContext:
     """Trusted samples, likewise."""
     samples: int = 0
     """n, the number of training samples: the indices from n on are trusted ones."""
-    groups: int = 0
-    """Sources of the training samples; 0 where none are known."""
+    group_counts: tuple[int, ...] = ()
+    """Training samples of each source; empty where none are known."""
     task: Task = cast(Task, None)
     """What the labels are; classes unless given."""
+
+    @property
+    def groups(self) -> int:
+        """Sources of the training samples; 0 where none are known."""
+        return len(self.group_counts)
 
     def __post_init__(self) -> None:
         if self.task is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -33,13 +34,13 @@ class TrustedRatio(Feature):
     """The trusted probe's word on the given label, as far as it tells training from trusted labels.
 
     One number a sample: the log ratio of densities, trusted over training, of f, the probe's
-    `agreement`, up to a constant. A logistic regression that tells
-    trusted samples from the training samples of the last steps gives it (density ratio
-    estimation: Sugiyama et al., 2012): s f with s >= 0. Trusted samples are read by probes that
-    were not fitted on them, in `folds` parts. Where the given labels are as good as the trusted
-    ones, s goes to 0 and the feature says nothing: it has to earn its way in on samples that it
-    did not see. The two numbers of `TrustedProbe` go up and down together, so that a slope of each
-    would be rounding against rounding; f is their sum.
+    `agreement`. A logistic regression that tells trusted samples from the training samples of the
+    last steps gives it (density ratio estimation: Sugiyama et al., 2012): s f - c with s >= 0, and
+    c such that the ratio is 1 on average over the training samples. Trusted samples are read by
+    probes that were not fitted on them, in `folds` parts. Where the given labels are as good as
+    the trusted ones, s goes to 0 and the feature says nothing: it has to earn its way in on
+    samples that it did not see. The two numbers of `TrustedProbe` go up and down together, so
+    that a slope of each would be rounding against rounding; f is their sum.
 
     A mean over updates; 0 until the first one.
 
@@ -56,6 +57,7 @@ class TrustedRatio(Feature):
     reads_trusted = True
     evidence = True
     slope: Tensor
+    level: Tensor
     raw: Tensor
     mass: Tensor
     states: Tensor
@@ -69,7 +71,8 @@ class TrustedRatio(Feature):
         self.probe: Probe = probe or TrustedProbe()
         self.folds = folds
         self.register_buffer("slope", torch.zeros(()))
-        self.register_buffer("raw", torch.zeros(()))
+        self.register_buffer("level", torch.zeros(()))
+        self.register_buffer("raw", torch.zeros(2))
         self.register_buffer("mass", torch.zeros(()))
         for name in WAITING:
             self.register_buffer(name, torch.zeros(0))
@@ -77,7 +80,7 @@ class TrustedRatio(Feature):
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         told = self.probe.agreement(snapshot)
-        return (told * self.slope.to(told.dtype)).unsqueeze(1)
+        return (told * self.slope.to(told.dtype) - self.level.to(told.dtype)).unsqueeze(1)
 
     @torch.no_grad()
     def observe(self, snapshot: Snapshot) -> None:
@@ -98,10 +101,13 @@ class TrustedRatio(Feature):
             return
         training = Snapshot(states, logits, labels, torch.zeros_like(states[:, 0]))
         seen = self.probe.agreement(training)
-        found = told_apart(held.double(), seen.double())
-        self.raw.mul_(MEMORY).add_((1 - MEMORY) * found.to(self.raw))
+        found = told_apart(held.double(), seen.double(), alike(labels, trusted.labels))
         self.mass.mul_(MEMORY).add_(1 - MEMORY)
-        self.slope.copy_((self.raw / self.mass).clamp(min=0))
+        self.raw[0].mul_(MEMORY).add_((1 - MEMORY) * found.to(self.raw))
+        self.slope.copy_((self.raw[0] / self.mass).clamp(min=0))
+        level = (self.slope * seen).logsumexp(0) - math.log(len(seen))
+        self.raw[1].mul_(MEMORY).add_((1 - MEMORY) * level.to(self.raw))
+        self.level.copy_(self.raw[1] / self.mass)
 
     def _held_out(self, trusted: Snapshot) -> Tensor:
         """`(m,)` what probes say of trusted samples that they were not fitted on."""
@@ -120,16 +126,37 @@ class TrustedRatio(Feature):
         return torch.cat(told) if told else trusted.losses[:0]
 
 
-def told_apart(held: Tensor, seen: Tensor) -> Tensor:
+def alike(given: Tensor, trusted: Any) -> Tensor:
+    """`(n,)` how much each training sample counts, so that its classes are as frequent as trusted.
+
+    A rare class fits worse whether its labels are right or not; without this a long tail of right
+    labels was taken for wrong ones. One sample is added to each class, so that a single one of a
+    class that is hardly seen does not speak for all of it. All count alike where labels are no
+    class indices.
+    """
+    even = torch.ones(len(given), dtype=torch.float64, device=given.device)
+    if not isinstance(trusted, Tensor) or any(
+        labels.dim() != 1 or labels.is_floating_point() or bool((labels < 0).any())
+        for labels in (given, trusted)
+    ):
+        return even
+    classes = int(max(given.max(), trusted.max())) + 1
+    wanted = trusted.bincount(minlength=classes).double()
+    counts = (wanted / (given.bincount(minlength=classes) + 1))[given]
+    return counts if bool(counts.any()) else even
+
+
+def told_apart(held: Tensor, seen: Tensor, counts: Tensor) -> Tensor:
     """The slope of the ridge logistic regression of `held` `(m,)` against `seen` `(n,)`.
 
-    Both sides count alike, whatever their sizes. Newton's method: a dozen steps of a problem
-    of two numbers, on the data's device, where scikit-learn's does not go.
+    Both sides count alike, whatever their sizes; `counts` `(n,)` shares out that of `seen`.
+    Newton's method: a dozen steps of a problem of two numbers, on the data's device, where
+    scikit-learn's does not go.
     """
     said = torch.cat([held, seen])
     rows = torch.stack([said, torch.ones_like(said)], 1)
     truth = torch.cat([torch.ones_like(held), torch.zeros_like(seen)])
-    share = torch.where(truth > 0, 0.5 / len(held), 0.5 / len(seen))
+    share = torch.cat([torch.full_like(held, 0.5 / len(held)), 0.5 * counts / counts.sum()])
     pull = rows.new_tensor([RIDGE, 0.0])
     found = torch.zeros_like(pull)
     for _ in range(12):

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -195,7 +196,7 @@ class TrainingLoop:
         rows = self.curriculum.choose(self, rows)
         part, needed = self.ranks.part, self.ranks.part(torch.arange(len(rows)))
         x, y = self.samples(rows, needed)
-        trusted = self.trusted(self.step)
+        trusted = partial(self.trusted, self.step)  # made where an update needs it
         self.coach.trust(trusted)  # a teacher may be taught before its step
         # Every rank draws for the whole batch, so that a sample's augmentation is the same on any.
         x = self.augment(x, stream(self.seed, "augment", self.step))
@@ -245,14 +246,16 @@ class TrainingLoop:
         return inputs, labels
 
     def trusted(self, step: int) -> tuple[Tensor, Tensor]:
-        """A step's trusted batch: a fresh sample of those validation samples that may teach."""
+        """A step's trusted batch: a fresh sample of those that may teach, augmented."""
         teaching, size = self.curriculum.teaching(self), self.schedule.valid_batch
         count = len(self.y_valid) if teaching is None else len(teaching)
-        if size >= count and teaching is None:
-            return self.x_valid, self.y_valid
-        drawn = torch.randperm(count, generator=stream(self.seed, "trusted", step))[:size]
-        chosen = (drawn if teaching is None else teaching[drawn]).to(self.device)
-        return self.x_valid[chosen], self.y_valid[chosen]
+        x, y = self.x_valid, self.y_valid
+        if size < count or teaching is not None:
+            drawn = torch.randperm(count, generator=stream(self.seed, "trusted", step))[:size]
+            chosen = (drawn if teaching is None else teaching[drawn]).to(self.device)
+            x, y = x[chosen], y[chosen]
+        # As training samples are: what tells the two apart must not be the augmentation.
+        return self.augment(x, stream(self.seed, "augment trusted", step)), y
 
     def settle_average(self, average: MovingAverage) -> None:
         """Give the average batch statistics of its own, of samples that this epoch drew from.

@@ -47,7 +47,7 @@ def settle_pace(config: Config, chosen: Method, steps: int, *, leads: bool) -> t
 def settle_context(config: Config, data: Data, width: int, steps: int) -> MethodContext:
     """The run as a recipe sees it."""
     labels, group = data.y_train, data.group
-
+    sources = () if group is None else group.bincount(minlength=len(data.group_names)).tolist()
     return MethodContext(
         data.task.classes,
         width,
@@ -57,7 +57,7 @@ def settle_context(config: Config, data: Data, width: int, steps: int) -> Method
         counts=tuple(data.task.counts(labels).tolist()),
         trusted_counts=tuple(data.task.counts(data.y_valid).tolist()),
         samples=len(labels),
-        groups=0 if group is None else max(len(data.group_names), int(group.max()) + 1),
+        group_counts=tuple(sources),
         task=data.task,
     )
 

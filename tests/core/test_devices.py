@@ -411,10 +411,10 @@ def test_only_recurrence_does_without_cudnn(name: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("window", [1, 3])
 def test_passes_rounded_otherwise_are_no_foreign_step(device: str, window: int) -> None:
     """Where products are of TF32, kernels with and without derivatives differ by far more."""
-    module = build("resnet8", 10, (3, 16, 16), 0).to(device)
+    module = build("resnet8", (3, 16, 16), 10, 0)[0].to(device)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     teacher = dt.Teacher([dt.TrustedProbe()]).to(device)
-    student = dt.Student(module, "fc", pool="none")
+    student = dt.Student(module, "fc")
     x, y = torch.randn(64, 3, 16, 16, device=device), torch.arange(64, device=device) % 10
     coach = dt.Coach(student, optimizer, teacher, interval=3, window=window)
     with tf32(True):

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import deepteach as dt
 from deepteach.core.trusted_batches import TrustedBatches
 from deepteach.errors import DataError
 
@@ -47,6 +48,34 @@ def test_loader_is_read_epoch_after_epoch() -> None:
     rows = drawn(reader(loader()), 6)
     assert sorted(sum(rows[:3], [])) == sorted(sum(rows[3:], [])) == list(range(10))
     assert rows[:3] != rows[3:]
+
+
+def test_a_function_is_called_where_a_batch_is_needed() -> None:
+    count = iter(range(9))
+    batches = reader(lambda: (X[: (k := next(count))], Y[:k]))
+    assert drawn(batches, 3) == [[], [0], [0, 1]]
+    with pytest.raises(DataError, match="function of trusted data must return .x, y. batches, got"):
+        reader(lambda: X).next()
+
+
+def test_a_function_is_not_called_between_updates() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(1, 10))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+    teacher = dt.Teacher([dt.Loss()])
+    coach = dt.Coach(dt.Student(module, "0"), optimizer, teacher, interval=4, window=2)
+    asked: list[int] = []
+
+    def trusted() -> tuple[Tensor, Tensor]:
+        asked.append(coach.clock.step)
+        return X, Y
+
+    for _ in range(12):
+        optimizer.zero_grad()
+        coach.loss(X, Y).backward()
+        optimizer.step()
+        coach.update(trusted)
+    assert asked == [4, 8, 12]
 
 
 @pytest.mark.parametrize("cut", range(7))

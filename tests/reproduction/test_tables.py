@@ -45,7 +45,8 @@ def test_every_cell_is_a_run(table: str, scale: str, finished: Path) -> None:
         assert config.method.partition("+")[0] == cell.method
         origin = None if cell.source is None else str(finished)
         classes = CLASSES.get(cell.data, 10)
-        counts = {"counts": (10,) * classes, "samples": 10 * classes, "groups": 20}
+        counts = {"counts": (10,) * classes, "samples": 10 * classes}
+        counts["group_counts"] = (classes,) * 20
         context = MethodContext(classes, 64, 100, 0, origin, **counts)
         chosen = method(config.method, context)
         window = config.window or chosen.window or 2

@@ -14,7 +14,7 @@ import deepteach as dt
 from deepteach.core.losses import cross_entropy
 from deepteach.errors import ConfigError
 from deepteach.teachers.log_linear import LogLinear
-from deepteach.teachers.trusted_ratio import RIDGE, TrustedRatio, told_apart
+from deepteach.teachers.trusted_ratio import RIDGE, TrustedRatio, alike, told_apart
 
 CLASSES = 4
 
@@ -44,6 +44,11 @@ def test_evidence_counts_where_labels_are_wrong() -> None:
     found = taught(0.4)(seen).squeeze(1)
     right = seen.labels == torch.arange(400) % CLASSES
     assert float(found[right].mean() - found[~right].mean()) > 1
+
+
+def test_the_ratio_is_1_on_average_over_training_samples() -> None:
+    ratio, seen = taught(0.4, updates=30), batch(2000, 1, wrong=0.4)
+    assert float(ratio(seen).exp().mean()) == pytest.approx(1, abs=0.2)
 
 
 def test_evidence_rests_where_labels_are_as_good_as_the_trusted() -> None:
@@ -82,10 +87,42 @@ def test_the_regression_is_scikit_learns() -> None:
     torch.manual_seed(0)
     held, seen = torch.randn(30).double() + 1, torch.randn(90).double()
     rows, truth = torch.cat([held, seen])[:, None], [1] * 30 + [0] * 90
-    weights = [0.5 / 30] * 30 + [0.5 / 90] * 90
+    counts = torch.rand(90).double()
+    weights = [0.5 / 30] * 30 + (0.5 * counts / counts.sum()).tolist()
     model = LogisticRegression(C=1 / RIDGE, tol=1e-10, max_iter=1000)
     model.fit(rows.numpy(), truth, sample_weight=weights)
-    assert torch.allclose(told_apart(held, seen), torch.tensor(model.coef_[0, 0]), atol=1e-5)
+    found = told_apart(held, seen, counts)
+    assert torch.allclose(found, torch.tensor(model.coef_[0, 0]), atol=1e-5)
+
+
+def test_a_long_tail_of_right_labels_is_not_taken_for_wrong_ones() -> None:
+    """Rare classes fit worse, right or not; classes count as they do among the trusted."""
+
+    def states(counts: list[int], seed: int) -> dt.Snapshot:
+        draw = torch.Generator().manual_seed(seed)
+        labels = torch.arange(CLASSES).repeat_interleave(torch.tensor(counts))
+        spread = torch.tensor([0.3, 0.5, 2.0, 3.0])[labels]
+        noise = torch.randn(len(labels), CLASSES, generator=draw) * spread[:, None]
+        found = 2 * nn.functional.one_hot(labels, CLASSES).float() + noise
+        logits = torch.zeros(len(labels), CLASSES)
+        return dt.Snapshot(found, logits, labels, cross_entropy(logits, labels))
+
+    slopes = []
+    for order in ([20, 40, 200, 400], [165, 165, 165, 165]):
+        ratio = TrustedRatio()
+        for t in range(20):
+            ratio.observe(states(order, 10 + t))
+            ratio.fit(states([25, 25, 25, 25], 100 + t))
+        slopes.append(float(ratio.slope))
+    assert slopes[0] < slopes[1] + 0.1
+
+
+def test_classes_count_as_they_do_among_the_trusted() -> None:
+    given, trusted = torch.tensor([0] * 9 + [1]), torch.tensor([0, 0, 1, 1])
+    assert alike(given, trusted).tolist() == [2 / 10] * 9 + [1.0]
+    assert alike(given, torch.tensor([2, 2])).tolist() == [1.0] * 10
+    for strange in (torch.rand(4), torch.rand(4, 2), {"a": trusted}, torch.tensor([0, -1])):
+        assert alike(given, strange).tolist() == [1.0] * 10
 
 
 def test_a_weight_is_a_product_of_factors() -> None:
@@ -96,8 +133,19 @@ def test_a_weight_is_a_product_of_factors() -> None:
     with torch.no_grad():
         teacher.factors[0].copy_(torch.tensor([0.1, 0.2, 0.3]))
         teacher.factors[1].fill_(-1.0)
-    # Trusted samples that ride along are weighed by their source alone.
-    assert torch.allclose(teacher(seen), torch.tensor([0.2 - 1, 0.4 - 2, 0.6, 0.6]))
+    # Trusted samples that ride along count 1.
+    assert torch.allclose(teacher(seen), torch.tensor([0.2 - 1, 0.4 - 2, 0.0, 0.0]))
+
+
+def test_sources_are_told_by_how_they_differ() -> None:
+    teacher = LogLinear([dt.Group(2, [0.75, 0.25])])
+    seen = batch(3, 0, group=torch.tensor([0, 1, -1]))
+    with torch.no_grad():
+        teacher.factors[0].copy_(torch.tensor([1.0, 2.0, 7.0]))
+    assert torch.allclose(teacher(seen), 2 * torch.tensor([1 - 1.25, 2 - 1.25, 0.0]))
+    with torch.no_grad():
+        teacher.factors[0].add_(3)
+    assert torch.allclose(teacher(seen), 2 * torch.tensor([1 - 1.25, 2 - 1.25, 0.0]), atol=1e-5)
 
 
 def test_trust_is_never_turned_upside_down() -> None:

@@ -319,7 +319,7 @@ def test_a_source_of_wrong_labels_weighs_less() -> None:
     ],
 )
 def test_bad_settings_are_refused(text: str, message: str) -> None:
-    context = MethodContext(CLASSES, 6, 60, counts=COUNTS, samples=100, groups=2)
+    context = MethodContext(CLASSES, 6, 60, counts=COUNTS, samples=100, group_counts=(60, 40))
     with pytest.raises(ConfigError, match=message):
         method(text, context)
 

@@ -198,6 +198,16 @@ def test_trusted_batches_are_fresh_samples(data: Data) -> None:
     assert made.trusted(0)[0] is made.x_valid
 
 
+def test_trusted_batches_are_augmented_as_training_samples_are(data: Data) -> None:
+    def marked(x: Tensor, generator: torch.Generator) -> Tensor:
+        return x + torch.rand(1, generator=generator)
+
+    made = training(data, replace(SCHEDULE, valid_batch=24), augment=marked)
+    moved = [made.trusted(step)[0] - made.x_valid for step in (0, 0, 1)]
+    assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[1], moved[2])
+    assert float(moved[0].std()) < 1e-5 < float(moved[0].mean())
+
+
 def test_augmentation_is_drawn_by_step(data: Data) -> None:
     seen: list[list[float]] = []
 
@@ -209,7 +219,8 @@ def test_augmentation_is_drawn_by_step(data: Data) -> None:
     first = list(seen)
     seen.clear()
     ends(training(data, augment=augment))
-    assert seen == first and len({tuple(draw) for draw in seen}) == len(seen) == 20
+    trusted = 6  # one batch an update, beside one a step
+    assert seen == first and len({tuple(draw) for draw in seen}) == len(seen) == 20 + trusted
 
 
 def test_epoch_means(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
