@@ -124,7 +124,7 @@ def deepteach(
             {
                 "data": f"manifest:{listing}", "method": method, "student": student,
                 "epochs": epochs, "batch_size": BATCH, "lr": LR, "schedule": "constant",
-                "evaluate_every": epochs, "workers": workers, "baseline": False,
+                "evaluate_every": epochs, "workers": workers, "baseline": False, "augment": False,
                 "out": f"{place}/run",
             }
         )  # fmt: skip

@@ -98,15 +98,18 @@ def test_a_table_with_categories_and_sources(call: Command) -> None:
     assert finished.summary["test_accuracy_last"] > 0.85
 
 
-def photos(folder: Path, count: int) -> None:
-    """Bright and dark pictures of two sizes, and their list."""
+def photos(folder: Path, count: int, *, folders: bool = False) -> None:
+    """Bright and dark pictures of some sizes, and their list; a folder for each class if asked."""
     draw = np.random.default_rng(0)
-    folder.mkdir()
+    for name in ("dark", "bright"):
+        (folder / name if folders else folder).mkdir(parents=True, exist_ok=True)
     lines = ["path,label"]
     for i in range(count):
         pixels = draw.integers(0, 128, (9, 8 + i % 3, 3), dtype=np.uint8) + 127 * (i % 2)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.jpg")
-        lines.append(f"{i}.jpg,{('dark', 'bright')[i % 2]}")
+        name = ("dark", "bright")[i % 2]
+        place = f"{name}/{i}.jpg" if folders else f"{i}.jpg"
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / place)
+        lines.append(f"{place},{name}")
     (folder / "list.csv").write_text("\n".join(lines) + "\n")
 
 
@@ -132,3 +135,37 @@ def test_the_readme_s_command_for_a_list_of_images(call: Command) -> None:
     assert finished.weights.path is not None and len(finished.weights) == 108
     assert finished.weights.path[0] == f"{finished.weights.index[0]}.jpg"
     assert finished.samples["suspects"].shape == (48, 3, 8, 8)
+
+
+SAID = "images are cropped and mirrored at random: --augment false where left is not right"
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "asked", "meant"),
+    [
+        ("manifest:photos/list.csv", 16, None, True),
+        ("folder:photos", 16, None, True),
+        ("folder:photos", 16, "false", False),
+        ("manifest:photos/list.csv", 15, None, False),
+        ("npz:photos.npz", 16, None, False),
+    ],
+)
+def test_images_in_files_are_augmented_unless_told(
+    data: str, size: int, asked: str | None, meant: bool, call: Command
+) -> None:
+    """What is said is what is done: with augmentation the student ends elsewhere."""
+    photos(Path("photos"), 100, folders=True)
+    draw = np.random.default_rng(0)
+    x, y = draw.integers(256, size=(60, 16, 16, 3), dtype=np.uint8), np.arange(60) % 2
+    np.savez("photos.npz", x_train=x[:40], y_train=y[:40], x_valid=x[40:], y_valid=y[40:])
+    line = f"train --data {data} --image_size {size} --student cnn --epochs 1 --batch_size 8"
+    line += " --valid_size 20 --method uniform --no-report --out"
+    found = {}
+    for name, flag in (("run", asked), ("true", "true"), ("false", "false")):
+        own = [] if flag is None else ["--augment", flag]
+        answer = call(*line.split(), name, *own)
+        assert answer.code == 0
+        assert (SAID in answer.out) == (name == "run" and meant)
+        found[name] = Path(name, "student.safetensors").read_bytes()
+    assert found["run"] == found[str(meant).lower()] != found[str(not meant).lower()]
+    assert open_run("run").config["augment"] is meant

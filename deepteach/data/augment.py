@@ -5,7 +5,7 @@ Symbols: n samples, c channels, h height, w width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,13 +74,25 @@ def identity(x: Tensor, generator: torch.Generator) -> Tensor:
     return x
 
 
-def resolve(name: bool | str) -> Augmentation:
+PHOTOGRAPHS = ("manifest", "folder", "cifar10", "cifar100")
+"""Sources that are augmented unless something else is asked for: what they hold are images."""
+SMALLEST = 16
+"""Pixels of a side from which on they are: a digit of 8 is another when it is shifted by one."""
+
+
+def by_default(source: str, shape: Sequence[int]) -> bool:
+    """Whether samples of this shape, from `--data source`, are augmented where nothing is said."""
+    known = source.partition(":")[0] in PHOTOGRAPHS
+    return known and len(shape) == 3 and min(shape[1:]) >= SMALLEST
+
+
+def resolve(name: bool | str | None) -> Augmentation:
     """`Augment()` for True, `identity` for False, or a function by `package.module:name`.
 
     Raises:
         ConfigError: the path cannot be imported, or names no function.
     """
-    if isinstance(name, bool):
+    if name is None or isinstance(name, bool):
         return Augment() if name else identity
     function = imported("augment", name)
     if isinstance(function, type) or not callable(function):

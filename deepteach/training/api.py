@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +242,7 @@ def run(
     watch = watch or (lambda name, epochs, steps: nullcontext(Silent()))
     if config.decisions is not None and config.decisions != GIVEN and not data.decisions:
         data = decided(data, decisions_of(config.decisions))
-    config = build.fitted(config, data)
+    config, told = build.fitted(config, data)
     raw_inputs = RawInputs.of(data, as_given=module is not None)
     module, layer = build.student(config, data, module)
     device = build.device(config.device)
@@ -269,6 +269,8 @@ def run(
                 *(own, data, own_module.to(device), layer, own_teacher, overrides, ranks),
                 leads=leads,
             )
+            if leads:
+                built = replace(built, notes=(*told, *built.notes))
             place = None if own.out is None else Path(own.out)
             return MethodRun(own, data, built, place, signals)
 

@@ -77,18 +77,32 @@ def student(config: Config, data: Data, module: nn.Module | None = None) -> tupl
     return module, chosen
 
 
-def fitted(config: Config, data: Data) -> Config:
-    """The default batch size lowered to the number of samples, with a warning.
+def fitted(config: Config, data: Data) -> tuple[Config, tuple[str, ...]]:
+    """What the settings leave to the data, and what is to be told of that.
 
-    One that was chosen stays, to be refused where it is too large.
+    Images in files are augmented unless something else is asked for. The default batch size is
+    lowered to the number of samples, with a warning; one that was chosen stays, to be refused
+    where it is too large.
     """
-    count = len(data.y_train)
+    told: tuple[str, ...] = ()
+    if config.augment is None:
+        chosen = augment.by_default(config.data, data.input_shape)
+        config = config.model_copy(update={"augment": chosen})
+        if chosen:
+            told = (
+                "images are cropped and mirrored at random: --augment false where left is not "
+                "right, as in letters and digits",
+            )
+    return _lowered(config, len(data.y_train)), told
+
+
+def _lowered(config: Config, count: int) -> Config:
     if "batch_size" in config.model_fields_set or config.batch_size <= count:
         return config
     warnings.warn(
         f"batch_size is lowered from {config.batch_size} to the {count} training samples",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return config.model_copy(update={"batch_size": count})
 

@@ -184,10 +184,10 @@ class Config(BaseModel):
     )
     noise: NoiseConfig = Field(default_factory=NoiseConfig)
     decisions: str | None = setting(None, "data", "csv of index, label: rows checked by a person")
-    augment: Annotated[bool | str, BeforeValidator(_path_or_bool)] = setting(
-        False,
+    augment: Annotated[bool | str | None, BeforeValidator(_path_or_bool)] = setting(
+        None,
         "data",
-        "true: crop, mirror; package.module:name",
+        "true: crop, mirror (images in files); package.module:name",
         common=True,
     )
 

@@ -79,7 +79,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "momentum": st.floats(0, 1, exclude_max=True),
     "weight_decay": st.floats(0, 1e3),
     "milestones": st.none() | st.lists(st.integers(0, 1000), max_size=3).map(sorted),
-    "augment": st.booleans() | PATH,
+    "augment": st.none() | st.booleans() | PATH,
     "task": st.sampled_from([AUTO, *TASKS]),
     "image_size": st.none() | st.integers(1, 10_000),
     "workers": st.integers(0, 1024),
@@ -196,7 +196,7 @@ WRONG: dict[str, list[Any]] = {
     "momentum": [1, -0.1, 2, float("nan")],
     "weight_decay": [-1, 1e9, float("nan")],
     "milestones": [3, "3", ["a"], [1.5], [-5]],
-    "augment": [3, "si", "mine:", None],
+    "augment": [3, "si", "mine:"],
     "task": ["classify", None, 3, ":"],
     "image_size": [0, -1, 10**6, "large"],
     "workers": [-1, 10**4, None, "all"],
@@ -268,7 +268,7 @@ def test_no_limit_is_no_clipping() -> None:
     [("true", True), ("False", False), ("yes", True), ("0", False), ("mine:crop", "mine:crop")],
 )
 def test_an_augmentation_is_a_switch_or_a_path(word: str, meant: bool | str) -> None:
-    assert make({"augment": word}).augment == meant and make({}).augment is False
+    assert make({"augment": word}).augment == meant and make({}).augment is None
 
 
 @pytest.mark.parametrize(
