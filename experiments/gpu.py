@@ -120,7 +120,8 @@ def tests(place: Place) -> Path:
     chosen = ["-m", "cuda"] if place.cuda else ["-k", DRY_TESTS]
     several = place.cuda and find_spec("xdist") is not None
     spread = ["-n", str(min(10, os.cpu_count() or 1)), "--dist", "worksteal"] if several else []
-    plugins = ["-p", "no:cacheprovider", *(["-p", "xdist"] if several else [])]
+    plugins = ["-p", "no:cacheprovider", "-p", "no:benchmark"]  # which warns beside xdist
+    plugins += ["-p", "xdist"] if several else []
     command = [
         sys.executable,
         "-m",
