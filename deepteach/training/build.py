@@ -127,6 +127,8 @@ def training(
         ConfigError: settings that do not go together, with the remedy.
     """
     torch.manual_seed(config.seed)
+    if config.channels_last:
+        _put_channels_last(data, module)
     wrapped = Student(module, layer)
     if config.pool != "none":
         wrapped.pool = config.pool
@@ -146,6 +148,16 @@ def training(
         accumulate=config.accumulate,
     )
     return assemble(config, data, wrapped, chosen, schedule, overrides, ranks)
+
+
+def _put_channels_last(data: Data, module: nn.Module) -> None:
+    """In place. A convolution brings its input into the order of its weights."""
+    if len(data.input_shape) != 3:
+        raise ConfigError(
+            f"channels_last is an order of images, and samples of {data.name} have shape "
+            f"{data.input_shape}: leave it out"
+        )
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def assemble(

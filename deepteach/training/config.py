@@ -270,6 +270,9 @@ class Config(BaseModel):
     precision: Literal["float32", "bf16"] = setting(
         "float32", "training", "bf16: passes of the student in bfloat16, parameters in float32"
     )
+    channels_last: bool = setting(
+        False, "training", "convolutions with the channels innermost: faster on many machines"
+    )
     ema: float | None = setting(
         None,
         "training",

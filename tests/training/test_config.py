@@ -74,6 +74,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "precision": st.sampled_from(["float32", "bf16"]),
     "schedule": st.just("step"),  # another with milestones is refused
     "warmup": st.floats(0, 1, exclude_max=True),
+    "channels_last": st.booleans(),
     "ema": st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
     "lr": positive(1e3),
     "momentum": st.floats(0, 1, exclude_max=True),
@@ -184,6 +185,7 @@ WRONG: dict[str, list[Any]] = {
     "precision": ["float16", "bfloat16", None, 32],
     "schedule": ["linear", None, 1, "steps"],
     "warmup": [-1, 60, 10**7, None, "long", float("nan"), float("inf")],
+    "channels_last": ["perhaps", 2, None],
     "ema": [0, 1, -0.5, 1.5, "much", float("nan")],
     "through_weights": ["perhaps", 2, None],
     "validation_loss": ["mse", None],
