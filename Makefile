@@ -3,13 +3,15 @@ PYTHON ?= python3
 # A CPU build of torch is enough; for CUDA: make demo TORCH='torch' TORCH_INDEX=<index>
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+# Where `make docs` serves the site.
+PORT ?= 8000
 VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # The suite's models are tiny: more threads only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test coverage check dist soak audit format clean
+.PHONY: install demo test coverage check docs docs-build notebooks dist soak audit format clean
 
 install: $(STAMP)
 
@@ -31,10 +33,22 @@ coverage:
 	$(MAKE) test PYTEST='--cov --cov-report=term:skip-covered'
 
 check: install
-	$(RUN)/ruff format --check deepteach tests
-	$(RUN)/ruff check deepteach tests
+	$(RUN)/ruff format --check deepteach tests docs examples
+	$(RUN)/ruff check deepteach tests docs examples
 	$(RUN)/pyright
+	$(MAKE) docs-build
 	$(MAKE) coverage
+
+# The site, into build/site; a warning is an error.
+docs-build: install
+	$(RUN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/site
+
+docs: docs-build
+	$(RUN)/python -m http.server --bind 127.0.0.1 --directory build/site $(PORT)
+
+# The outputs that docs/notebooks is committed with.
+notebooks: install
+	$(RUN)/python experiments/notebooks.py
 
 # The archive of sources and the wheel, and what an index would refuse about them.
 dist:
@@ -58,8 +72,8 @@ audit:
 		--requirement build/audit/requirements.txt
 
 format: install
-	$(RUN)/ruff format deepteach tests
-	$(RUN)/ruff check --fix deepteach tests
+	$(RUN)/ruff format deepteach tests docs examples
+	$(RUN)/ruff check --fix deepteach tests docs examples
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
