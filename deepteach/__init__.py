@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_HOME` says the same 
     from deepteach.teachers.trusted_regression import TrustedRegression
     from deepteach.teachers.uniform import Uniform
     from deepteach.training.api import Result, train
+    from deepteach.training.cross_fit import cross_fitted
 
 __version__ = "0.1.0"  # the only place; the build and the checkpoints read it here
 
@@ -100,6 +101,7 @@ __all__ = [
     # The package trains.
     "train",
     "Result",
+    "cross_fitted",
     "TeachClassifier",
     "TeachRegressor",
     # What can go wrong.
@@ -149,6 +151,7 @@ _HOME = {
     "teachers.trusted_regression": "TrustedRegression",
     "teachers.uniform": "Uniform",
     "training.api": "Result train",
+    "training.cross_fit": "cross_fitted",
 }
 _MODULES = {name: f"deepteach.{home}" for home, names in _HOME.items() for name in names.split()}
 

@@ -5,9 +5,9 @@
     python experiments/checks.py --npz worse.npz --student cnn --epochs 10
 
 A run ranks its training samples. The first `checks` of that list, or as many drawn at random, are
-answered by the truth and passed through `--decisions` to a second run of the same settings. Rows
-that stand in the table are kept, so it can be stopped and started again. An npz needs
-y_train_clean; its given labels are used as they are.
+answered by the truth and passed through `--decisions` to a second run of the same settings and as
+many steps. Rows that stand in the table are kept, so it can be stopped and started again. An npz
+needs y_train_clean; its given labels are used as they are.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def main(arguments: list[str]) -> None:
                 continue
             chosen = orders[order][:count]
             checked = decided(data, Decisions({row: truth[row] for row in chosen}))
-            result = trained(checked, asked.student, asked.epochs, seed) if count else first
+            # Fewer training samples make shorter epochs: as many steps for all.
+            epochs = round(asked.epochs * len(data.y_train) / len(checked.y_train))
+            result = trained(checked, asked.student, epochs, seed) if count else first
             summary = result.summary
             figures = [len(bad & set(chosen)), *(f"{summary[name]:.4f}" for name in FIGURES[1:3])]
             keep(

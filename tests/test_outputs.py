@@ -17,6 +17,7 @@ from deepteach.models import Mlp
 PAGE = (ROOT / "docs" / "outputs.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.filterwarnings("ignore:May not flag")  # cleanlab's, of few samples
 def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = {name: torch.as_tensor(array) for name, array in arrays(train=120).items()}

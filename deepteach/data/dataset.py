@@ -17,7 +17,7 @@ from torch import Tensor
 from deepteach.data.frames import index_notes
 from deepteach.data.lazy import LazyRows
 from deepteach.data.repeats import Keys, Repeats
-from deepteach.data.rows import Samples
+from deepteach.data.rows import Samples, select
 from deepteach.data.scaling import moments, normalised, whole
 from deepteach.data.splits import stratified_split
 from deepteach.data.tasks.base import Task
@@ -68,6 +68,18 @@ class Data:
     def __post_init__(self) -> None:
         task = Classification(names=self.label_names) if self.task is None else self.task
         object.__setattr__(self, "task", replace(task, classes=self.classes))
+
+    def only(self, places: Tensor) -> Data:
+        """Of the training samples those at `(k,)` places; the other parts, and scales, stay."""
+        return replace(
+            self,
+            x_train=select(self.x_train, places),
+            y_train=self.y_train[places],
+            y_clean=None if self.y_clean is None else self.y_clean[places],
+            rows=self.rows[places],
+            paths=None if self.paths is None else self.paths.take(places.numpy()),
+            group=None if self.group is None else self.group[places],
+        )
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -115,13 +115,7 @@ def decided(data: Data, decisions: Decisions) -> Data:
     before = data.y_train[at[moved.numpy()]]
     changed = int(data.task.differ(before, codes[moved]).sum())
     found = replace(
-        data,
-        x_train=select(data.x_train, rest.nonzero().squeeze(1)),
-        y_train=data.y_train[rest],
-        y_clean=None if data.y_clean is None else data.y_clean[rest],
-        rows=data.rows[rest],
-        paths=None if data.paths is None else data.paths.take(np.flatnonzero(rest.numpy())),
-        group=None if data.group is None else data.group[rest],
+        data.only(rest.nonzero().squeeze(1)),
         x_valid=torch.cat([data.x_valid[stay], _held(data.x_train, at[moved.numpy()])]),
         y_valid=torch.cat([y_valid[stay], codes[moved]]),
         rows_valid=None

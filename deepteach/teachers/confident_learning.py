@@ -74,7 +74,7 @@ class Pruned(Curriculum):
     def _fold(self, training: TrainingView) -> Tensor:
         """`(n,)` part of each training sample; every class is spread evenly."""
         if self._parts is None:
-            self._parts = _parts(training.y.cpu(), self.folds, training.seed)
+            self._parts = folds_of(training.y.cpu(), self.folds, training.seed)
         return self._parts
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,7 +84,12 @@ class Pruned(Curriculum):
         self.probabilities, self.kept = state["probabilities"], state["kept"]
 
 
-def _parts(labels: Tensor, folds: int, seed: int) -> Tensor:
+def folds_of(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """`(n,)` the part of each sample, of `folds`; every label is spread evenly over them.
+
+    Raises:
+        ConfigError: no label has as many samples.
+    """
     from sklearn.model_selection import StratifiedKFold
 
     if int(labels.bincount().max()) < folds:

@@ -15,6 +15,9 @@ from deepteach.teachers.curriculum import Curriculum, TrainingView
 from deepteach.teachers.group import rides
 from deepteach.teachers.method import Method, recipe
 
+RIDING_SHARE = 1 / 8
+"""Of a batch, that many riding samples for each training sample, at least."""
+
 _PARTS = 5
 """Of the trusted set: two ride by turns, two more take their place, and one never trains."""
 
@@ -29,15 +32,17 @@ class Riding(Curriculum):
     half that rides. With fewer than 5 trusted samples none of them rides.
 
     Args:
-        share: trusted samples for each training sample of a batch, in (0, 1].
+        share: trusted samples for each training sample of a batch, in (0, 1]. Unless given,
+            `RIDING_SHARE`, or more where those that ride would otherwise be drawn less often than
+            training samples are: of a large trusted set.
         whole: all trusted samples ride; for methods that nobody teaches.
 
     Raises:
         ConfigError: a share out of range.
     """
 
-    def __init__(self, share: float = 1 / 8, *, whole: bool = False) -> None:
-        if not 0 < share <= 1:
+    def __init__(self, share: float | None = None, *, whole: bool = False) -> None:
+        if share is not None and not 0 < share <= 1:
             raise ConfigError(f"the share of riding samples must lie in (0, 1], got {share}")
         self.share, self.whole = share, whole
         self._parted: tuple[Tensor, Tensor] | None = None
@@ -52,7 +57,10 @@ class Riding(Curriculum):
         return torch.cat([rows, len(training.y) + riding[drawn]])
 
     def added(self, training: TrainingView, count: int) -> int:
-        return max(1, round(self.share * count)) if self._riding(training).any() else 0
+        riding = int(self._riding(training).sum())
+        often = 0.0 if self.whole else riding / len(training.y)
+        share = self.share or max(RIDING_SHARE, often)
+        return max(1, round(share * count)) if riding else 0
 
     def teaching(self, training: TrainingView) -> Tensor | None:
         riding = self._riding(training)
@@ -109,6 +117,6 @@ class RidersWeighed(AbstractTeacher):
 
 
 @recipe("riding")
-def riding(share: float = 1 / 8, weight: float = 1.0) -> Method:
+def riding(share: float = RIDING_SHARE, weight: float = 1.0) -> Method:
     """Plain training with all trusted samples riding along at a fixed weight."""
     return Method(RidersWeighed(weight), curriculum=Riding(share, whole=True))

@@ -151,25 +151,7 @@ def train(
     if decisions is not None:
         settings["decisions"] = GIVEN if isinstance(decisions, Mapping) else os.fspath(decisions)
     config, overrides = configured(model, teacher, settings)
-    as_given = not isinstance(model, str)
-    reading = Access(config.seed, config.workers, as_given, logging.getLogger("deepteach").info)
-    splits = [part_of(source, name, reading) for name, source in given.items()]
-    x_train = splits[0][0]
-    kind = x_train.raw_dtype if isinstance(x_train, LazyRows) else as_array(x_train).dtype
-    data = from_arrays(
-        *splits[0][:2],
-        *splits[1][:2],
-        *splits[2][:2],
-        y_clean,
-        group_train=splits[0][2],
-        name=config.data,
-        seed=config.seed,
-        classes=classes,
-        valid_size=config.valid_size,
-        normalise=kind.kind in "bui",
-        as_given=as_given,
-        task=config.task,
-    )
+    data = assembled(config, model, given, y_clean, classes)
     for note in data.notes:
         if note.startswith(("no x_valid", "task ")):
             warnings.warn(note, UserWarning, stacklevel=2)
@@ -183,6 +165,35 @@ def train(
         overrides=overrides,
         resume=resume,
         watch=watch,
+    )
+
+
+def assembled(
+    config: Config,
+    model: nn.Module | str,
+    given: Mapping[str, Any],
+    y_clean: Any = None,
+    classes: int | None = None,
+) -> Data:
+    """The parts that `train` takes, by name, as one problem. Raises DataError."""
+    as_given = not isinstance(model, str)
+    reading = Access(config.seed, config.workers, as_given, logging.getLogger("deepteach").info)
+    splits = [part_of(source, name, reading) for name, source in given.items()]
+    x_train = splits[0][0]
+    kind = x_train.raw_dtype if isinstance(x_train, LazyRows) else as_array(x_train).dtype
+    return from_arrays(
+        *splits[0][:2],
+        *splits[1][:2],
+        *splits[2][:2],
+        y_clean,
+        group_train=splits[0][2],
+        name=config.data,
+        seed=config.seed,
+        classes=classes,
+        valid_size=config.valid_size,
+        normalise=kind.kind in "bui",
+        as_given=as_given,
+        task=config.task,
     )
 
 

@@ -58,6 +58,18 @@ def test_an_epoch_has_as_many_steps_as_without_riders(data: Data) -> None:
     assert all(len(rows[rows >= 200]) == round(len(rows[rows < 200]) / 8) for rows in epochs[0])
 
 
+def test_riders_of_a_large_trusted_set_are_drawn_as_often_as_others(data: Data) -> None:
+    """It would be seen less often than the training set, and most of it would be of no use."""
+    few = replace(data, x_train=data.x_train[:40], y_train=data.y_train[:40], rows=data.rows[:40])
+    made = trained(few, Method(Uniform(), curriculum=Riding()), epochs=2)
+    drawn = sum(int((rows >= 40).sum()) for rows in rows_of(made)[0])
+    riding = made.curriculum._riding(made)  # type: ignore[attr-defined]
+    assert int(riding.sum()) == 24 and 23 <= drawn <= 25 and 24 > 40 / 8
+    assert made.curriculum.added(made, 20) == 12
+    made.curriculum = Riding(1 / 8)
+    assert made.curriculum.added(made, 20) == 2
+
+
 @pytest.mark.parametrize("name", ["riding+weight=3", "logit-adjustment+riding=3"])
 def test_untaught_controls_let_all_of_them_ride_at_a_fixed_weight(data: Data, name: str) -> None:
     made = trained(data, name)

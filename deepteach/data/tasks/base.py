@@ -172,6 +172,10 @@ class Task(ABC):
     def predicted(self, logits: Tensor) -> Tensor:
         """Predictions `(b, ...)`, coded as the labels are."""
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """`(b, C)` of each class, or of each label. Raises ConfigError where there are none."""
+        raise ConfigError(f"task {self.name} has no classes, and so no probabilities of them")
+
     @abstractmethod
     def measured(self, logits: Tensor, codes: Tensor) -> Tensor:
         """Sums over samples, of which `figures` makes figures, `(any,)` float64.

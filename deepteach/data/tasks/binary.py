@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from deepteach.data.labels import encode, sorted_order
@@ -65,6 +66,10 @@ class Binary(Classification):
 
     def predicted(self, logits: Tensor) -> Tensor:
         return (logits.flatten() > 0).long()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        second = logits.flatten().double().sigmoid()
+        return torch.stack([1 - second, second], 1)
 
 
 def one_logit_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -100,6 +100,9 @@ class Classification(Task):
     def predicted(self, logits: Tensor) -> Tensor:
         return logits.argmax(1)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits[:, : self.classes].double().softmax(1)
+
     def right(self, logits: Tensor, codes: Tensor) -> Tensor:
         """`(b,)` bool: which predictions are right."""
         return self.predicted(logits) == codes

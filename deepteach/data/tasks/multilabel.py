@@ -116,6 +116,9 @@ class MultiLabel(Task):
     def predicted(self, logits: Tensor) -> Tensor:
         return (logits > 0).float()
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.double().sigmoid()
+
     def measured(self, logits: Tensor, codes: Tensor) -> Tensor:
         said, true = logits.reshape(codes.shape) > 0, codes > 0.5
         return torch.stack([(said & true).sum(), said.sum(), true.sum()]).double()
