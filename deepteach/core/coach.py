@@ -157,7 +157,7 @@ class Coach:
             guarded=self._learns and self.adjoint.crosses,
             anchored=self.adjoint.anchored,
         )
-        self._training_pass = TrainingPass(student, self.recorder, self.adjoint)
+        self._training_pass = TrainingPass(student, self.recorder, self.adjoint, self.objective)
         self._look_back = LookBack(self.objective, self.recorder, self.adjoint)
         self._check()
 
@@ -176,6 +176,7 @@ class Coach:
                 )
         if self.recorder.accumulates:
             refuse_accumulation(self.objective, self.adjoint)
+        self._training_pass.refuse_graphs()
         hyper = list(self.recorder.hyper(named).values())
         if self._learns:  # else no window is ever crossed
             self._look_back.check(hyper, self.window, {leaf.dtype for leaf in named.values()})
@@ -301,7 +302,7 @@ class Coach:
             weights = step.weights if known else None
             value = self.objective.value(omega, snapshot, weights)
         else:
-            graph = self.adjoint.derived(self.objective).linearise(theta, snapshot, omega, step)
+            graph = self._training_pass.linearised(theta, snapshot, omega, step)
             value = deliver(graph, self.recorder.parameters())
         if self.recorder.totals is not None:
             value = shown(value, self.recorder.totals.value)

@@ -58,8 +58,8 @@ class LookBack:
             omega,
             start=max(0, len(steps) - window),
             held=recorder.held(),
-            # The graph is differentiated once, by the adjoint that it was made for.
-            graph=recorder.take_graph() if adjoint is None else None,
+            # Graphs are differentiated once, by the adjoint that they were made for.
+            graphs=recorder.graphs.take(steps) if adjoint is None else {},
         )
         return (adjoint or self.adjoint).gradient(seen, validation)
 

@@ -20,6 +20,7 @@ from deepteach.core.accumulation import Accumulation
 from deepteach.core.closures import closure_of, with_closure
 from deepteach.core.distributed_batch import BAD_WEIGHTS, Totals, sum_gradients, totals
 from deepteach.core.gradient_audit import GradientAudit, attach, has_gradient, weakly
+from deepteach.core.graph_memory import HeldGraphs
 from deepteach.core.ignored import mean_counted
 from deepteach.core.ledger import Ledger
 from deepteach.core.linearised import Linearised
@@ -88,7 +89,7 @@ class Recorder(Trained):
         """Figures of that batch over all ranks; None where there is one rank."""
         self.since_update = 0
         self.last_step: Step | None = None
-        self._graph: Linearised | None = None
+        self.graphs = HeldGraphs()
         self.standstill = Standstill(self, guarded=guarded, anchored=anchored)
         self._accumulation, self._mass = Accumulation(), 0.0
         self._batch, self._passed_back = 0, False
@@ -138,7 +139,7 @@ class Recorder(Trained):
                     "coach.discard(), or add them up on purpose with Coach(accumulate=True)"
                 )
             self._accumulation.add(self.pending, self._mass)
-        self.pending, self._graph = None, None
+        self.pending = self.graphs.pending = None
         if not self._accumulation.parts:
             self._audit.clear()
 
@@ -169,7 +170,7 @@ class Recorder(Trained):
 
         `mass` is the logarithm of its weights' sum, where it is a part of the step.
         """
-        self.pending, self._graph, self._mass = step, graph, mass
+        self.pending, self.graphs.pending, self._mass = step, graph, mass
         self._passed_back = False
         if not self._accumulation.parts:
             self._audit.clear()
@@ -184,11 +185,6 @@ class Recorder(Trained):
             self.student.restore_buffers(first.passes[0].buffers)
         self._forget()
 
-    def take_graph(self) -> Linearised | None:
-        """The newest step's graph, once."""
-        graph, self._graph = self._graph, None
-        return graph
-
     def restart(self) -> None:
         """Begin a new window: the steps so far belong to a teacher that has changed."""
         self._effective = torch.zeros(())
@@ -197,7 +193,7 @@ class Recorder(Trained):
         self._drop()
 
     def _drop(self) -> None:
-        self._graph = None
+        self.graphs.drop()
         self.steps.clear()
         self.observed.deliver()
 
@@ -207,10 +203,10 @@ class Recorder(Trained):
         return self.clock, self.since_update, self._effective, list(self.steps), waiting
 
     def stand(self, standing: tuple) -> None:
-        """Where `standing` was taken; the newest graph, which may be used up, is let go."""
+        """Where `standing` was taken; graphs, which may be used up, are let go."""
         self.clock, self.since_update, self._effective, steps, self.observed.waiting = standing
         self.steps = deque(steps, self.steps.maxlen)
-        self._graph = None
+        self.graphs.drop()
 
     def effective(self) -> float:
         """Mean effective sample size since the window began, as a fraction of the batch."""
@@ -276,7 +272,7 @@ class Recorder(Trained):
         if self.pending is not None and not self._passed_back:
             # Its loss was dropped: what is stepped on is the parts before it, or something else.
             self.pending, self._mass = self._accumulation.last()
-            self._graph = None
+            self.graphs.pending = None
         if self.pending is None:
             return given
         active = {n: p for n, p in self.parameters().items() if p.grad is not None}
@@ -315,6 +311,7 @@ class Recorder(Trained):
         kept = self.standstill.sift(self.steps)
         if len(kept) < len(self.steps):
             self._cut(MOVED, keep=kept)
+            self.graphs.keep(kept)
         self.steps = deque(kept, self.steps.maxlen)
         return kept
 
@@ -338,12 +335,13 @@ class Recorder(Trained):
             raise
 
     def _forget(self) -> None:
-        self.pending, self._graph = None, None
+        self.pending = self.graphs.pending = None
         self._accumulation.clear()
         self._audit.clear()
 
     def _after_step(self) -> None:
         step, self.pending = self.pending, None
+        self.graphs.stepped(step)
         self._audit.clear()
         if step is None:
             self._cut(NOT_TAUGHT)
@@ -369,8 +367,8 @@ class Recorder(Trained):
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-exact resume needs. `steps` are those of this rank.
 
-        The newest step's graph, which no file holds, is let go: a replay may differ from it by
-        a rounding, and what goes on from here must do what goes on from the file.
+        Graphs, which no file holds, are let go: a replay may differ from them by a rounding, and
+        what goes on from here must do what goes on from the file.
         """
         self._rest()
         return {
@@ -384,7 +382,7 @@ class Recorder(Trained):
     def _rest(self) -> None:
         if self._unfinished:
             raise ConfigError("copy or save between optimizer.step() and the next coach.loss")
-        self._graph = None
+        self.graphs.drop()
         self.recorded()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.double_backward import TwiceDifferentiable
+from deepteach.core.linearised import Linearised
+from deepteach.core.objective import Objective
+from deepteach.core.record import Step
 from deepteach.core.recorder import Recorder
+from deepteach.core.snapshot import Snapshot
 from deepteach.core.student import Inputs, Outputs, Student
 from deepteach.errors import ConfigError
 from deepteach.tree import Params, clone
@@ -23,6 +27,7 @@ class TrainingPass:
     student: Student
     recorder: Recorder
     adjoint: AbstractAdjoint
+    objective: Objective
 
     def __call__(self, inputs: Inputs, theta: Params | None, *, watched: bool = False) -> Outputs:
         """The module's own pass, or one whose graph begins at `theta`.
@@ -46,7 +51,8 @@ class TrainingPass:
             return Outputs(outputs.logits.to(dtype), outputs.internal.to(dtype))
         # The graph must keep buffers of its own: later passes move the module's in place.
         buffers = self.student.buffers()
-        with nullcontext() if theta is None else TwiceDifferentiable():
+        memory = self.adjoint.graph_memory.counting(theta is not None)
+        with memory, nullcontext() if theta is None else TwiceDifferentiable():
             outputs = self.student.functional(theta or {}, buffers, inputs, leaves=True)
         self.student.restore_buffers(buffers)
         return outputs
@@ -70,17 +76,44 @@ class TrainingPass:
         )
 
     def shared_theta(self, interval: int, window: int) -> Params | None:
-        """Copies of theta as leaves, where this pass is the one a sweep starts from.
+        """Copies of theta as leaves, where the sweep takes this pass's own graph.
 
-        The last step of a window longer than one is differentiated twice. Doing so from the
-        training pass's own graph saves the sweep a replay.
+        A step of a window but its earliest is differentiated twice. Doing so from the
+        training pass's own graph saves the sweep a replay. The earliest one is, too, where
+        forward mode is not enough.
         """
-        recorder, adjoint = self.recorder, self.adjoint
-        last = recorder.since_update == interval - 1 and len(recorder.steps) >= 1
+        recorder, adjoint, objective = self.recorder, self.adjoint, self.objective
+        first = bool(adjoint.graphs) and not (recorder.rule.linear and objective.held)
+        useful = window if first else window - 1
+        left = interval - recorder.since_update
+        last = 1 <= left <= min(adjoint.graph_memory.of(window), useful)
         own = adjoint.micro_batch is None and not adjoint.mixed_precision
-        if not (last and window > 1 and own and adjoint.shares):
+        if not (last and (first or recorder.steps) and own and adjoint.shares):
             return None
         return {n: leaf.requires_grad_() for n, leaf in clone(recorder.parameters()).items()}
+
+    def linearised(
+        self, theta: Params, snapshot: Snapshot, omega: Params, step: Step
+    ) -> Linearised:
+        """The gradient of this pass, with the graph that the sweep will take."""
+        memory = self.adjoint.graph_memory
+        with memory.counting(True):
+            found = self.adjoint.derived(self.objective).linearise(theta, snapshot, omega, step)
+        memory.counted()
+        return found
+
+    def refuse_graphs(self) -> None:
+        """Raises ConfigError: graphs were asked for of passes that have none for the sweep."""
+        if not self.adjoint.graphs:
+            return
+        asked = f"drop graphs={self.adjoint.graphs!r}"
+        if self.recorder.accumulates:
+            raise ConfigError(f"a step of several passes hands over no graph: {asked}")
+        if _compiled(self.student):
+            raise ConfigError(
+                f"a compiled pass cannot be differentiated twice, so that those with graphs would "
+                f"run uncompiled: {asked}, or torch.compile"
+            )
 
     def full_precision(self, device: torch.device) -> AbstractContextManager[object]:
         """Losses and weights are those of the replays, whatever the student's pass ran in."""
@@ -96,3 +129,10 @@ class TrainingPass:
                 "outside torch.autocast, or accept that with "
                 "adjoint=Stored(mixed_precision=True, tolerance=0.1)"
             )
+
+
+def _compiled(student: Student) -> bool:
+    """Whether the module, or a layer of it, runs by `torch.compile`."""
+    outer = student._outer
+    inner = any(layer._compiled_call_impl is not None for layer in outer.modules())
+    return inner or outer is not student.module

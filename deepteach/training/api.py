@@ -310,7 +310,13 @@ def _beside(config: Config, folder: Path | None) -> Iterator[Config]:
     names = ["uniform"] if config.baseline and config.method != "uniform" else []
     for name in [*names, *(name for name in config.beside if name != config.method)]:
         place = "baseline" if name == "uniform" else name
-        changes = {"method": name, "baseline": False, "beside": (), "adjoint": "method"}
+        changes = {
+            "method": name,
+            "baseline": False,
+            "beside": (),
+            "adjoint": "method",
+            "graphs": 0,
+        }
         out = None if folder is None else str(folder / place)
         yield config.model_copy(update={**changes, "teacher_lr": None, "out": out})
 

@@ -224,6 +224,9 @@ class Config(BaseModel):
     micro_batch: int | None = setting(
         None, "teacher", "samples of a step that the meta-gradient takes at a time", gt=0
     )
+    graphs: Annotated[int, Field(ge=0)] | Literal["auto"] = setting(
+        0, "teacher", "training passes of a window whose graphs are kept, or auto: memory for time"
+    )
     through_weights: bool = setting(False, "teacher", "differentiate through the weights too")
     validation_loss: Annotated[str, _one_of("validation loss", LOWERED)] = setting(
         METHODS_OWN, "teacher", f"what the teacher lowers: {', '.join(LOWERED)}"

@@ -117,12 +117,13 @@ def settle_adjoint(
 def _configured(adjoint: AbstractAdjoint, config: Config) -> AbstractAdjoint:
     """With the options of the settings that are the adjoint's."""
     half = config.precision != "float32"
-    if not half and config.micro_batch is None:
+    if not (half or config.micro_batch or config.graphs):
         return adjoint
     return adjoint.configured(
         tolerance=max(adjoint.tolerance, MIXED_TOLERANCE) if half else None,
         micro_batch=config.micro_batch,
         mixed_precision=half,
+        graphs=config.graphs or None,
     )
 
 

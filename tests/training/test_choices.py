@@ -42,6 +42,8 @@ KINDS: dict[str, tuple[dict[str, Any], type[torch.optim.Optimizer], type, str]] 
     "bf16": ({"precision": "bf16"}, torch.optim.SGD, dt.Stored, "half precision"),
     "clipped": ({"clip_norm": 0.5}, torch.optim.SGD, dt.Reversed, ""),
     "micro_batch": ({"micro_batch": 5}, torch.optim.SGD, dt.Reversed, ""),
+    "graphs": ({"graphs": 2}, torch.optim.SGD, dt.Reversed, ""),
+    "graphs of adam": ({"graphs": "auto", "optimizer": "adam"}, torch.optim.Adam, dt.Stored, "ro"),
     "all at once": (
         {"optimizer": "adamw", "lr": 0.01, "clip_norm": 0.5, "precision": "bf16", "micro_batch": 5},
         *(torch.optim.AdamW, dt.Stored, "half precision"),
@@ -87,9 +89,10 @@ def test_a_named_adjoint_is_never_exchanged() -> None:
         go(precision="bf16", adjoint="reversed")
 
 
-def test_micro_batches_change_no_meta_gradient() -> None:
-    whole, parts = go().trust.weight, go(micro_batch=5).trust.weight
-    torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("how", [{"micro_batch": 5}, {"graphs": 2}, {"graphs": "auto"}])
+def test_how_it_is_computed_changes_no_meta_gradient(how: dict[str, Any]) -> None:
+    whole, other = go().trust.weight, go(**how).trust.weight
+    torch.testing.assert_close(whole, other, rtol=1e-3, atol=1e-4)
 
 
 def test_gradients_are_clipped() -> None:

@@ -31,6 +31,7 @@ from deepteach.core.examination import (
 )
 from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
 from deepteach.core.gradient_audit import compare_gradients
+from deepteach.core.graph_memory import GraphMemory, Graphs
 from deepteach.core.linearised import Linearised
 from deepteach.core.objective import Objective
 from deepteach.core.optim import Hyper, Rule, State
@@ -52,8 +53,8 @@ LEAST_MIXED_TOLERANCE = 0.01
 class Window:
     """Recorded steps, oldest first, and the state after the last one.
 
-    `graph` is the training pass of the newest step with its graph, where the sweep can start
-    from it instead of repeating that pass.
+    `graphs` are the training passes of its last steps with their graphs, by position, where the
+    sweep can take them instead of repeating those passes.
 
     The window proper begins at `start`; the older steps are there for adjoints that find
     its first state by running forward from a kept one.
@@ -68,7 +69,7 @@ class Window:
     held: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What the optimizer holds after the last step, by parameter."""
 
-    graph: Linearised | None = None
+    graphs: dict[int, Linearised] = field(default_factory=dict)
 
     memo: dict[Any, Any] = field(default_factory=dict)
     """The adjoint's own scratch of one sweep."""
@@ -99,12 +100,16 @@ class AbstractAdjoint:
         derivatives: "exact", or "finite-difference" for Hessian-vector and directional
             derivatives along dv by differences of gradients and losses; cheaper and
             approximate, so it has to be asked for (`deepteach doctor` shows its error).
-        micro_batch: compute meta-gradients (replays, their derivatives, the validation
-            gradient) this many samples at a time. Exact; for models whose batch does not fit
-            in memory with its second-order graph.
+        micro_batch: compute meta-gradients (replays, their derivatives, the validation gradient)
+            this many samples at a time. Exact; where a batch's second-order graph is too large.
         mixed_precision: allow `torch.autocast` and a GradScaler around the training step.
             Replays run without them, so the meta-gradient is that of the full-precision step:
             allow for the difference by `Stored(mixed_precision=True, tolerance=0.1)`.
+        graphs: of how many of a window's last training passes the graph is kept, so that the
+            sweep need not repeat them: a training step less for each, and memory for its
+            activations and their gradients. 0 keeps the last of a window of several steps, "auto"
+            as many as fit `graph_memory.GRAPHS` bytes. The earliest step has no use for its graph,
+            unless the optimizer's rule is not linear or weights move with theta.
 
     Raises:
         ConfigError: an option that this adjoint cannot keep, with the remedy.
@@ -122,6 +127,9 @@ class AbstractAdjoint:
     shares: bool = True
     """The window's last training pass may hand its graph to the sweep."""
 
+    hands_over: bool = False
+    """And so may others before it, by `graphs`."""
+
     forwards: bool = True
     """The earliest step is crossed by forward mode where it can be."""
 
@@ -138,13 +146,14 @@ class AbstractAdjoint:
         derivatives: str = EXACT,
         micro_batch: int | None = None,
         mixed_precision: bool = False,
+        graphs: Graphs = 0,
     ) -> None:
         if derivatives not in (EXACT, FINITE_DIFFERENCE):
             raise ConfigError(
                 f"derivatives must be {EXACT!r} or {FINITE_DIFFERENCE!r}, got {derivatives!r}"
             )
         self.derivatives = derivatives
-        self._set(tolerance, micro_batch, mixed_precision)
+        self._set(tolerance, micro_batch, mixed_precision, graphs)
 
     def configured(
         self,
@@ -152,13 +161,17 @@ class AbstractAdjoint:
         tolerance: float | None = None,
         micro_batch: int | None = None,
         mixed_precision: bool = False,
+        graphs: Graphs | None = None,
     ) -> Self:
-        """A copy with these options, the tolerance as it is unless given."""
-        other = shallow_copy(self)
-        other._set(self.tolerance if tolerance is None else tolerance, micro_batch, mixed_precision)
+        """A copy with these options; the tolerance and `graphs` as they are unless given."""
+        other, kept = shallow_copy(self), self.graphs if graphs is None else graphs
+        tolerance = self.tolerance if tolerance is None else tolerance
+        other._set(tolerance, micro_batch, mixed_precision, kept)
         return other
 
-    def _set(self, tolerance: float, micro_batch: int | None, mixed_precision: bool) -> None:
+    def _set(
+        self, tolerance: float, micro_batch: int | None, mixed_precision: bool, graphs: Graphs
+    ) -> None:
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(f"micro_batch must be 1 or more, got {micro_batch}")
         if mixed_precision and self.undoes:
@@ -178,6 +191,25 @@ class AbstractAdjoint:
             )
         self.tolerance = tolerance
         self.micro_batch, self.mixed_precision = micro_batch, mixed_precision
+        self.graphs: Graphs = graphs
+        self.graph_memory = GraphMemory(graphs)
+        if graphs:
+            self._refuse_graphs()
+
+    def _refuse_graphs(self) -> None:
+        if not self.hands_over:
+            raise ConfigError(
+                f"{type(self).__name__} takes no graphs of training passes: drop graphs, or use "
+                "adjoint=Stored() or Reversed()"
+            )
+        unlike = {
+            "finite differences differentiate no graph": self.derivatives != EXACT,
+            "micro_batch is for batches whose graph does not fit": self.micro_batch is not None,
+            "a pass in half precision has not the graph of its replay": self.mixed_precision,
+        }
+        for reason, found in unlike.items():
+            if found:
+                raise ConfigError(f"{reason}: drop graphs={self.graphs!r}")
 
     def allowed(self, theta: Params) -> float:
         """How far a replay of float32 may be off: the tolerance, or what TF32 needs (`tree`)."""
@@ -316,10 +348,9 @@ class AbstractAdjoint:
 
     def _linearised(self, theta: Params, step: Step, window: Window) -> Linearised:
         """g at a replayed step; the training pass's own graph where it was handed over."""
-        if window.graph is not None and step is window.steps[-1]:
-            # A graph can be differentiated once.
-            graph, window.graph = window.graph, None
-            return graph
+        place = next((i for i in window.graphs if window.steps[i] is step), None)
+        if place is not None:
+            return window.graphs.pop(place)  # it can be differentiated once
         graph = self.derived(window.objective).linearised(theta, step, window.omega)
         allowed = self.allowed(theta)
         guards.compare_losses(graph.losses, step, allowed, window.objective.ranks)

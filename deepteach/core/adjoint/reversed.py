@@ -20,6 +20,7 @@ from deepteach.core.adjoint.base import (
 )
 from deepteach.core.adjoint.moved_buffers import MovedBuffers
 from deepteach.core.adjoint.stored import Checkpointed, Stored
+from deepteach.core.graph_memory import Graphs
 from deepteach.core.optim import Hyper, Rule, State, longest_reversal
 from deepteach.errors import ConfigError, ReplayError, ReversalWarning
 from deepteach.tree import Params, clone, distance, zeros_like
@@ -58,6 +59,7 @@ class Reversed(AbstractAdjoint):
     """
 
     undoes = True
+    hands_over = True
 
     def __init__(
         self,
@@ -67,12 +69,14 @@ class Reversed(AbstractAdjoint):
         derivatives: str = EXACT,
         micro_batch: int | None = None,
         mixed_precision: bool = False,
+        graphs: Graphs = 0,
     ) -> None:
         super().__init__(
             tolerance,
             derivatives=derivatives,
             micro_batch=micro_batch,
             mixed_precision=mixed_precision,
+            graphs=graphs,
         )
         self.fallback = fallback
         self.keeping = False
@@ -98,17 +102,17 @@ class Reversed(AbstractAdjoint):
                 )
 
     def keep(self, state: State, position: int, window: int) -> State | None:
-        """The start of the window, and the start of its last step.
+        """The start of the window, and the starts of its last steps.
 
-        That step may hand its training pass to the sweep; a resumed run, which cannot, must
-        replay it at the same theta_t and not at a recovered one.
+        Those may hand their training passes to the sweep; a resumed run, which cannot, must
+        replay them at the same theta_t and not at recovered ones.
         """
         if self.keeping:
             return self._keeper(state, window).keep(state, position, window)
         # Over two steps nothing is undone that was undone before: rounding does not grow.
         if self.fallback and position == 0 and window > 2:
             return copy(state)
-        wanted = position in (0, window - 1)
+        wanted = position == 0 or position >= window - self.graph_memory.of(window)
         return State(clone(state.theta), {}) if wanted else None
 
     def theta_before(self, position: int, later: State, window: Window) -> Params:
@@ -160,10 +164,12 @@ class Reversed(AbstractAdjoint):
             self.keeping = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"keeping": self.keeping}
+        size = self.graph_memory.bytes
+        return {"keeping": self.keeping, **({} if size is None else {"graph": size})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.keeping = state.get("keeping", False)
+        self.graph_memory.bytes = state.get("graph")
 
     def _kept(self) -> Checkpointed:
         """Crosses a window of which all states are kept, or some."""
@@ -197,7 +203,7 @@ class Reversed(AbstractAdjoint):
                 guards.refuse_replay(off, self.allowed(state.theta))
                 worst = max(worst, off)
                 state = window.rule.step(state, ranks.summed(graph.gradient, "replays"), step.hyper)
-            again = replace(window, steps=steps, graph=None, memo={})
+            again = replace(window, steps=steps, graphs={}, memo={})
             return replace(self._kept().swept(again, d_theta, moved), lost=lost)
         except ReplayError:
             if worst == 0:  # what repeats to the last bit has no rounding that could grow

@@ -18,11 +18,14 @@ from deepteach.tree import Params
 class Stored(AbstractAdjoint):
     """Keeps a copy of the state before each step of the window: exact for any rule.
 
-    Memory: B states of parameters and optimizer slots. Options as in `AbstractAdjoint`.
+    Memory: B states of parameters and optimizer slots, and the `graphs` asked for. Options as in
+    `AbstractAdjoint`.
 
     Raises:
         ReplayError: in an update: a step did not lead to the state that was reached.
     """
+
+    hands_over = True
 
     def keep(self, state: State, position: int, window: int) -> State | None:
         return copy(state)
