@@ -98,14 +98,16 @@ class Layout:
         """
         try:
             with Image.open(file) as image:
-                upright, through = ImageOps.exif_transpose(image), False
+                alpha = image.mode in _ALPHA or "transparency" in image.info
+                ImageOps.exif_transpose(image, in_place=True)
+                through = False
                 if image.mode in _DEEP:
-                    numbers = np.asarray(upright, np.float32) * (255 / (2**self.bits - 1))
+                    numbers = np.asarray(image, np.float32) * (255 / (2**self.bits - 1))
                     plain = Image.fromarray(numbers)
                 else:
-                    alpha = image.mode in _ALPHA or "transparency" in image.info
-                    plain, through = _flat(upright, alpha)
-                    plain = plain.convert("L" if self.grey else "RGB")
+                    plain, through = _flat(image, alpha)
+                    mode = "L" if self.grey else "RGB"
+                    plain = plain if plain.mode == mode else plain.convert(mode)
                 if plain.size != self.size:
                     plain = plain.resize(self.size, Image.Resampling.BILINEAR)
                 found = np.asarray(plain)
@@ -152,7 +154,10 @@ class ImageFiles:
         return len(self._files)
 
     def __getitem__(self, place: int) -> tuple[np.ndarray]:
-        return (_named(self.layout.read, self._files[place], self.where(place))[0],)
+        try:
+            return (self.layout.read(self._files[place])[0],)
+        except DataError as error:
+            raise DataError(f"{self.where(place)}{error}") from error
 
 
 def _named(read: Callable[[Path], Any], file: Path, before: str) -> Any:
