@@ -16,7 +16,7 @@ LAYERS = (
     "errors",
     "names rng tree",
     "distributed data models runs",
-    "core report",
+    "core report loggers",
     "teachers",
     "training",
     "integrations",

@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,8 @@ from deepteach.data.tasks.base import Task
 from deepteach.data.validation import as_array
 from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError
+from deepteach.loggers.base import AbstractLogger
+from deepteach.loggers.registry import logger_of
 from deepteach.runs.lock import RunLock
 from deepteach.runs.sample_table import SampleTable
 from deepteach.runs.weights import Weights
@@ -107,6 +109,7 @@ def train(
     decisions: Mapping[int, Any] | str | os.PathLike[str] | None = None,
     resume: bool = False,
     watch: Watch | None = None,
+    logger: Any = None,
     **settings: Any,
 ) -> Result:
     """Train `model` (in place) with a teacher that learns from the trusted `valid_data`.
@@ -134,6 +137,9 @@ def train(
             from now on; with None, or an empty cell, it is dropped (`deepteach.data.decisions`).
         resume: go on in the folder `out` from its newest verified checkpoint.
         watch: told of every step and epoch, as `deepteach.training.progress` does.
+        logger: told of every epoch once its checkpoint is committed, also of the runs beside this
+            one: a function of a mapping (a line of metrics.jsonl, and the `method`), a logger, its
+            name (`deepteach.loggers.registry.LOGGERS`), or several of these.
         settings: the fields of `deepteach.training.config.Config` (epochs, batch_size, lr, out,
             seed, ...); `optimizer`, `loss` and `augment` also take a function: of the
             parameters, of `(logits, y)` to `(batch,)`, of `(x, generator)` to x.
@@ -150,6 +156,10 @@ def train(
     checked = None if decisions is None else decisions_of(decisions)
     if decisions is not None:
         settings["decisions"] = GIVEN if isinstance(decisions, Mapping) else os.fspath(decisions)
+    several = isinstance(logger, Sequence) and not isinstance(logger, str)
+    given_loggers = [] if logger is None else [*logger] if several else [logger]
+    if names := [one for one in given_loggers if isinstance(one, str)]:
+        settings["log"] = [*settings.get("log", ()), *names]
     config, overrides = configured(model, teacher, settings)
     data = assembled(config, model, given, y_clean, classes)
     for note in data.notes:
@@ -165,6 +175,7 @@ def train(
         overrides=overrides,
         resume=resume,
         watch=watch,
+        loggers=[logger_of(one) for one in given_loggers if not isinstance(one, str)],
     )
 
 
@@ -239,11 +250,13 @@ def run(
     overrides: Overrides | None = None,
     resume: bool = False,
     watch: Watch | None = None,
+    loggers: Sequence[AbstractLogger] = (),
 ) -> Result:
     """One run and those beside it. `config.out` None writes nothing.
 
-    `module`, `teacher` and `overrides` take the place of names in `config`. Started by torchrun, or
-    under a process group of the caller's, all its processes train together; rank 0 writes.
+    `module`, `teacher` and `overrides` take the place of names in `config`; `loggers` are told
+    beside those that it names. Started by torchrun, or under a process group of the caller's, all
+    its processes train together; rank 0 writes.
 
     Raises:
         DeepTeachError: one line with the remedy.
@@ -253,6 +266,7 @@ def run(
     watch = watch or (lambda name, epochs, steps: nullcontext(Silent()))
     if config.decisions is not None and config.decisions != GIVEN and not data.decisions:
         data = decided(data, decisions_of(config.decisions))
+    loggers = (*map(logger_of, config.log), *loggers)
     config, told = build.fitted(config, data)
     raw_inputs = RawInputs.of(data, as_given=module is not None)
     module, layer = build.student(config, data, module)
@@ -283,7 +297,7 @@ def run(
             if leads:
                 built = replace(built, notes=(*told, *built.notes))
             place = None if own.out is None else Path(own.out)
-            return MethodRun(own, data, built, place, signals)
+            return MethodRun(own, data, built, place, signals, loggers)
 
         fresh = copy.deepcopy(module)
         # All are made before any is trained: a setting that one cannot do is told at once.

@@ -32,6 +32,7 @@ from deepteach.data.noise import Kind
 from deepteach.data.tasks.registry import AUTO, TASKS
 from deepteach.data.worlds import WORLDS
 from deepteach.errors import ConfigError
+from deepteach.loggers.registry import LOGGERS
 from deepteach.names import hint, is_path, known
 from deepteach.runs import safe_yaml
 from deepteach.training.optimizers import OPTIMIZERS
@@ -310,6 +311,9 @@ class Config(BaseModel):
     )
     device: str = setting("auto", "run", "auto, cpu, cuda, cuda:1")
     threads: int | None = setting(None, "run", "CPU threads (default: torch's)", gt=0, le=4096)
+    log: tuple[Annotated[str, _one_of("logger", LOGGERS, path=True)], ...] = setting(
+        (), "run", f"{','.join(LOGGERS)} or package.module:name: told of every epoch"
+    )
     out: str | None = setting(
         None, "run", "the run's folder (default: a new one in runs/)", common=True
     )
@@ -334,7 +338,7 @@ class Config(BaseModel):
         return (self.epochs * 2 // 3, self.epochs * 5 // 6)
 
 
-RUNTIME_KEYS = frozenset({"out", "device", "threads", "workers", "decisions"})
+RUNTIME_KEYS = frozenset({"out", "device", "threads", "workers", "decisions", "log"})
 """Keys that may differ when a run is resumed; of the decisions, what they say is compared."""
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from deepteach.data.dataset import Data
 from deepteach.data.rows import Samples, select
+from deepteach.loggers.base import AbstractLogger, LoggedRun, flat_settings
 from deepteach.rng import stream
 from deepteach.runs.checkpoint import Store
 from deepteach.training import diagnostics
 from deepteach.training.build import Built
 from deepteach.training.config import Config
 from deepteach.training.evaluate import Trust, measured, noise_auroc, ranking_figures, trust
+from deepteach.training.logged import logged
 from deepteach.training.loop import EpochEnd
 from deepteach.training.progress import Watcher
 from deepteach.training.resume import RunLog, meta_of, restore, state_of
@@ -42,16 +44,23 @@ class MethodRun:
         built: the training.
         folder: where it is written; None writes nothing.
         signals: what may ask it to stop.
+        loggers: told of every epoch.
     """
 
     trust: Trust
     """The training samples as the teacher sees them at the end; known after `go`."""
 
     def __init__(
-        self, config: Config, data: Data, built: Built, folder: Path | None, signals: Interrupts
+        self,
+        config: Config,
+        data: Data,
+        built: Built,
+        folder: Path | None,
+        signals: Interrupts,
+        loggers: Sequence[AbstractLogger] = (),
     ) -> None:
         self.config, self.data, self.built = config, data, built
-        self.folder, self.signals = folder, signals
+        self.folder, self.signals, self.loggers = folder, signals, loggers
         self.loop = built.loop
         self.coach, self.ranks = self.loop.coach, self.loop.ranks
         self.log = RunLog()
@@ -63,7 +72,8 @@ class MethodRun:
         store = None if self.folder is None else Store(self.folder / "checkpoints")
         loop, config, log = self.loop, self.config, self.log
         self._seed()
-        with watch(config.method, config.epochs, loop.total) as watcher:
+        with ExitStack() as stack:
+            watcher = stack.enter_context(watch(config.method, config.epochs, loop.total))
             for note in self.built.notes:
                 watcher.say(note)
             if self.folder is not None:
@@ -72,6 +82,9 @@ class MethodRun:
                 self.ranks.lead(lambda: open_folder(folder, config, *place, said))
                 if store is not None and resume and restore(loop, log, store, watcher.say):
                     self.ranks.lead(lambda: write_metrics(folder, log.metrics))
+            settings = flat_settings(config.model_dump(mode="json"))
+            run = LoggedRun(config.method, settings, self.folder, tuple(log.metrics))
+            tell = stack.enter_context(logged(self.loggers, run, self.ranks))
             if "start" not in log.quality:
                 self._measure("start", watcher)
             started = time.monotonic() - log.seconds
@@ -88,6 +101,8 @@ class MethodRun:
                     watcher.epoch(line)
                 if end is not None or stopped:
                     self._commit(store, end)
+                if end is not None and not end.warm_up:
+                    tell(log.metrics[-1])
                 if stopped:
                     raise Interrupted(stopped)
                 if end is not None and self._settled():
