@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +33,7 @@ STRATEGIES: dict[str, Callable[[], AbstractAdjoint]] = dict(
     [
         _adjoint("reversed", tolerance=0.05),
         _adjoint("stored"),
+        ("all graphs", _adjoint("stored", graphs=sys.maxsize)[1]),
         _adjoint("checkpointed"),
         ("finite differences", _adjoint("stored", derivatives="finite-difference")[1]),
         _adjoint("exact"),
@@ -98,6 +100,8 @@ class Plan:
         # The graph of 20 steps of a large student may not fit: one of the three shows it.
         found = [e for e in found if e.row not in ("Unrolled", "torchopt") or e.window <= 5]
         found = [e for e in found if e.row != "finite differences" or e.window <= LONGEST_WINDOW]
+        # Over two steps the one graph that is of use is kept anyway.
+        found = [e for e in found if e.row != "all graphs" or e.window > 2]
         for name in STUDENT_OPTIMIZERS:
             if name != MOMENTUM:
                 kinds = ("Reversed", "Stored", "Checkpointed")[name not in REVERSIBLE :]
