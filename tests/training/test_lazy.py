@@ -101,6 +101,18 @@ def test_bytes_are_scaled_as_arrays_are() -> None:
         torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7)
 
 
+def test_scaled_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never a whole batch in float64, and the same bits."""
+    x = np.random.default_rng(0).integers(256, size=(40, 3, 5, 5), dtype=np.uint8)
+    rows = LazyRows.of(Listed(x, np.arange(40) % 2), "x")
+    rows = rows.scaled(*rows.moments.scale())
+    whole, sizes = rows[torch.arange(40)], []
+    double = Tensor.double
+    monkeypatch.setattr(Tensor, "double", lambda own: (sizes.append(len(own)), double(own))[1])
+    monkeypatch.setattr("deepteach.data.lazy.DOUBLES_AT_ONCE", 7 * 75 + 74)
+    assert torch.equal(rows[torch.arange(40)], whole) and sizes == [7] * 5 + [5]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_split_off_part_and_groups(workers: int, tmp_path: Path) -> None:
     x, y, group = A["x_train"], A["y_train"], [f"s{i % 2}" for i in range(50)]
