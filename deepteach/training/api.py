@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError
 from deepteach.loggers.base import AbstractLogger
 from deepteach.loggers.registry import logger_of
+from deepteach.report.pairing import UNIFORM
 from deepteach.runs.lock import RunLock
+from deepteach.runs.reader import BASELINE_FOLDER, Run
 from deepteach.runs.sample_table import SampleTable
 from deepteach.runs.weights import Weights
 from deepteach.teachers.registry import method_name
@@ -69,6 +71,7 @@ class Result(SampleTable):
         inputs: raw samples to what the model takes.
         weights: the training samples as weights.csv lists them, in the order of their index.
         model_ema: the moving average of the student; None where `ema` is off.
+        metrics_beside: as `metrics`, of the runs on the same schedule.
     """
 
     model: nn.Module
@@ -83,6 +86,25 @@ class Result(SampleTable):
     inputs: RawInputs
     weights: Weights
     model_ema: nn.Module | None = None
+    metrics_beside: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the methods side by side, and the curves."""
+        from deepteach.report.notebook import run_html  # matplotlib, which training does without
+
+        config, own = self.config.model_dump(mode="json"), self.weights
+        beside = tuple(
+            Run(
+                Path(BASELINE_FOLDER if name == UNIFORM else name),
+                {**config, "method": name},
+                summary,
+                self.metrics_beside.get(name, []),
+                own,
+            )
+            for name, summary in self.beside.items()
+        )
+        path = self.path or Path()
+        return run_html(Run(path, config, self.summary, self.metrics, own, beside=beside))
 
     def predict(self, x: Any) -> NDArray[Any]:
         """Predictions for raw samples, in the user's own labels or units.
@@ -316,6 +338,7 @@ def run(
         module, main.coach, config, summary, main.log.metrics, main.trust, folder, beside,
         data.task, raw_inputs, sample_weights(data, main.trust),
         model_ema=None if average is None else average.module,
+        metrics_beside={name: other.log.metrics for name, other in others.items()},
     )  # fmt: skip
 
 

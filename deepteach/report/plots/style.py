@@ -31,10 +31,17 @@ HEAT = LinearSegmentedColormap.from_list("weights", ["#2166e8", "#8f7fb5", "#e03
 _SIZE = (4.6, 3.5)  # inches of one panel
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows where it is a cell's value, without pyplot."""
+
+    def _repr_svg_(self) -> str:
+        return to_svg(self).decode()
+
+
 def panels(columns: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A transparent figure of equal panels, row by row."""
     size = (_SIZE[0] * columns, _SIZE[1] * rows)
-    figure = Figure(figsize=size, dpi=144, layout="constrained", facecolor="none")
+    figure = ShownFigure(figsize=size, dpi=144, layout="constrained", facecolor="none")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     return figure, list(grid)
 
