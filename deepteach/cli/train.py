@@ -62,6 +62,10 @@ def run(options: argparse.Namespace) -> int:
         data = decided(data, decisions_of(config.decisions))
     for text in data.notes:
         note(text)
+    if data.x_test is None:
+        note(
+            "no test samples, so the table has no test figures: rows whose split is test, or x_test"
+        )
 
     def watch(name: str, epochs: int, steps: int) -> AbstractContextManager[Watcher]:
         return watching(console, name, epochs, steps)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from deepteach.core.double_backward import TwiceDifferentiable
+from deepteach.core.forward_mode import dual_level
 from deepteach.core.linearised import gradients
 from deepteach.core.nested import in_double, rows_of, size_of
 from deepteach.core.objective import Objective
@@ -216,7 +217,7 @@ class _Examination:
     def _forward_agrees(self, trained: Tensor) -> bool:
         """Whether there is a forward mode, and it says the same."""
         try:
-            with torch.no_grad(), forward_ad.dual_level():
+            with dual_level():
                 pairs = self.theta.items()
                 dual = {n: forward_ad.make_dual(leaf, self.along[n]) for n, leaf in pairs}
                 slopes = forward_ad.unpack_dual(self.losses(dual)).tangent

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from deepteach.core.double_backward import TwiceDifferentiable
+from deepteach.core.forward_mode import dual_level
 from deepteach.core.linearised import Linearised, derivatives_known, gradients, refuse_cut
 from deepteach.core.losses import NOTHING, SampleLoss, counted, normalise, refuse_shape
 from deepteach.core.record import Step
@@ -234,7 +235,7 @@ class Objective:
         the loss. First-order forward mode, both detached. Raises NotImplementedError where
         an operator has no forward rule; the caller then takes `linearised`.
         """
-        with torch.no_grad(), forward_ad.dual_level():
+        with dual_level():
             dual = {
                 name: forward_ad.make_dual(leaf.detach(), along[name])
                 for name, leaf in theta.items()
