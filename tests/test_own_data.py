@@ -134,7 +134,7 @@ def test_the_readme_s_command_for_a_list_of_images(call: Command) -> None:
     finished = open_run("run")
     assert finished.weights.path is not None and len(finished.weights) == 108
     assert finished.weights.path[0] == f"{finished.weights.index[0]}.jpg"
-    assert finished.samples["suspects"].shape == (48, 3, 8, 8)
+    assert finished.samples["suspects"].shape == (108, 3, 8, 8)
 
 
 SAID = "images are cropped and mirrored at random: --augment false where left is not right"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import safetensors.torch
 import torch
@@ -15,8 +17,11 @@ from deepteach.runs.weights import Weights
 from deepteach.training.evaluate import Trust
 from deepteach.training.weight_history import WeightHistory
 
-SUSPECTS_SHOWN = 48
-"""Samples of which the report shows the input."""
+SUSPECTS_SHOWN = 240
+"""Samples of which the report shows the input, to be judged; of large ones fewer, but"""
+FEWEST_SHOWN = 48
+SHOWN_BYTES = 2**24
+"""and what their inputs take in the file at most, where they are more than the fewest."""
 
 AT_ONCE = 512
 """Samples that are shown at a time: as Python's own objects they take ten times their text."""
@@ -82,7 +87,9 @@ def groups_csv(data: Data, trust: Trust) -> bytes | None:
 def samples(data: Data, trust: Trust, history: WeightHistory) -> bytes:
     """Inputs and states that the report shows, and weights by epoch in order of index."""
     count = len(data.y_train)
-    suspects = torch.argsort(trust.weight, stable=True)[:SUSPECTS_SHOWN]
+    each = 4 * max(math.prod(data.x_train.shape[1:]), 1)
+    shown = min(max(SHOWN_BYTES // each, FEWEST_SHOWN), SUSPECTS_SHOWN)
+    suspects = torch.argsort(trust.weight, stable=True)[:shown]
     courses = data.rows[history.places(count)]
     by_index = torch.argsort(courses, stable=True)
     return safetensors.torch.save(

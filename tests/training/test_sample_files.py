@@ -74,6 +74,19 @@ def test_what_is_shown_is_found_by_row() -> None:
     assert kept["history"][0].tolist() == trust.weight.half().flip(0).tolist()  # by index
 
 
+def test_of_large_samples_fewer_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, trust = made(named=False)
+    history = WeightHistory()
+    history.append(trust.weight)
+    each = 4 * data.x_train[0].numel()
+    limits = {"SUSPECTS_SHOWN": 9, "FEWEST_SHOWN": 2}
+    for name, value in limits.items():
+        monkeypatch.setattr(f"deepteach.training.sample_files.{name}", value)
+    for size, count in ((5 * each, 5), (100 * each, 9), (each, 2)):
+        monkeypatch.setattr("deepteach.training.sample_files.SHOWN_BYTES", size)
+        assert len(load(samples(data, trust, history))["suspects"]) == count
+
+
 def test_samples_without_sources() -> None:
     data, trust = made(named=False)
     assert groups_csv(data, trust) is None
