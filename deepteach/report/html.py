@@ -28,7 +28,7 @@ from deepteach.report.pairing import UNIFORM, flat
 from deepteach.report.plots.curves import DIAGNOSTICS, SHARES, curves_of, runs_beside
 from deepteach.report.plots.style import to_svg
 from deepteach.report.summary import Headline, headline_of
-from deepteach.report.suspects import Suspect, suspects_of
+from deepteach.report.suspects import SHOWN, Suspect, suspects_of
 from deepteach.report.table import TextTable, number
 from deepteach.report.workbench import Workbench, workbench_of
 from deepteach.runs.reader import Run, open_run
@@ -198,10 +198,12 @@ def _distrusted(run: Run, title: str = "Where labels are distrusted") -> Section
     return Section(title, text, tables=distrust_tables(run.weights, classes=classes))
 
 
-def _suspects(run: Run, title: str = "Samples the teacher trusts least") -> Section:
+def _suspects(
+    run: Run, title: str = "Samples the teacher trusts least", limit: int | None = None
+) -> Section:
     if run.method == UNIFORM:
         return Section(title, "Plain training trusts every sample alike: there is nothing to rank.")
-    suspects, table = suspects_of(run)
+    suspects, table = suspects_of(run, limit)
     text = "Ranked by weight, least first. The command deepteach weights lists all of them."
     return Section(title, text, suspects=suspects, tables=(table,))
 
@@ -279,7 +281,7 @@ def _compared(setting: Setting) -> list[Section]:
         if run.method != UNIFORM:
             name = f"{one.method} (seed {seed})"
             sections.append(_weighed(name, run))
-            sections.append(_suspects(run, f"Samples that {name} trusts least"))
+            sections.append(_suspects(run, f"Samples that {name} trusts least", SHOWN))
             sections.append(_distrusted(run, f"Where {name} distrusts labels"))
     return sections
 

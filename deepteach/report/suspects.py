@@ -18,7 +18,8 @@ from deepteach.runs.reader import Run
 from deepteach.runs.weights import Weights
 
 _ROW_FEATURES = 8  # raw columns of a sample that is not an image
-_SHOWN = 48  # of a run that kept no inputs
+SHOWN = 48
+"""Samples of a run that kept no inputs, and of each of several runs on one page."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,17 @@ class Suspect:
     features: tuple[str, ...]
 
 
-def suspects_of(run: Run) -> tuple[tuple[Suspect, ...], TextTable]:
-    """The least trusted samples, the least trusted first; and the same as rows of a table."""
+def suspects_of(run: Run, limit: int | None = None) -> tuple[tuple[Suspect, ...], TextTable]:
+    """The least trusted samples, the least trusted first; and the same as rows of a table.
+
+    `limit`: of those that the run kept the inputs of; None shows all.
+    """
     raw: NDArray[Any] | None = run.samples.get("suspects")
     if raw is None or "suspect_index" not in run.samples:
-        order = np.argsort(run.weights.weight, kind="stable")[:_SHOWN]
+        order = np.argsort(run.weights.weight, kind="stable")[:SHOWN]
         return _listed(run.weights.take(order), [], None)
     rows = run.weights.at(run.samples["suspect_index"])
-    order = np.argsort(rows.weight, kind="stable")
+    order = np.argsort(rows.weight, kind="stable")[:limit]
     rows, raw = rows.take(order), raw[order]
     try:
         return _listed(rows, [_png(image) for image in displayable(raw)], None)
