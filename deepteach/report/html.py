@@ -28,7 +28,7 @@ from deepteach.report.pairing import UNIFORM, flat
 from deepteach.report.plots.curves import DIAGNOSTICS, SHARES, curves_of, runs_beside
 from deepteach.report.plots.style import to_svg
 from deepteach.report.summary import Headline, headline_of
-from deepteach.report.suspects import SHOWN, Suspect, suspects_of
+from deepteach.report.suspects import TOP_SHOWN, Suspect, suspects_of
 from deepteach.report.table import TextTable, number
 from deepteach.report.workbench import Workbench, workbench_of
 from deepteach.runs.reader import Run, open_run
@@ -281,7 +281,7 @@ def _compared(setting: Setting) -> list[Section]:
         if run.method != UNIFORM:
             name = f"{one.method} (seed {seed})"
             sections.append(_weighed(name, run))
-            sections.append(_suspects(run, f"Samples that {name} trusts least", SHOWN))
+            sections.append(_suspects(run, f"Samples that {name} trusts least", TOP_SHOWN))
             sections.append(_distrusted(run, f"Where {name} distrusts labels"))
     return sections
 

@@ -18,7 +18,7 @@ from deepteach.runs.reader import Run
 from deepteach.runs.weights import Weights
 
 _ROW_FEATURES = 8  # raw columns of a sample that is not an image
-SHOWN = 48
+TOP_SHOWN = 48
 """Samples of a run that kept no inputs, and of each of several runs on one page."""
 
 
@@ -50,7 +50,7 @@ def suspects_of(run: Run, limit: int | None = None) -> tuple[tuple[Suspect, ...]
     """
     raw: NDArray[Any] | None = run.samples.get("suspects")
     if raw is None or "suspect_index" not in run.samples:
-        order = np.argsort(run.weights.weight, kind="stable")[:SHOWN]
+        order = np.argsort(run.weights.weight, kind="stable")[:TOP_SHOWN]
         return _listed(run.weights.take(order), [], None)
     rows = run.weights.at(run.samples["suspect_index"])
     order = np.argsort(rows.weight, kind="stable")[:limit]
