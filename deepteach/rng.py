@@ -52,16 +52,30 @@ def replayed(states: States | None) -> Iterator[None]:
 
 @contextmanager
 def untouched() -> Iterator[None]:
-    """Put the global generators back: torch's on all devices, Python's and NumPy's."""
+    """Put the global generators back: torch's on all devices, Python's and NumPy's.
+
+    Within another one torch's alone: the outer one will put Python's and NumPy's back, and
+    NumPy's state takes longer to read than a small student's step.
+    """
+    if _open:
+        with replayed(None):
+            yield
+        return
     numpy = sys.modules.get("numpy")
     python, arrays = random.getstate(), None if numpy is None else numpy.random.get_state()
+    _open.append(None)
     try:
         with replayed(None):
             yield
     finally:
+        _open.pop()
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(arrays)
+
+
+_open: list[None] = []
+"""While `untouched` is entered."""
 
 
 def stream(seed: int, purpose: str, index: int = 0) -> torch.Generator:

@@ -286,29 +286,24 @@ class Coach:
 
     def _recorded(self, seen: Pass, snapshot: Snapshot, theta: Params | None) -> Tensor:
         """The loss of a pass, remembered until the optimizer steps."""
-        # On several ranks all must know before any may stop: `weighed` tells them.
-        if self.ranks.count == 1:
-            refuse_bad_losses(snapshot)
-        step = self.recorder.weighed(self.objective, seen, snapshot.detach())
+        recorder, omega = self.recorder, self.omega
+        step, value = recorder.weighed(self.objective, omega, seen, snapshot)
         if self.adjoint.before_step and self._teach_before(step):
-            step = self.recorder.weighed(self.objective, seen, step.snapshot)
-        since = self.recorder.since_update if self.recorder.steps else self.interval - self.window
+            omega = self.omega
+            step, value = recorder.weighed(self.objective, omega, seen, snapshot)
+        since = recorder.since_update if recorder.steps else self.interval - self.window
         position = since - (self.interval - self.window)
-        step = replace(step, state=self.adjoint.keep(self.recorder.state(), position, self.window))
-        omega, graph = self.omega, None
-        if theta is None:
-            # On several ranks, spare an exchange where the weights are those at hand.
-            known = self.ranks.count > 1 and self.objective.held
-            weights = step.weights if known else None
-            value = self.objective.value(omega, snapshot, weights)
-        else:
+        if self.adjoint.keeps(position, self.window):
+            step = replace(step, state=self.adjoint.keep(recorder.state(), position, self.window))
+        graph = None
+        if theta is not None:
             graph = self._training_pass.linearised(theta, snapshot, omega, step)
-            value = deliver(graph, self.recorder.parameters())
-        if self.recorder.totals is not None:
-            value = shown(value, self.recorder.totals.value)
-        parts = self.recorder.accumulates
+            value = deliver(graph, recorder.parameters())
+        if recorder.totals is not None:
+            value = shown(value, recorder.totals.value)
+        parts = recorder.accumulates
         mass = self.objective.log_mass(omega, step.snapshot) if parts else 0.0
-        self.recorder.expect(step, value, graph, mass)
+        recorder.expect(step, value, graph, mass)
         return value
 
     def discard(self) -> None:
@@ -343,6 +338,7 @@ class Coach:
         one, called where an update is due. Raises NumericError; nothing is changed.
         """
         self.trust(valid)
+        self.recorder.expect_updates(self.interval)
         if self.recorder.since_update and self.steps % PERIOD == 0:
             self.prove_equal(f"after step {self.steps}")
         if self.adjoint.before_step or self.recorder.since_update < self.interval:
@@ -406,7 +402,7 @@ class Coach:
         """
         seen = self.look(inputs, labels, index=index, group=group)
         with torch.no_grad():
-            trust, _ = counted(self.teacher.log_trust(seen), seen.ignored())
+            trust = counted(self.teacher.log_trust(seen), seen.ignored())
         return normalise(trust) * len(trust)
 
     @torch.no_grad()

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from deepteach.core.double_backward import TwiceDifferentiable
-from deepteach.core.forward_mode import dual_level
+from deepteach.core.forward_mode import along, lacks_forward_rule
 from deepteach.core.linearised import gradients
 from deepteach.core.nested import in_double, rows_of, size_of
 from deepteach.core.objective import Objective
@@ -217,10 +216,7 @@ class _Examination:
     def _forward_agrees(self, trained: Tensor) -> bool:
         """Whether there is a forward mode, and it says the same."""
         try:
-            with dual_level():
-                pairs = self.theta.items()
-                dual = {n: forward_ad.make_dual(leaf, self.along[n]) for n, leaf in pairs}
-                slopes = forward_ad.unpack_dual(self.losses(dual)).tangent
+            [(_, slopes)] = along(lambda dual: (self.losses(dual),), self.theta, self.along)
         except (NotImplementedError, RuntimeError) as error:
             if not lacks_forward_rule(error):
                 raise
@@ -262,12 +258,6 @@ def _leaves(theta: Params) -> Params:
 
 def _flat(tree: Params) -> Tensor:
     return torch.cat([leaf.detach().reshape(-1) for leaf in tree.values()])
-
-
-def lacks_forward_rule(error: Exception) -> bool:
-    """Whether torch says that an operation has no forward-mode derivative."""
-    text = str(error)
-    return "forward AD" in text or "forward-mode" in text or "jvp" in text
 
 
 def looks_again(count: int) -> bool:

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from deepteach.core.parameter_hooks import ParameterHooks, put_first
 from deepteach.core.record import Step
-from deepteach.core.standstill import norms
 from deepteach.errors import ConfigError, NumericError, ReplayError
-from deepteach.tree import Params, all_finite
+from deepteach.tree import Params, all_finite, norms
 
 _ROUNDINGS = 8
 """No gradient is known better than to this many units in the last place of the largest."""
@@ -113,8 +112,11 @@ class GradientAudit:
             NumericError: a gradient is not finite.
         """
         written: Params = {}
+        grads: list[Tensor] = []
         for name, leaf in active.items():
             grad, seen = leaf.grad, self._accumulated.get(name)
+            if grad is not None:
+                grads.append(grad)
             if self.changed and seen is not None:
                 continue
             if seen is None and grad is not None and not grad.any():
@@ -123,7 +125,7 @@ class GradientAudit:
                 raise ConfigError(_changed(name))
             if seen[1] != grad._version:
                 written[name] = grad
-        if not all_finite(leaf.grad for leaf in active.values() if leaf.grad is not None):
+        if not all_finite(grads):
             raise NumericError(
                 "a gradient of the student is not finite; the step was not taken: lower the "
                 "learning rate or check the batch"

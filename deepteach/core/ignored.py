@@ -41,8 +41,14 @@ def _columns(logits: Tensor, labels: Tensor) -> int:
     )
 
 
-def mean_counted(losses: Tensor, left_out: Tensor | None) -> Tensor:
-    """The mean of the losses that count, a scalar; NaN where none does."""
+def mean_counted(
+    losses: Tensor, left_out: Tensor | None, count: int | Tensor | None = None
+) -> Tensor:
+    """The mean of the losses that count, a scalar; NaN where none does.
+
+    `count` says how many they are, where it is known.
+    """
     if left_out is None:
         return losses.mean()
-    return torch.where(left_out, 0.0, losses).sum() / (~left_out).sum()
+    count = (~left_out).sum() if count is None else count
+    return torch.where(left_out, 0.0, losses).sum() / count

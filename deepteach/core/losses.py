@@ -30,19 +30,17 @@ def normalise(log_weights: Tensor) -> Tensor:
     return torch.softmax(log_weights, 0)
 
 
-def counted(log_weights: Tensor, left_out: Tensor | None) -> tuple[Tensor, int | Tensor]:
-    """Log weights that leave those samples out, and how many samples there are then."""
-    if left_out is None:
-        return log_weights, len(log_weights)
-    return torch.where(left_out, NOTHING, log_weights), (~left_out).sum()
+def counted(log_weights: Tensor, left_out: Tensor | None) -> Tensor:
+    """Log weights that leave those samples out."""
+    return log_weights if left_out is None else torch.where(left_out, NOTHING, log_weights)
 
 
-def effective_fraction(weights: Tensor, left_out: Tensor | None = None) -> Tensor:
+def effective_fraction(weights: Tensor, count: int | Tensor | None = None) -> Tensor:
     """Effective sample size (sum u)^2 / (n sum u^2): 1 for equal weights, 1/n for one sample.
 
-    n are the samples that are not left out.
+    n is the `count` of the samples that are not left out; all unless given.
     """
-    count = len(weights) if left_out is None else (~left_out).sum()
+    count = len(weights) if count is None else count
     return weights.sum().square() / (count * weights.square().sum())
 
 
@@ -56,14 +54,22 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ConfigError: other labels, or one logit, whose cross-entropy is always 0.
     """
-    _refuse_unreadable(logits, labels, "loss", soft=True)
-    return nn.functional.cross_entropy(logits, labels, reduction="none")
+    _refuse_unreadable(logits, labels, "loss", soft=True, values=False)
+    try:
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+    except IndexError:  # torch's kernel looks at the values of classes itself
+        _refuse_unreadable(logits, labels, "loss", soft=True)
+        raise
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean of `cross_entropy` over the labels that are not ignored, a scalar."""
-    _refuse_unreadable(logits, labels, "validation_loss", soft=True)
-    return nn.functional.cross_entropy(logits, labels)
+    _refuse_unreadable(logits, labels, "validation_loss", soft=True, values=False)
+    try:
+        return nn.functional.cross_entropy(logits, labels)
+    except IndexError:
+        _refuse_unreadable(logits, labels, "validation_loss", soft=True)
+        raise
 
 
 def expected_accuracy_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,8 +79,13 @@ def expected_accuracy_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return 1 - mean_counted(own, labels < 0)
 
 
-def _refuse_unreadable(logits: Tensor, labels: Any, given: str, *, soft: bool) -> None:
-    """Raises ConfigError: labels that are neither classes nor, if `soft`, their probabilities."""
+def _refuse_unreadable(
+    logits: Tensor, labels: Any, given: str, *, soft: bool, values: bool = True
+) -> None:
+    """Raises ConfigError: labels that are neither classes nor, if `soft`, their probabilities.
+
+    `values`: look for classes that there are not, too.
+    """
     remedy = f"give dt.Coach({given}=...) a loss of your own"
     if not isinstance(labels, Tensor):
         came = f"labels of type {type(labels).__name__}"
@@ -83,8 +94,8 @@ def _refuse_unreadable(logits: Tensor, labels: Any, given: str, *, soft: bool) -
     elif soft and labels.is_floating_point() and labels.shape == logits.shape:
         return
     elif labels.dtype in (torch.int64, torch.uint8) and labels.shape == logits.shape[:1]:
-        if labels.device.type != "cpu":
-            return  # to look at the values would be to wait for the device
+        if not values or labels.device.type != "cpu":
+            return  # on a device, to look at the values would be to wait for it
         strange = labels[(labels >= logits.shape[1]) | ((labels < 0) & (labels != IGNORED))]
         if not len(strange):
             return

@@ -121,9 +121,10 @@ class MicroBatched(Objective):
         """g of one chunk."""
         return super().linearised(theta, part, omega, first_order=first_order)
 
-    def directional(self, theta: Params, step: Step, along: Params) -> tuple[Tensor, Tensor]:
+    def directional(self, theta: Params, step: Step, direction: Params) -> tuple[Tensor, Tensor]:
         pairs = [
-            super(MicroBatched, self).directional(theta, part, along) for part in self.parts(step)
+            super(MicroBatched, self).directional(theta, part, direction)
+            for part in self.parts(step)
         ]
         losses, moved = zip(*pairs, strict=True)
         return torch.cat(losses), torch.cat(moved)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import deque
-from collections.abc import MutableMapping, MutableSequence, MutableSet
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-_CONTAINERS = (dict, list, set, deque)
 
 
 class ModuleState:
@@ -22,13 +19,32 @@ class ModuleState:
     Args:
         module: whose state it is.
         numbers: copy parameters, their gradients and buffers as well.
+        layers: its layers, where they are known.
     """
 
-    def __init__(self, module: nn.Module, *, numbers: bool = False) -> None:
-        self._attributes = [(vars(layer), dict(vars(layer))) for layer in module.modules()]
-        values = [value for _, kept in self._attributes for value in kept.values()]
-        self._containers = [(v, copy.copy(v)) for v in values if isinstance(v, _CONTAINERS)]
-        own = [value for value in values if isinstance(value, Tensor)]
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        numbers: bool = False,
+        layers: Iterable[nn.Module] | None = None,
+    ) -> None:
+        self._mappings: list[tuple[Any, dict]] = []
+        self._lists: list[tuple[Any, list]] = []
+        self._sets: list[tuple[set, set]] = []
+        own: list[Tensor] = []
+        for layer in module.modules() if layers is None else layers:
+            held = vars(layer)
+            self._mappings.append((held, dict(held)))
+            for value in held.values():
+                if isinstance(value, dict):
+                    self._mappings.append((value, dict(value) if value else _NOTHING))
+                elif isinstance(value, list | deque):
+                    self._lists.append((value, list(value)))
+                elif isinstance(value, set):
+                    self._sets.append((value, set(value)))
+                elif isinstance(value, Tensor):
+                    own.append(value)
         if numbers:
             own += [*module.parameters(), *module.buffers()]
         self._tensors = [(leaf, leaf.detach().clone(), leaf._version) for leaf in own]
@@ -38,28 +54,29 @@ class ModuleState:
     @torch.no_grad()
     def restore(self) -> None:
         """Put it back, in place; what was not changed is not written to."""
-        for present, kept in self._attributes:
-            _refill(present, kept)
-        for present, kept in self._containers:
-            _refill(present, kept)
-        for leaf, kept, version in self._tensors:
+        for present, mapping in self._mappings:
+            if (present or mapping) and not _same_items(present, mapping):
+                present.clear()
+                present.update(mapping)
+        for present, items in self._lists:
+            if len(present) != len(items) or not all(map(operator.is_, present, items)):
+                present.clear()
+                present.extend(items)
+        for present, members in self._sets:
+            if present or members:
+                present.clear()
+                present |= members
+        for leaf, copied, version in self._tensors:
             if self._numbers or leaf._version != version:
-                leaf.copy_(kept)
+                leaf.copy_(copied)
         for leaf, gradient in self._gradients:
             leaf.grad = gradient
 
 
-def _refill(present: Any, kept: Any) -> None:
-    """Give a container the items that it had."""
-    if isinstance(present, MutableMapping):
-        same = present.keys() == kept.keys()
-        if not (same and all(map(operator.is_, present.values(), map(kept.get, present)))):
-            present.clear()
-            present.update(kept)
-    elif isinstance(present, MutableSet):
-        present.clear()
-        present |= kept
-    elif isinstance(present, MutableSequence):
-        if len(present) != len(kept) or not all(map(operator.is_, present, kept)):
-            present.clear()
-            present.extend(kept)
+_NOTHING: dict = {}
+"""What an empty mapping held."""
+
+
+def _same_items(present: Any, kept: dict) -> bool:
+    same = present.keys() == kept.keys()
+    return same and all(map(operator.is_, present.values(), map(kept.get, present)))

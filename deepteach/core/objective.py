@@ -14,12 +14,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.func import functional_call
+from torch import Tensor
 
+from deepteach.core import forward_mode
 from deepteach.core.double_backward import TwiceDifferentiable
-from deepteach.core.forward_mode import dual_level
+from deepteach.core.layout import Layout, layout_of
 from deepteach.core.linearised import Linearised, derivatives_known, gradients, refuse_cut
 from deepteach.core.losses import NOTHING, SampleLoss, counted, normalise, refuse_shape
 from deepteach.core.record import Step
@@ -63,6 +62,15 @@ class Objective:
     ranks: Ranks = field(default_factory=Ranks)
     summed: Params | None = None
     """While a sweep asks for it: how large the terms are that `teacher_gradient` adds up."""
+    confirmed: list[Step] = field(default_factory=list)
+    """Steps of the present sweep whose weights have come out again."""
+    known_layout: Layout | None = None
+
+    @property
+    def taught(self) -> Layout:
+        """The teacher's layers and tensors as they are now."""
+        known = self.known_layout = layout_of(self.teacher, self.known_layout)
+        return known
 
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """`(batch,)` losses; refuses a loss that already averages."""
@@ -89,7 +97,7 @@ class Objective:
     @property
     def omega(self) -> Params:
         """The teacher's parameters by name, detached."""
-        return {name: leaf.detach() for name, leaf in self.teacher.named_parameters()}
+        return {name: leaf.detach() for name, leaf in self.taught.parameters.items()}
 
     @property
     def held(self) -> bool:
@@ -103,8 +111,10 @@ class Objective:
 
     def _log_weights(self, omega: Params, snapshot: Snapshot) -> tuple[Tensor, int | Tensor]:
         """Logarithms of the raw weights, and how many samples count."""
+        left_out, count = snapshot.ignored(), snapshot.count()
         seen = snapshot.detach() if self.held else snapshot
-        return counted(functional_call(self.teacher, omega, (seen,)), seen.ignored())
+        log_weights = self.taught.call(omega, (seen,))
+        return counted(log_weights, left_out), count
 
     def _shares(self, log_weights: Tensor, count: int | Tensor) -> Tensor:
         """u of a batch, in the logarithms' precision; of the whole batch on several ranks."""
@@ -119,18 +129,16 @@ class Objective:
 
     def log_mass(self, omega: Params, snapshot: Snapshot) -> float:
         """log sum w of a batch, or log n where weights are not normalised."""
-        log_weights = functional_call(self.teacher, omega, (snapshot,)).double()
-        log_weights, count = counted(log_weights, snapshot.ignored())
+        log_weights = self.taught.call(omega, (snapshot,)).double()
+        log_weights, count = counted(log_weights, snapshot.ignored()), snapshot.count()
         if not self.teacher.normalised:
             return math.log(count) if count else NOTHING
         return float(log_weights.logsumexp(0))
 
     def losses(self, omega: Params, logits: Tensor, snapshot: Snapshot) -> Tensor:
         """l(z; omega), `(batch,)`, as a teacher shapes it that reads `snapshot`."""
-        prefixed = {f"teacher.{name}": leaf for name, leaf in omega.items()}
-        shaped = functional_call(
-            _SampleLosses(self.teacher), prefixed, (logits, snapshot, self.loss)
-        )
+        given = logits, snapshot, self.loss
+        shaped = self.taught.call(omega, given, function=self.teacher.sample_losses)
         refuse_shape(shaped, logits, snapshot.labels, len(snapshot.losses), "sample_losses")
         return shaped.to(snapshot.losses.dtype)
 
@@ -191,7 +199,7 @@ class Objective:
         if self.held:
             leaf = used = step.weights.detach().requires_grad_()
             value = self.value(omega, snapshot, used, held)
-            respond = partial(self.teacher_gradient, omega, held)
+            respond = partial(self.teacher_gradient, omega, held, recorded=step)
         else:
             omega = {name: leaf.detach().requires_grad_() for name, leaf in omega.items()}
             value = self.value(omega, snapshot)
@@ -228,36 +236,39 @@ class Objective:
             respond=respond,
         )
 
-    def directional(self, theta: Params, step: Step, along: Params) -> tuple[Tensor, Tensor]:
+    def directional(self, theta: Params, step: Step, direction: Params) -> tuple[Tensor, Tensor]:
         """(l, moved): losses `(batch,)`, and how a direction of theta moves the batch.
 
         That is the losses' derivative `(batch,)`, or the logits' where the teacher shapes
         the loss. First-order forward mode, both detached. Raises NotImplementedError where
         an operator has no forward rule; the caller then takes `linearised`.
         """
-        with dual_level():
-            dual = {
-                name: forward_ad.make_dual(leaf.detach(), along[name])
-                for name, leaf in theta.items()
-            }
+        shaped = self.teacher.shapes_loss
+
+        def replayed_at(dual: Params) -> tuple[Tensor, ...]:
             snapshot = self.replay(dual, step)
-            losses, slopes = forward_ad.unpack_dual(snapshot.losses)
-            values, moved = losses, slopes
-            if self.teacher.shapes_loss:
-                values, moved = forward_ad.unpack_dual(snapshot.logits)
+            return (snapshot.losses, snapshot.logits) if shaped else (snapshot.losses,)
+
+        found = forward_mode.along(replayed_at, theta, direction)
+        losses, (values, moved) = found[0][0], found[-1]
         return losses, torch.zeros_like(values) if moved is None else moved
 
-    def teacher_gradient(self, omega: Params, held: Snapshot, moved: Tensor) -> Params:
+    def teacher_gradient(
+        self, omega: Params, held: Snapshot, moved: Tensor, recorded: Step | None = None
+    ) -> Params:
         """grad_omega of the derivative of L in a direction of theta.
 
         `held` is the batch as recorded at that step, `moved` what `directional` says of the
-        direction. The student is not differentiated: only the small teacher is.
+        direction. The student is not differentiated: only the small teacher is. The step
+        that is `recorded` is noted where its weights have come out again.
         """
         omega = {name: leaf.detach().requires_grad_() for name, leaf in omega.items()}
         held = held.detach()
         with torch.enable_grad():
             log_weights, count = self._log_weights(omega, held)
             weights = self._shares(log_weights, count).to(held.losses.dtype)
+            if recorded is not None and torch.equal(weights, recorded.weights):
+                self.confirmed.append(recorded)
             if self.teacher.shapes_loss:
                 logits = held.logits.detach().requires_grad_()
                 value = weights @ self.losses(omega, logits, held)
@@ -289,14 +300,3 @@ def _terms(log_weights: Tensor, change: Tensor, omega: Params) -> Params:
     )
     pairs = zip(omega.items(), found, strict=True)
     return {n: torch.zeros_like(leaf) if g is None else g.abs() for (n, leaf), g in pairs}
-
-
-class _SampleLosses(nn.Module):
-    """`sample_losses` of a teacher as a forward pass, so that its parameters can be given."""
-
-    def __init__(self, teacher: AbstractTeacher) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, logits: Tensor, snapshot: Snapshot, loss: SampleLoss) -> Tensor:
-        return self.teacher.sample_losses(logits, snapshot, loss)

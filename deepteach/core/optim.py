@@ -1,8 +1,7 @@
 """Optimizer steps as pure functions, each beside its inverse and its adjoint.
 
-A rule advances (theta, slots) by one step given the gradient g of the weighted loss. It handles
-the optimizer's own regulariser (weight decay), so that lambda is in the step and its derivative.
-Parameters without a gradient in a step are absent from its `hyper` and stay, as in torch.
+A rule advances (theta, slots) by a step given the gradient g of the weighted loss; weight decay
+is its own. Parameters without a gradient are absent from `hyper` and stay, as in torch.
 """
 
 from __future__ import annotations
@@ -76,6 +75,7 @@ class Rule:
     """Keys of `optimizer.state[parameter]` whose tensors a step reads and writes."""
     linear: bool = False
     """The step is affine in g, so its adjoint needs neither g nor the slots."""
+    of_groups: bool = False  # `hyper` reads the group alone: one is asked for, for all of it
 
     def hyper(self, group: dict, held: dict) -> Hyper:
         """Read the settings of one parameter's next step.
@@ -106,7 +106,9 @@ class Rule:
         with torch.enable_grad():
             stepped = self.step(State(theta, slots), grads, hyper)
         ends, cotangents = [], []
-        for tree, seed in zip(_trees(stepped), _trees(later), strict=True):
+        for tree, seed in zip(
+            *([s.theta, *s.slots.values()] for s in (stepped, later)), strict=True
+        ):
             for name, leaf in tree.items():
                 if leaf.requires_grad:
                     ends.append(leaf)
@@ -150,6 +152,7 @@ class MomentumSGD(Rule):
 
     slot_names = ("momentum_buffer",)
     linear = True
+    of_groups = True
 
     def memory(self, hyper: Hyper) -> float:
         return hyper.momentum
@@ -302,6 +305,7 @@ class Clipped(Rule):
     def __init__(self, inner: Rule, max_norm: float) -> None:
         self.inner, self.max_norm = inner, max_norm
         self.slot_names = inner.slot_names  # type: ignore[misc]
+        self.of_groups = inner.of_groups
 
     def clip(self, gradient: Params, hyper: dict[str, Hyper]) -> Params:
         norms = [torch.linalg.vector_norm(gradient[name]) for name in hyper]
@@ -367,10 +371,6 @@ def _bare(function: Any) -> Any:
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     return function
-
-
-def _trees(state: State) -> list[Params]:
-    return [state.theta, *state.slots.values()]
 
 
 def _leaves(state: State, gradient: Params) -> tuple[Params, dict[str, Params], Params]:

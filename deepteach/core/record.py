@@ -54,6 +54,16 @@ class Step:
     norms: list[Tensor] | None = None
     left: tuple[list[Tensor], list[Tensor]] | None = None
 
+    def taken(self, hyper: dict[str, Hyper], norms: list[Tensor] | None) -> Step:
+        """The same, as the optimizer takes it."""
+        seen = self.passes, self.snapshot, self.weights, self.value
+        return Step(*seen, hyper, self.state, self.wrong, norms, self.left)
+
+    def followed(self, left: tuple[list[Tensor], list[Tensor]] | None) -> Step:
+        """The same, with the norms after it and before the next one."""
+        seen = self.passes, self.snapshot, self.weights, self.value
+        return Step(*seen, self.hyper, self.state, self.wrong, self.norms, left)
+
 
 def pack_step(step: Step) -> dict[str, Any]:
     """A recorded step as nested plain containers of tensors."""

@@ -2,6 +2,8 @@
 
 `expect` says what the pass of `coach.loss` saw. When the optimizer has stepped, the record is
 complete and joins the window; nobody changes it afterwards.
+
+Long, because all hooks around one step share what is known of it.
 """
 
 from __future__ import annotations
@@ -18,25 +20,30 @@ from torch import Tensor
 
 from deepteach.core.accumulation import Accumulation
 from deepteach.core.closures import closure_of, with_closure
-from deepteach.core.distributed_batch import BAD_WEIGHTS, Totals, sum_gradients, totals
+from deepteach.core.distributed_batch import (
+    BAD_WEIGHTS,
+    Totals,
+    refuse_bad_losses,
+    sum_gradients,
+    totals,
+)
 from deepteach.core.gradient_audit import GradientAudit, attach, has_gradient, weakly
 from deepteach.core.graph_memory import HeldGraphs
-from deepteach.core.ignored import mean_counted
 from deepteach.core.ledger import Ledger
 from deepteach.core.linearised import Linearised
-from deepteach.core.losses import effective_fraction
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
 from deepteach.core.optim import Rule
 from deepteach.core.record import Pass, Step, pack_step, unpack_step
 from deepteach.core.snapshot import Clock, Snapshot
-from deepteach.core.standstill import MOVED, NOT_TAUGHT, Standstill, norms
+from deepteach.core.standstill import MOVED, NOT_TAUGHT, Standstill
 from deepteach.core.step_examination import StepExamination
 from deepteach.core.student import Student
+from deepteach.core.tally import Tally
 from deepteach.core.trained import Trained
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, NumericError
-from deepteach.tree import all_finite
+from deepteach.tree import Params, all_finite, finite_sum, norms
 
 
 class Recorder(Trained):
@@ -83,6 +90,7 @@ class Recorder(Trained):
         self.observed, self._ledger = observed, ledger
         self.ranks, self.clock, self.accumulates = ranks, clock, accumulates
         self.steps: deque[Step] = deque(maxlen=length)
+        self._unseen: int | None = None
         self.pending: Step | None = None
         """The batch of the last `coach.loss`, until the optimizer steps."""
         self.totals: Totals | None = None
@@ -93,7 +101,7 @@ class Recorder(Trained):
         self.standstill = Standstill(self, guarded=guarded, anchored=anchored)
         self._accumulation, self._mass = Accumulation(), 0.0
         self._batch, self._passed_back = 0, False
-        self._effective = torch.zeros(())
+        self._tally = Tally()
         self._audit, self._objective = audit, objective
         self._looks = looks and not audit.scaled
         self._examination = StepExamination(optimizer, rule, clips=audit.changed)
@@ -113,7 +121,8 @@ class Recorder(Trained):
     def __getstate__(self) -> dict[str, Any]:
         """Of copies and pickles, which get hooks of their own."""
         self._rest()
-        return {name: value for name, value in vars(self).items() if name != "_arrange"}
+        kept = {name: value for name, value in vars(self).items() if name != "_arrange"}
+        return {**kept, "_layout": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -147,21 +156,30 @@ class Recorder(Trained):
     def _unfinished(self) -> bool:
         return self.pending is not None or bool(self._accumulation.parts)
 
-    def weighed(self, objective: Objective, seen: Pass, snapshot: Snapshot) -> Step:
-        """The step about to be taken, as the teacher weighs it now; on all ranks together.
+    def weighed(
+        self, objective: Objective, omega: Params, seen: Pass, snapshot: Snapshot
+    ) -> tuple[Step, Tensor]:
+        """The step about to be taken, as the teacher weighs it now, and its L with its graph.
+
+        On all ranks together.
 
         Raises:
             NumericError: losses or weights are not finite, on any rank.
         """
-        omega = objective.omega
-        weights = objective.weights(omega, snapshot).detach()
-        value = objective.value(omega, snapshot, weights).detach()
-        step = Step((seen,), snapshot, weights, value, {}, None)
-        if self.ranks.count > 1:
+        held = snapshot.detach()
+        one = self.ranks.count == 1
+        # On several ranks all must know before any may stop: `totals` tells them.
+        if one and not finite_sum(held.losses):
+            refuse_bad_losses(held)
+        weights = objective.weights(omega, held if objective.held else snapshot)
+        value = objective.value(omega, snapshot, weights, held)
+        step = Step((seen,), held, weights.detach(), value.detach(), {}, None)
+        if not one:
             self.totals = totals(self.ranks, step)
-        elif not all_finite([weights, value]):
+        # What is not finite among the weights is so in the sum that they make.
+        elif not finite_sum(step.value) and not all_finite([step.weights, step.value]):
             raise NumericError(BAD_WEIGHTS)
-        return step
+        return step, value
 
     def expect(
         self, step: Step, value: Tensor, graph: Linearised | None, mass: float = 0.0
@@ -187,7 +205,7 @@ class Recorder(Trained):
 
     def restart(self) -> None:
         """Begin a new window: the steps so far belong to a teacher that has changed."""
-        self._effective = torch.zeros(())
+        self._tally.total = torch.zeros(())
         self.since_update = 0
         self.standstill.begin()
         self._drop()
@@ -200,17 +218,18 @@ class Recorder(Trained):
     def standing(self) -> tuple:
         """What an update changes here, for `stand`."""
         waiting = list(self.observed.waiting)
-        return self.clock, self.since_update, self._effective, list(self.steps), waiting
+        return self.clock, self.since_update, self._tally.total, list(self.steps), waiting
 
     def stand(self, standing: tuple) -> None:
         """Where `standing` was taken; graphs, which may be used up, are let go."""
-        self.clock, self.since_update, self._effective, steps, self.observed.waiting = standing
+        self.clock, self.since_update, total, steps, self.observed.waiting = standing
+        self._tally.total = total
         self.steps = deque(steps, self.steps.maxlen)
         self.graphs.drop()
 
     def effective(self) -> float:
         """Mean effective sample size since the window began, as a fraction of the batch."""
-        return float(self._effective) / max(self.since_update, 1)
+        return float(self._tally.total) / max(self.since_update, 1)
 
     def _again(self, step: Step) -> Linearised:
         theta, objective = self.parameters(), self._objective
@@ -275,7 +294,8 @@ class Recorder(Trained):
             self.graphs.pending = None
         if self.pending is None:
             return given
-        active = {n: p for n, p in self.parameters().items() if p.grad is not None}
+        named = self.parameters()
+        active = {n: p for n, p in named.items() if p.grad is not None}
         self.pending = self._accumulation.whole(self.pending, self._mass)
         self._accumulation.clear()
         with self._abandoning():
@@ -285,10 +305,8 @@ class Recorder(Trained):
             hyper, used = self.hyper(active), None
             if self._looks and not self.rule.linear:
                 used = norms([leaf.grad for n in hyper if (leaf := active[n]).grad is not None])
-            self.pending = replace(pending, hyper=hyper, norms=used)
-            if self._looks and self._examination.due(
-                named := self.parameters(), self.clock.step + 1
-            ):
+            self.pending = pending.taken(hyper, used)
+            if self._looks and self._examination.due(named, self.clock.step + 1):
                 again = self._again(self.pending)
                 self._examination.before(self.pending, named, self.state(), again, self.ranks)
         return given
@@ -304,9 +322,15 @@ class Recorder(Trained):
         if self.ranks.any(wrong is not None) and self.steps:
             self.steps[-1] = replace(self.steps[-1], wrong=wrong or "another rank tells")
 
+    def expect_updates(self, interval: int) -> None:
+        """Windows end at every `interval`-th step: no other one is looked back over."""
+        self._unseen = interval - (self.steps.maxlen or 0)
+
     def recorded(self) -> list[Step]:
         """The steps since the teacher last changed, oldest first."""
         self.learn_names()
+        if self._unseen is not None and self.since_update <= self._unseen:
+            self.standstill.look_always()  # it is asked for between updates, and may be again
         self.settle()
         kept = self.standstill.sift(self.steps)
         if len(kept) < len(self.steps):
@@ -354,15 +378,12 @@ class Recorder(Trained):
         count = len(step.weights) if whole is None else whole.count
         self.observed.add(step.snapshot, count)
         self._ledger.note(step, count)
-        left_out = step.snapshot.ignored() if whole is None else None
-        effective = effective_fraction(step.weights, left_out) if whole is None else whole.effective
-        self._effective = self._effective.to(step.weights) + effective.to(step.weights)
         if whole is None:
-            loss = float(mean_counted(step.snapshot.losses, left_out).nan_to_num())
+            mean = self._tally.add(step.weights, step.snapshot)
         else:
-            loss = whole.mean_loss
-        self.clock = self.clock.stepped(loss)
-        self.standstill.mark()
+            mean = self._tally.add_known(whole.mean_loss, whole.effective, step.weights)
+        self.clock = self.clock.stepped(mean)
+        self.standstill.mark(counts=self._unseen is None or self.since_update > self._unseen)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-exact resume needs. `steps` are those of this rank.
@@ -374,7 +395,7 @@ class Recorder(Trained):
         return {
             "clock": asdict(self.clock),
             "since_update": self.since_update,
-            "effective": self._effective,
+            "effective": self._tally.total,
             "steps": [pack_step(step) for step in self.steps],
             "observed": self.observed.state_dict(),
         }
@@ -383,13 +404,15 @@ class Recorder(Trained):
         if self._unfinished:
             raise ConfigError("copy or save between optimizer.step() and the next coach.loss")
         self.graphs.drop()
+        self._tally.read()
         self.recorded()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.clock = Clock(**state["clock"])
         self.since_update = state["since_update"]
-        self._effective = state["effective"]
+        self._tally.start(self.clock.mean_loss, self.clock.step)
+        self._tally.total = state["effective"]
         self.observed.load_state_dict(state.get("observed", ()))
         self.learn_names()
         kinds = {name: type(h) for name, h in self.hyper(self.parameters()).items()}

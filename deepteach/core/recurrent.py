@@ -6,7 +6,7 @@ own have both. Convolutions beside them stay with cuDNN.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -33,9 +33,9 @@ class OwnRecurrence(TorchFunctionMode):
             torch.backends.cudnn.enabled = before
 
 
-def own_recurrence(module: nn.Module) -> AbstractContextManager[object]:
-    """For passes of a module; nothing where cuDNN or recurrent layers are not there."""
+def own_recurrence(layers: Iterable[nn.Module]) -> AbstractContextManager[object]:
+    """For passes of a module of these layers; nothing without cuDNN or recurrent layers."""
     if not torch.backends.cudnn.is_available():
         return nullcontext()
-    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in layers)
     return OwnRecurrence() if recurrent else nullcontext()

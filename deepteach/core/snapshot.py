@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -9,6 +10,37 @@ from torch import Tensor
 
 from deepteach.core.ignored import ignored
 from deepteach.core.nested import joined_batch, rows_of
+
+
+class Later:
+    """A number that is found when it is asked for: `find` makes somebody say `found`."""
+
+    __slots__ = ("_find", "_value")
+
+    def __init__(self, find: Callable[[], None]) -> None:
+        self._find: Callable[[], None] | None = find
+        self._value = 0.0
+
+    def found(self, value: float) -> None:
+        self._value, self._find = value, None
+
+    def __float__(self) -> float:
+        if self._find is not None:
+            self._find()
+        return self._value
+
+
+class _Read:
+    """A field of a dataclass that is read when it is asked for."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, owner: Any, kind: type | None = None) -> float:
+        return 0.0 if owner is None else float(vars(owner)[self._name])
+
+    def __set__(self, owner: Any, value: float | Later) -> None:
+        vars(owner)[self._name] = value
 
 
 @dataclass(frozen=True)
@@ -24,7 +56,7 @@ class Clock:
 
     step: int = 0
     total: int | None = None
-    mean_loss: float = 0.0
+    mean_loss: _Read = _Read()  # a number
     best_accuracy: float = 0.0
 
     @property
@@ -32,14 +64,14 @@ class Clock:
         """Fraction of training done, in [0, 1]; without a known end it saturates towards 1."""
         return self.step / self.total if self.total else self.step / (self.step + 1000)
 
-    def stepped(self, loss: float) -> Clock:
-        """After one more step, on a batch of this mean loss."""
-        mean = (self.mean_loss * self.step + loss) / (self.step + 1)
-        return replace(self, step=self.step + 1, mean_loss=mean)
+    def stepped(self, mean: float | Later) -> Clock:
+        """After one more step, which makes this the mean loss."""
+        return Clock(self.step + 1, self.total, mean, self.best_accuracy)
 
     def measured(self, accuracy: float | None) -> Clock:
         """After a trusted batch, whose accuracy is None where it is not known."""
-        return replace(self, best_accuracy=max(self.best_accuracy, accuracy or 0.0))
+        best = max(self.best_accuracy, accuracy or 0.0)
+        return Clock(self.step, self.total, vars(self)["_mean_loss"], best)
 
 
 @dataclass(frozen=True)
@@ -66,16 +98,29 @@ class Snapshot:
 
     def detach(self) -> Snapshot:
         """The same without a graph: what is held constant."""
-        return replace(
-            self,
-            internal=self.internal.detach(),
-            logits=self.logits.detach(),
-            losses=self.losses.detach(),
+        found = Snapshot(
+            *(self.internal.detach(), self.logits.detach(), self.labels, self.losses.detach()),
+            *(self.clock, self.index, self.group),
         )
+        for name in ("_ignored", "_count"):
+            if name in vars(self):
+                vars(found)[name] = vars(self)[name]
+        return found
 
     def ignored(self) -> Tensor | None:
         """Which samples the loss leaves out, `(batch,)`; None where labels cannot say so."""
-        return ignored(self.logits, self.labels, self.losses)
+        known = vars(self)
+        if "_ignored" not in known:  # asked several times a step
+            known["_ignored"] = ignored(self.logits, self.labels, self.losses)
+        return known["_ignored"]
+
+    def count(self) -> int | Tensor:
+        """How many samples the loss does not leave out."""
+        known = vars(self)
+        if "_count" not in known:
+            left_out = self.ignored()
+            known["_count"] = len(self.losses) if left_out is None else (~left_out).sum()
+        return known["_count"]
 
     def rows(self, rows: slice | Tensor) -> Snapshot:
         """A part of the batch, a slice or places: what has a row per sample is cut."""

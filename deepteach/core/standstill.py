@@ -7,10 +7,9 @@ writes are compared when the window is crossed, so that no step waits for the de
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from deepteach.core.record import Step
 from deepteach.core.trained import Trained
 from deepteach.errors import ConfigError, ReplayError, WindowWarning
+from deepteach.tree import norms
 
 MOVED = (
     "something besides optimizer.step() changed the student's parameters, or what its optimizer "
@@ -34,14 +34,7 @@ class Mark:
     """A student and its optimizer at one moment."""
 
     def __init__(self, trained: Trained) -> None:
-        theta = trained.parameters()
-        held = trained.held(theta)
-        slots = trained.rule.slot_names
-        tensors = {("", name): leaf for name, leaf in theta.items()} | {
-            (slot, name): held[name].get(slot) for slot in slots for name in theta
-        }
-        found = {key: leaf for key, leaf in tensors.items() if isinstance(leaf, Tensor)}
-        self._keys, self._leaves = tuple(found), list(found.values())
+        self._names, self._leaves = trained.watched()
         self._versions = [leaf._version for leaf in self._leaves]
 
     @cached_property
@@ -49,14 +42,21 @@ class Mark:
         """Of each tensor, when this is first asked."""
         return norms(self._leaves)
 
+    def same(self, now: Mark) -> bool:
+        """Whether nothing has been replaced, and nothing written to as versions tell."""
+        # A version tells of writes to one tensor alone.
+        return (
+            self._versions == now._versions
+            and len(self._leaves) == len(now._leaves)
+            and all(map(operator.is_, self._leaves, now._leaves))
+            and self._names == now._names
+        )
+
     def moved(self, now: Mark) -> bool:
         """Whether what has been replaced or written to since is something else now."""
-        if self._keys != now._keys:
-            return True
-        same = all(a is b for a, b in zip(self._leaves, now._leaves, strict=True))
-        if same and self._versions == now._versions:
+        if self.same(now):
             return False
-        return bool(_differ(self.norms, now.norms))
+        return self._names != now._names or bool(_differ(self.norms, now.norms))
 
 
 class Standstill:
@@ -71,31 +71,43 @@ class Standstill:
     def __init__(self, trained: Trained, *, guarded: bool, anchored: bool) -> None:
         self._trained, self._guarded, self._anchored = trained, guarded, anchored
         self._mark: Mark | None = None
+        self._measured, self._always = True, False
         self._cause, self._told, self._waited = "", set[str](), 0
 
     def begin(self) -> None:
         """A new window, after an update."""
         self._cause, self._waited = "", 0
 
-    def mark(self) -> None:
-        """This is where the step led."""
+    def mark(self, *, counts: bool = True) -> None:
+        """This is where the step led; `counts` says whether a window may look back over it."""
         self._mark = Mark(self._trained) if self._guarded else None
-        if self._mark is not None:
+        self._measured = counts or self._always
+        if self._mark is not None and self._measured:
             _ = self._mark.norms
+
+    def look_always(self) -> None:
+        """A window may look back over any step."""
+        self._always = True
 
     def left(self, steps: deque[Step]) -> bool:
         """Whether the student has left the place where the newest of `steps` led.
 
-        What versions do not tell is remembered beside that step, for `sift`.
+        What versions do not tell is remembered beside that step, for `sift`. Of a step that no
+        window looks back over no norms are taken, so that whatever was written to counts as moved.
         """
         before = self._mark
-        self.mark()
-        if not steps or before is None or self._mark is None:
+        if before is None or not steps:
+            self.mark(counts=self._measured)
             return False
+        if not self._measured:
+            now = self._mark = Mark(self._trained)
+            return not before.same(now)
+        self.mark()
+        assert self._mark is not None
         if before.moved(self._mark):
             return True
         first = before.norms if steps[-1].left is None else steps[-1].left[0]
-        steps[-1] = replace(steps[-1], left=(first, self._mark.norms))
+        steps[-1] = steps[-1].followed((first, self._mark.norms))
         return False
 
     def sift(self, steps: deque[Step]) -> list[Step]:
@@ -105,7 +117,7 @@ class Standstill:
             return list(steps)
         flags = torch.stack([_differ(*left) for _, left in gaps]).tolist()
         last = max((i for (i, _), flag in zip(gaps, flags, strict=True) if flag), default=-1)
-        kept = [replace(step, left=None) for step in list(steps)[last + 1 :]]
+        kept = [step.followed(None) for step in list(steps)[last + 1 :]]
         while last >= 0 and self._anchored and kept and kept[0].state is None:
             kept.pop(0)
         return kept
@@ -158,16 +170,6 @@ class Standstill:
             "no step was recorded since the teacher last changed: call coach.loss(x, y)"
             ".backward() and optimizer.step() first"
         )
-
-
-def norms(leaves: Sequence[Tensor]) -> list[Tensor]:
-    """The Euclidean norm of each, in float32 at least."""
-    plain = [leaf.detach() for leaf in leaves]
-    if not plain:
-        return []
-    short = any(leaf.dtype.itemsize < 4 for leaf in plain)
-    dtype = torch.float32 if short else None
-    return list(torch._foreach_norm(plain, 2, dtype))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _differ(left: list[Tensor], right: list[Tensor]) -> Tensor:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
+from deepteach.core.layout import Layout, layout_of
 from deepteach.core.module_state import ModuleState
-from deepteach.core.recurrent import own_recurrence
+from deepteach.core.plain_kernels import plain_kernels, uncompiled
 from deepteach.errors import ConfigError
 from deepteach.tree import Params
 
@@ -97,8 +94,15 @@ class Student:
         self._pool_reads_inputs = callable(pool) and _required(pool) > 1
         self.surrogate = surrogate
         self._logits = logits or logits_of
+        self._known: Layout | None = None
         self.under_autocast = False
         """Whether the layer ran under autocast in the last pass, from outside or by itself."""
+
+    @property
+    def layout(self) -> Layout:
+        """The module's layers and tensors as they are now."""
+        known = self._known = layout_of(self.module, self._known)
+        return known
 
     @property
     def _layer(self) -> nn.Module:
@@ -130,13 +134,14 @@ class Student:
         """
         args, kwargs = _arguments(inputs)
         used = buffers if update or leaves else {n: leaf.clone() for n, leaf in buffers.items()}
-        present = () if leaves else self.module.named_buffers()
+        layout = self.layout
+        present = () if leaves else layout.buffers()
         held = {name: leaf.detach().clone() for name, leaf in present if name not in used}
         tensors = {**params, **held, **used}
-        before = None if leaves else ModuleState(self.module)
+        before = None if leaves else ModuleState(self.module, layers=layout.layers)
         try:
-            with self._tapped() as seen, _plain_kernels(self.module), _uncompiled():
-                raw = functional_call(self.module, tensors, args, kwargs)
+            with self._tapped() as seen, plain_kernels(layout.layers), uncompiled():
+                raw = layout.call(tensors, args, kwargs)
             if update or leaves:  # some are replaced, not written to
                 buffers.update({name: tensors[name].detach() for name in buffers})
             return Outputs(self._logits(raw), self._state(seen, inputs))
@@ -146,12 +151,12 @@ class Student:
 
     def trained(self) -> Params:
         """Copies of the parameters that require a gradient, for passes that may write to them."""
-        named = self.module.named_parameters()
+        named = self.layout.parameters.items()
         return {name: leaf.detach().clone() for name, leaf in named if leaf.requires_grad}
 
     def buffers(self) -> Params:
         """Copies of the module's buffers as they are now."""
-        return {name: leaf.detach().clone() for name, leaf in self.module.named_buffers()}
+        return {name: leaf.detach().clone() for name, leaf in self.layout.buffers()}
 
     @torch.no_grad()
     def restore_buffers(self, saved: Params) -> None:
@@ -159,7 +164,7 @@ class Student:
 
         A pass may have replaced buffers, or made them.
         """
-        present = dict(self.module.named_buffers())
+        present = dict(self.layout.buffers())
         for name in present.keys() | saved.keys():
             leaf, old = present.get(name), saved.get(name)
             if leaf is not None and old is not None and leaf.shape == old.shape:
@@ -173,24 +178,25 @@ class Student:
         shared = (getattr(nn.modules.module, f"_global{kind}", ()) for kind in _HOOKS)
         own = (
             (id(layer), layer.training, *(tuple(getattr(layer, kind, ())) for kind in _HOOKS))
-            for layer in self.module.modules()
+            for layer in self.layout.layers
         )
         return (*map(tuple, shared), *own)
 
     def modes(self) -> tuple[bool, ...]:
         """The `training` flag of every submodule, in the order of `modules()`."""
-        return tuple(layer.training for layer in self.module.modules())
+        return self.layout.modes()
 
     @contextmanager
     def in_modes(self, modes: tuple[bool, ...]) -> Iterator[None]:
         """Run with recorded `training` flags, then put the present ones back."""
-        before = self.modes()
+        layers = self.layout.layers
+        before = [layer.training for layer in layers]
         try:
-            for layer, flag in zip(self.module.modules(), modes, strict=True):
+            for layer, flag in zip(layers, modes, strict=True):
                 layer.training = flag
             yield
         finally:
-            for layer, flag in zip(self.module.modules(), before, strict=True):
+            for layer, flag in zip(layers, before, strict=True):
                 layer.training = flag
 
     @contextmanager
@@ -291,13 +297,6 @@ def _refuse_scripted(module: nn.Module) -> None:
             )
 
 
-def _uncompiled() -> AbstractContextManager[object]:
-    """Run compiled code as it was written: it cannot be differentiated twice."""
-    # Where nothing was compiled the compiler need not be imported.
-    used = "torch._dynamo.eval_frame" in sys.modules
-    return torch.compiler.set_stance("force_eager") if used else nullcontext()
-
-
 def _arguments(inputs: Inputs) -> tuple[tuple, dict]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
@@ -346,45 +345,6 @@ def _first_tensor(value: Any) -> Tensor:
 
 def _is_empty(item: Any) -> bool:
     return isinstance(item, tuple | list | dict) and not item
-
-
-@contextmanager
-def _plain_kernels(module: nn.Module) -> Iterator[None]:
-    """Attention and recurrence that can be differentiated twice, no activation checkpoints.
-
-    The encoder's inference fast path has no derivative rules. A checkpoint would recompute its
-    activations in the backward pass, by the module's own parameters and not the replay's. torch has
-    no switch for that; where its internal name is gone, such a student fails the checks of replays.
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    recompute = getattr(torch.utils.checkpoint, _RECOMPUTE, None)
-    torch.backends.mha.set_fastpath_enabled(False)
-    setattr(torch.utils.checkpoint, _RECOMPUTE, _kept_activations)
-    reentrant = torch.utils.checkpoint.CheckpointFunction
-    torch.utils.checkpoint.CheckpointFunction = _Kept  # type: ignore[misc]
-    try:
-        with sdpa_kernel(SDPBackend.MATH), own_recurrence(module):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-        setattr(torch.utils.checkpoint, _RECOMPUTE, recompute)
-        torch.utils.checkpoint.CheckpointFunction = reentrant  # type: ignore[misc]
-
-
-_RECOMPUTE = "_checkpoint_without_reentrant_generator"
-
-
-class _Kept:
-    """In the place of the function of a reentrant checkpoint, which knows no second derivative."""
-
-    @staticmethod
-    def apply(function: Callable, _preserve: bool, *args: Any) -> Any:
-        return function(*args)
-
-
-def _kept_activations(*_args: Any, **_kwargs: Any) -> Iterator[None]:
-    """In the place of the generator that sets recomputation up around a checkpoint."""
-    yield
 
 
 def _no_such_layer(name: str, layers: dict[str, nn.Module]) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from deepteach.core.layout import Layout
 from deepteach.core.optim import Hyper, Rule, State, read_state
 from deepteach.core.student import Student, refuse_lazy
 from deepteach.errors import ConfigError
@@ -23,11 +25,16 @@ class Trained:
 
     def __init__(self, student: Student, optimizer: torch.optim.Optimizer, rule: Rule) -> None:
         self.student, self.optimizer, self.rule = student, optimizer, rule
+        self._layout: Layout | None = None
+        self._names: dict[int, str] = {}
         self.learn_names()
 
     def learn_names(self) -> None:
-        """Once a step: walking through a deep module takes as long as weighing a batch."""
-        self._names = {id(leaf): name for name, leaf in self.student.module.named_parameters()}
+        """Once a step, where a layer or a parameter was replaced since."""
+        layout = self.student.layout
+        if layout is not self._layout:
+            self._layout = layout
+            self._names = {id(leaf): name for name, leaf in layout.parameters.items()}
 
     def parameters(self) -> Params:
         """The student's parameters that the optimizer trains, by name."""
@@ -52,7 +59,7 @@ class Trained:
         named = self.parameters()
         if not named:
             raise ConfigError("the optimizer holds no trainable parameter of the student")
-        free = {n: p for n, p in self.student.module.named_parameters() if p.requires_grad}
+        free = {n: p for n, p in self.student.layout.parameters.items() if p.requires_grad}
         others = [name for name in free if name not in named]
         if others:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
@@ -64,12 +71,29 @@ class Trained:
     def hyper(self, active: Params) -> dict[str, Hyper]:
         """What a step of `active` would use now, by name."""
         names = {id(leaf): name for name, leaf in active.items()}
-        return {
-            names[id(leaf)]: self.rule.hyper(group, self.optimizer.state.get(leaf, {}))
-            for group in self.optimizer.param_groups
-            for leaf in group["params"]
-            if id(leaf) in names
-        }
+        found: dict[str, Hyper] = {}
+        for group in self.optimizer.param_groups:
+            shared = None
+            for leaf in group["params"]:
+                name = names.get(id(leaf))
+                if name is None:
+                    continue
+                if shared is None or not self.rule.of_groups:
+                    shared = self.rule.hyper(group, self.optimizer.state.get(leaf, {}))
+                found[name] = shared
+        return found
+
+    def watched(self) -> tuple[list[str], list[Tensor]]:
+        """What nothing but a step may move, and its names: the parameters, then the slots."""
+        theta, state = self.parameters(), self.optimizer.state
+        names, leaves = list(theta), list(theta.values())
+        for name, leaf in theta.items():
+            held = state.get(leaf, {})
+            for slot in self.rule.slot_names:
+                if isinstance(kept := held.get(slot), Tensor):
+                    names.append(f"{slot}/{name}")
+                    leaves.append(kept)
+        return names, leaves
 
     def state(self) -> State:
         """References to the parameters and the optimizer's buffers as they are."""

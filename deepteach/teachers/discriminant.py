@@ -8,7 +8,7 @@ S = X^T X / d. The shrunk covariance is C = a I + b X^T X.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def discriminant(
@@ -27,16 +27,27 @@ def discriminant(
         offset `(classes,)`: -inf where a class has none, so that finite offsets say which do.
     """
     present, own = labels.unique(return_inverse=True)
-    member = nn.functional.one_hot(own, len(present)).to(states.dtype)
-    count = member.sum(0)
-    means = (member.T @ states) / count.unsqueeze(1)
+    slope, offsets = of_members(states, own, members(own, len(present), states), shrinkage)
+    offset = states.new_full((classes,), -torch.inf)
+    offset[present] = offsets
+    return slope, offset
+
+
+def members(own: Tensor, count: int, like: Tensor) -> Tensor:
+    """`(n, count)` 1 where a sample is of a class, in the precision of `like`."""
+    return (own.unsqueeze(1) == torch.arange(count, device=own.device)).to(like.dtype)
+
+
+def of_members(
+    states: Tensor, own: Tensor, member: Tensor, shrinkage: float
+) -> tuple[Tensor, Tensor]:
+    """(slope, offset) of classes that all have a sample; `member` as `members` says of `own`."""
+    means = (member.T @ states) / member.sum(0).unsqueeze(1)
     centred = states - means[own]
-    freedom = max(len(states) - len(present), 1)
+    freedom = max(len(states) - member.shape[1], 1)
     solve = _in_the_span if shrinkage > 0 and states.shape[1] > len(states) else _in_full
     slope = solve(centred, means, freedom, shrinkage)
-    offset = states.new_full((classes,), -torch.inf)
-    offset[present] = -0.5 * (means * slope.T).sum(1)
-    return slope, offset
+    return slope, -0.5 * (means * slope.T).sum(1)
 
 
 def label_discriminants(states: Tensor, given: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,12 @@ from deepteach.core.snapshot import Snapshot
 from deepteach.errors import ConfigError
 from deepteach.teachers.calibration import most_likely, turns
 from deepteach.teachers.class_indices import class_indices
-from deepteach.teachers.discriminant import discriminant, label_discriminants
+from deepteach.teachers.discriminant import (
+    discriminant,
+    label_discriminants,
+    members,
+    of_members,
+)
 from deepteach.teachers.fitted import adopt_shapes, refuse_width
 from deepteach.teachers.label_kinds import (
     OneClass,
@@ -72,6 +77,7 @@ class TrustedProbe(Feature):
         self.register_buffer("slope", torch.zeros(0, 0))
         self.register_buffer("offset", torch.zeros(0))
         self._held: Tensor | None = None
+        self._found: _Classes | None = None
         # One number for classes; `(labels,)` equal ones where the labels are several.
         self.register_buffer("temperature", torch.ones(()))
         self.register_load_state_dict_pre_hook(_drop_absent)
@@ -98,7 +104,9 @@ class TrustedProbe(Feature):
 
     def agreement(self, snapshot: Snapshot) -> Tensor:
         """`(batch,)` how well each label fits: the sum of the two numbers, in their units."""
-        told = self(snapshot)
+        return self._joined(self(snapshot))
+
+    def _joined(self, told: Tensor) -> Tensor:
         return (told / told.new_tensor(self.unit)).sum(1)
 
     def refitted(self, trusted: Snapshot) -> TrustedProbe:
@@ -129,21 +137,35 @@ class TrustedProbe(Feature):
         return pair.to(states.dtype)
 
     def _of_one(self, evidence: Tensor, offset: Tensor, read: OneClass) -> Tensor:
-        present, given = torch.isfinite(offset), read.index.clamp(min=0)
-        known = present[given] & (read.index >= 0)
-        # Found by a sort, which unlike a mask keeps the host from waiting for the device.
-        classes = present.logical_not().byte().argsort(stable=True)[: evidence.shape[1]]
-        column = (present.cumsum(0) - 1).clamp(min=0)[given]  # that of an unknown label is any
-        scores = (evidence + offset[classes]) / cast(Tensor, self.temperature)
-        log_p = scores.log_softmax(1)
+        table = self._table(offset, evidence)
+        own = read.index.clamp(min=-1)  # the tables end with what is said of ignored samples
+        column = table.columns[own]
+        scores = (evidence + table.offsets) / cast(Tensor, self.temperature)
+        known = table.known[own].unsqueeze(1)
         if read.soft is None:
-            expected = log_p.gather(1, column.unsqueeze(1)).squeeze(1).clamp(min=self.floor)
-        else:
-            share = read.soft[:, classes].to(log_p.dtype)
-            total = share.sum(1).clamp(min=torch.finfo(log_p.dtype).tiny)
-            expected = (share * log_p.clamp(min=self.floor)).sum(1) / total
+            return self._pair(scores, column) * known
+        log_p = scores.log_softmax(1)
+        share = read.soft[:, table.classes].to(log_p.dtype)
+        total = share.sum(1).clamp(min=torch.finfo(log_p.dtype).tiny)
+        expected = (share * log_p.clamp(min=self.floor)).sum(1) / total
         gap = margin(scores, column).clamp(self.floor, -self.floor)
-        return torch.stack([expected, gap], 1) * known.to(scores.dtype).unsqueeze(1)
+        return torch.stack([expected, gap], 1) * known
+
+    def _pair(self, scores: Tensor, column: Tensor) -> Tensor:
+        """`(n, 2)` log-probability and margin of the class that each sample's column stands for."""
+        column = column.unsqueeze(1)
+        log_p = scores.log_softmax(1).gather(1, column).clamp(min=self.floor)
+        others = scores.scatter(1, column, -torch.inf).amax(1, keepdim=True)
+        gap = (scores.gather(1, column) - others).clamp(self.floor, -self.floor)
+        return torch.cat([log_p, gap], 1)
+
+    def _table(self, offset: Tensor, evidence: Tensor) -> _Classes:
+        """What the fit says of classes, found once a fit."""
+        key = offset._version, evidence.dtype, evidence.shape[1]
+        known = self._found
+        if known is None or known.offset is not offset or known.key != key:
+            known = self._found = _Classes(offset, key, evidence)
+        return known
 
     def _of_several(self, evidence: Tensor, offset: Tensor, given: Tensor) -> Tensor:
         known = torch.isfinite(offset)
@@ -187,7 +209,7 @@ class TrustedProbe(Feature):
             known = torch.isfinite(offset)
             scores.append((states[held] @ slope[:, known] + offset[known]).flatten())
             prior = prior_log_odds(given[rest])[known]
-            priors.append(prior.expand(int(held.sum()), len(prior)).flatten())
+            priors.append(prior.expand(len(held), len(prior)).flatten())
             labels.append(given[held][:, known].flatten())
         if not sum(map(len, labels)):
             return states.new_ones(())
@@ -195,7 +217,7 @@ class TrustedProbe(Feature):
 
         def log_likelihood(t: Tensor) -> Tensor:
             gaps = odds / t + prior
-            return nn.functional.logsigmoid(torch.where(truth, gaps, -gaps)).mean()
+            return nn.functional.logsigmoid(torch.where(truth, gaps, -gaps)).mean(1)
 
         return most_likely(log_likelihood, odds)
 
@@ -207,8 +229,14 @@ class TrustedProbe(Feature):
         """
         part = turns(torch.argsort(labels, stable=True), self.folds)
         present, own = labels.unique(return_inverse=True)
+        member = members(own, len(present), states)
         held_scores, held_labels = [], []
         for held, rest in _splits(part, self.folds):
+            if (known := _complete(member[rest])) is not None:
+                slope, offsets = of_members(states[rest], own[rest], known, self.shrinkage)
+                held_scores.append(states[held] @ slope + offsets)
+                held_labels.append(own[held])
+                continue
             slope, offset = discriminant(states[rest], labels[rest], classes, self.shrinkage)
             usable = torch.isfinite(offset)[labels[held]]
             scores = states.new_full((int(usable.sum()), len(present)), IMPOSSIBLE)
@@ -219,7 +247,67 @@ class TrustedProbe(Feature):
         if not held_scores or sum(map(len, held_labels)) == 0:
             return states.new_ones(())
         scores, truth = torch.cat(held_scores), torch.cat(held_labels).unsqueeze(1)
-        return most_likely(lambda t: (scores / t).log_softmax(1).gather(1, truth).mean(), scores)
+
+        def log_likelihood(t: Tensor) -> Tensor:
+            log_p = (scores / t).log_softmax(2)
+            return log_p.gather(2, truth.expand(len(t), -1, -1)).squeeze(2).mean(1)
+
+        return most_likely(log_likelihood, scores)
+
+    @torch.no_grad()
+    def left_out(self, trusted: Snapshot, order: Tensor, folds: int) -> Tensor | None:
+        """`(n,)` the `agreement` of trusted samples with probes `refitted` without them.
+
+        Sample `order[i]` is of part i modulo `folds`; the answer goes through part by part. None
+        where labels are no classes, or where a class has samples in one part alone.
+        """
+        read = read_labels(trusted, "TrustedProbe", several=self._several)
+        labels = trusted.labels
+        if not (isinstance(read, OneClass) and read.index is labels and len(labels) >= folds):
+            return None
+        states = trusted.internal.detach().double()
+        present, own = labels.unique(return_inverse=True)
+        if present[0] < 0:
+            return None
+        member = members(own, len(present), states)
+        told, columns = [], []
+        for fold in range(folds):
+            held = order[fold::folds]
+            rest = torch.cat([order[k::folds] for k in range(folds) if k != fold])
+            if (known := _complete(member[rest])) is None:
+                return None
+            slope, offsets = of_members(states[rest], own[rest], known, self.shrinkage)
+            told.append(states[held] @ slope + offsets)
+            columns.append(own[held])
+        scores = torch.cat(told) / cast(Tensor, self.temperature)
+        return self._joined(self._pair(scores, torch.cat(columns)).to(trusted.internal.dtype))
+
+
+class _Classes:
+    """Which classes have a trusted sample, as tables by class; the last row is of ignored ones.
+
+    `columns` are those of the scores (that of a class without samples is any), `known` 1 where
+    there are samples, `offsets` those of the classes that have some.
+    """
+
+    def __init__(self, offset: Tensor, key: tuple, evidence: Tensor) -> None:
+        self.offset, self.key = offset, key
+        present = torch.isfinite(offset)
+        # Found by a sort, which unlike a mask keeps the host from waiting for the device.
+        self.classes = present.logical_not().byte().argsort(stable=True)[: evidence.shape[1]]
+        self.offsets = offset[self.classes]
+        columns = (present.cumsum(0) - 1).clamp(min=0)
+        self.columns = torch.cat([columns, columns[:1]])
+        known = present.to(evidence.dtype)
+        self.known = torch.cat([known, torch.zeros_like(known[:1])])
+
+    def __reduce__(self) -> tuple:
+        """Copies find their own, from their own numbers."""
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    return None
 
 
 def prior_log_odds(given: Tensor) -> Tensor:
@@ -229,9 +317,15 @@ def prior_log_odds(given: Tensor) -> Tensor:
 
 
 def _splits(part: Tensor, folds: int) -> list[tuple[Tensor, Tensor]]:
-    """(held out, the rest) for every part that leaves something on both sides."""
-    pairs = [(part == fold, part != fold) for fold in range(folds)]
-    return [(held, rest) for held, rest in pairs if held.any() and rest.any()]
+    """Places of (those held out, the rest) for every part that leaves something on both sides."""
+    masks = [part == fold for fold in range(folds)]
+    pairs = [(held.nonzero().squeeze(1), (~held).nonzero().squeeze(1)) for held in masks]
+    return [(held, rest) for held, rest in pairs if len(held) and len(rest)]
+
+
+def _complete(member: Tensor) -> Tensor | None:
+    """The same, where every class has a sample."""
+    return member if bool(member.any(0).all()) else None
 
 
 def _drop_absent(_module: nn.Module, state: dict, prefix: str, *_: object) -> None:

@@ -116,6 +116,10 @@ class TrustedRatio(Feature):
         order = torch.arange(count, device=trusted.losses.device)
         if isinstance(labels, Tensor) and labels.dim() == 1:
             order = labels.argsort(stable=True)
+        if isinstance(self.probe, TrustedProbe):
+            together = self.probe.left_out(trusted, order, self.folds)
+            if together is not None:
+                return together
         told = []
         for fold in range(min(self.folds, count)):
             held = order[fold :: self.folds]
@@ -158,12 +162,14 @@ def told_apart(held: Tensor, seen: Tensor, counts: Tensor) -> Tensor:
     truth = torch.cat([torch.ones_like(held), torch.zeros_like(seen)])
     share = torch.cat([torch.full_like(held, 0.5 / len(held)), 0.5 * counts / counts.sum()])
     pull = rows.new_tensor([RIDGE, 0.0])
-    found = torch.zeros_like(pull)
+    found, ridge, columns = torch.zeros_like(pull), pull.diag(), rows.T
     for _ in range(12):
         chance = (rows @ found).sigmoid()
-        slope = rows.T @ (share * (chance - truth)) + pull * found
-        curve = rows.T @ (rows * (share * chance * (1 - chance)).unsqueeze(1)) + pull.diag()
-        found = found - torch.linalg.solve(curve, slope)
+        slope = columns @ (share * (chance - truth)) + pull * found
+        curve = columns @ (rows * (share * chance * (1 - chance)).unsqueeze(1)) + ridge
+        before, found = found, found - torch.linalg.solve(curve, slope)
+        if torch.equal(found, before):
+            break  # to the last bit: so would be all that follow
     return found[0]
 
 

@@ -19,12 +19,14 @@ from torch import nn
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.coach import Coach
 from deepteach.core.student import Student, last_linear
+from deepteach.core.teacher import AbstractTeacher
 from deepteach.data import augment
 from deepteach.data.dataset import Data
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, DeepTeachError
 from deepteach.models import build
 from deepteach.names import brief
+from deepteach.teachers.curriculum import Curriculum
 from deepteach.teachers.method import Method
 from deepteach.teachers.registry import method
 from deepteach.training.averaged import MovingAverage
@@ -56,6 +58,8 @@ class Built:
     loop: TrainingLoop
     copied: Callable[[AbstractAdjoint, int], Coach]
     """`(adjoint, window)` to a coach on copies of what the loop trains, as it is then."""
+    rehearsal: Callable[[AbstractTeacher | None, int], TrainingLoop]
+    """`(teacher, interval)` to a loop on such copies: the method's teacher for None."""
     notes: tuple[str, ...] = ()
     """What was decided for the user, a line each."""
 
@@ -207,23 +211,54 @@ def assemble(
         step_rule=StepRule(config.clip_norm, config.precision),
         average=None if config.ema is None else MovingAverage(student.module, config.ema),
     )
-    return Built(loop, partial(_copied, coach, make_coach, make_optimizer), notes)
+    copied = partial(_copied, coach, make_coach, make_optimizer)
+    return Built(loop, copied, partial(_rehearsal, loop, copied, chosen), notes)
 
 
 def _copied(
     coach: Coach,
     make_coach: Callable[..., Coach],
     make_optimizer: OptimizerOf,
-    adjoint: AbstractAdjoint,
+    adjoint: AbstractAdjoint | None,
     window: int,
+    *,
+    interval: int | None = None,
+    teacher: AbstractTeacher | None = None,
 ) -> Coach:
-    student, teacher = copy.deepcopy((coach.student, coach.teacher))
+    student, own = copy.deepcopy((coach.student, coach.teacher))
     student.module.train()
     optimizer = make_optimizer(_trained(student.module))
     # Copied first: an optimizer may keep the tensors that it is given.
     optimizer.load_state_dict(copy.deepcopy(coach.optimizer.state_dict()))
     return make_coach(
-        *(student, optimizer, teacher), interval=window, window=window, adjoint=adjoint
+        *(student, optimizer, own if teacher is None else teacher),
+        interval=window if interval is None else interval,
+        window=window,
+        adjoint=adjoint,
+    )
+
+
+def _rehearsal(
+    loop: TrainingLoop,
+    copied: Callable[..., Coach],
+    chosen: Method,
+    teacher: AbstractTeacher | None,
+    interval: int,
+) -> TrainingLoop:
+    plain = teacher is not None
+    adjoint = None if plain else copy.deepcopy(loop.coach.adjoint)
+    window = min(1 if plain else loop.coach.window, interval)
+    coach = copied(adjoint, window, interval=interval, teacher=teacher)
+    return TrainingLoop(
+        coach,
+        loop.data,
+        loop.schedule,
+        Rates.of(coach.optimizer, coach.teacher_optimizer, follows=chosen.follows_schedule),
+        curriculum=Curriculum() if plain else copy.deepcopy(loop.curriculum),
+        seed=loop.seed,
+        augment=loop.augment,
+        step_rule=loop.step_rule,
+        average=None if loop.average is None else copy.deepcopy(loop.average),
     )
 
 

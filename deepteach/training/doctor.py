@@ -17,12 +17,15 @@ from deepteach.core.coach import Coach
 from deepteach.core.losses import cross_entropy
 from deepteach.core.student import Student
 from deepteach.data.dataset import Data
+from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, NumericError
 from deepteach.teachers.features import Internal, Label
 from deepteach.teachers.linear import Teacher
 from deepteach.training import build
+from deepteach.training.choices import Overrides
 from deepteach.training.config import Config
 from deepteach.training.diagnostics import Case, measure
+from deepteach.training.loop_cost import loop_cost
 from deepteach.tree import Params, cosine, distance, norm
 
 LR = 0.01
@@ -81,7 +84,9 @@ def examine(config: Config, data: Data) -> Iterator[str]:
     )
     yield from _derivatives(single, double, window)
     adjoint = ADJOINTS[config.adjoint] if config.adjoint in LOOK_BACK else Reversed
-    yield from _quality(single, adjoint(), window, interval)
+    yield from _quality(single, adjoint(), window)
+    added = _added(config, data, module, internal, interval, window)
+    yield f"in all {added:+.0%} at interval {interval}, window {window}"
 
 
 def _derivatives(single: Case, double: Case, window: int) -> Iterator[str]:
@@ -119,7 +124,20 @@ def _meta_gradient(case: Case, coach: Coach, window: int) -> Params:
         ) from None
 
 
-def _quality(case: Case, adjoint: AbstractAdjoint, window: int, interval: int) -> Iterator[str]:
+def _added(
+    config: Config, data: Data, module: nn.Module, layer: str, interval: int, window: int
+) -> float:
+    """What the method of the settings adds to a run of this pace, as a fraction of plain steps."""
+    paced = config.model_copy(update={"interval": interval, "window": window})
+    batch = min(config.batch_size, len(data.y_train))
+    paced = paced.model_copy(update={"batch_size": batch, "out": None})
+    copied = copy.deepcopy(module).train()
+    built = build.training(paced, data, copied, layer, None, Overrides(), Ranks())
+    cost = loop_cost(built)
+    return 0.0 if cost is None else cost.whole(interval, built.loop.total)
+
+
+def _quality(case: Case, adjoint: AbstractAdjoint, window: int) -> Iterator[str]:
     """How much the window sees, and what it costs."""
     measured = measure(case, adjoint, window)
     if measured.cosine is not None:
@@ -136,4 +154,3 @@ def _quality(case: Case, adjoint: AbstractAdjoint, window: int, interval: int) -
         f"cost: a plain step takes {measured.plain_seconds * 1e3:.1f} ms; a taught one "
         f"{measured.taught_steps:.2f} and a teacher update {measured.update_steps:.2f} times that"
     )
-    yield f"in all {measured.overhead(interval):+.0%} at interval {interval}, window {window}"

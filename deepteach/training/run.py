@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.data.dataset import Data
-from deepteach.data.rows import Samples, select
+from deepteach.data.rows import Samples, readable, select
 from deepteach.loggers.base import AbstractLogger, LoggedRun, flat_settings
 from deepteach.rng import stream
 from deepteach.runs.checkpoint import Store
@@ -23,6 +23,7 @@ from deepteach.training.config import Config
 from deepteach.training.evaluate import Trust, measured, noise_auroc, ranking_figures, trust
 from deepteach.training.logged import logged
 from deepteach.training.loop import EpochEnd
+from deepteach.training.loop_cost import loop_cost, now
 from deepteach.training.progress import Watcher
 from deepteach.training.resume import RunLog, meta_of, restore, state_of
 from deepteach.training.run_folder import open_folder, write_metrics, write_results
@@ -149,14 +150,23 @@ class MethodRun:
         if found is None:
             return
         self.log.quality[when] = asdict(found)
-        interval = self.coach.interval
-        if when == "start":
-            more = found.overhead(interval)
-            seconds = more * found.plain_seconds * self.loop.total
+        cost = loop_cost(self.built) if when == "start" else None
+        if cost is not None:
+            interval, steps = self.coach.interval, self.loop.total
+            more = cost.whole(interval, steps, self._evaluations())
             watcher.say(
-                f"a teacher update costs {found.update_steps:.1f} training steps; every "
-                f"{interval} steps, teaching takes {more:+.0%}, about {seconds:.0f} s"
+                f"a teacher update costs {cost.update / cost.plain:.1f} steps of plain training; "
+                f"every {interval} steps, teaching takes {more:+.0%}, about "
+                f"{cost.added(interval, steps):.0f} s"
             )
+
+    def _evaluations(self) -> float:
+        """Seconds that the run's evaluations will take, by one of them; 0 where all is read."""
+        if readable(self.data.x_train) is not None:
+            return 0.0
+        started = now(self.loop)
+        self._judged(self.loop.module, "")
+        return (now(self.loop) - started) * self.config.epochs / self.config.evaluate_every
 
     def _seed(self) -> None:
         """Seed the global generators, from which dropout draws: each rank has a stream."""

@@ -175,7 +175,7 @@ def test_a_warning_that_is_an_error() -> None:
     all = Everything()
     all.three_steps()
     before = all.bits()
-    all.coach.recorder._effective = torch.full((), 0.03, dtype=torch.float64)
+    all.coach.recorder._tally.total = torch.full((), 0.03, dtype=torch.float64)
     before[:] = all.bits()
     with warnings.catch_warnings(), pytest.raises(CollapseWarning):
         warnings.simplefilter("error", CollapseWarning)

@@ -9,13 +9,12 @@ SCRIPT = """
 import warnings
 import torch
 warnings.simplefilter("error")
-from torch.autograd import forward_ad
-from deepteach.core.forward_mode import dual_level
-x = torch.randn(4, 3)
-with dual_level():
-    out = torch.nn.functional.log_softmax(forward_ad.make_dual(x, torch.ones(4, 3)), 1)
-    assert forward_ad.unpack_dual(out).tangent.abs().max() < 1e-6
-    assert not torch.is_grad_enabled()
+from deepteach.core.forward_mode import along
+theta, ones = {"x": torch.randn(4, 3)}, {"x": torch.ones(4, 3)}
+[(_, slope)] = along(lambda p: (torch.nn.functional.log_softmax(p["x"], 1),), theta, ones)
+assert slope.abs().max() < 1e-6
+[(_, slope)] = along(lambda p: (torch.nn.functional.logsigmoid(p["x"]),), theta, ones)
+assert torch.allclose(slope, torch.sigmoid(-theta["x"]))
 """
 
 

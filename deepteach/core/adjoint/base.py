@@ -27,9 +27,9 @@ from deepteach.core.examination import (
     EITHER,
     REVERSE,
     SECOND,
-    lacks_forward_rule,
 )
 from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
+from deepteach.core.forward_mode import lacks_forward_rule
 from deepteach.core.gradient_audit import compare_gradients
 from deepteach.core.graph_memory import GraphMemory, Graphs
 from deepteach.core.linearised import Linearised
@@ -68,9 +68,7 @@ class Window:
     start: int = 0
     held: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What the optimizer holds after the last step, by parameter."""
-
     graphs: dict[int, Linearised] = field(default_factory=dict)
-
     memo: dict[Any, Any] = field(default_factory=dict)
     """The adjoint's own scratch of one sweep."""
 
@@ -130,6 +128,8 @@ class AbstractAdjoint:
     hands_over: bool = False
     """And so may others before it, by `graphs`."""
 
+    reweighs: bool = True
+    """The sweep asks the teacher about the recorded steps again."""
     forwards: bool = True
     """The earliest step is crossed by forward mode where it can be."""
 
@@ -231,16 +231,17 @@ class AbstractAdjoint:
     def learn(self, found: MetaGradient) -> None:
         """What an update that has been done says of the next ones."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """What it has learned, for a checkpoint."""
+    def state_dict(self) -> dict[str, Any]:  # what it has learned, for a checkpoint
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
 
-    def spare(self, window: int) -> int:
-        """How many steps before the window to remember as well."""
+    def spare(self, window: int) -> int:  # steps before the window to remember as well
         return 0
+
+    def keeps(self, position: int, window: int) -> bool:  # whether `keep` may remember anything
+        return True
 
     def keep(self, state: State, position: int, window: int) -> State | None:
         """What to remember of the state before a step (references in, copies out).
@@ -331,7 +332,7 @@ class AbstractAdjoint:
             losses, moved = FiniteDifferences(objective).directional(theta, step, along)
             # They are those of a point nearby: the replay is checked only roughly.
             guards.compare_losses(losses, step, max(self.tolerance, 0.1), objective.ranks)
-            return objective.teacher_gradient(window.omega, held, moved)
+            return objective.teacher_gradient(window.omega, held, moved, step)
         if objective.held and objective.forward_mode:
             try:
                 losses, moved = objective.directional(theta, step, along)
@@ -343,7 +344,7 @@ class AbstractAdjoint:
                 objective.forward_mode = False
             else:
                 guards.compare_losses(losses, step, self.allowed(theta), objective.ranks)
-                return objective.teacher_gradient(window.omega, held, moved)
+                return objective.teacher_gradient(window.omega, held, moved, step)
         return self._linearised(theta, step, window).pull_back_teacher(along)
 
     def _linearised(self, theta: Params, step: Step, window: Window) -> Linearised:
@@ -365,8 +366,7 @@ class AbstractAdjoint:
             )
 
     def _drift(self, theta: Params, window: Window) -> float | None:
-        """How far the recovered start of the window is from the true one, where known."""
-        return None
+        return None  # how far the recovered start of the window is from the true one
 
 
 def above_rounding(objective: Objective, d_omega: Params) -> Params:

@@ -101,6 +101,9 @@ class Reversed(AbstractAdjoint):
                     "use a shorter window, adjoint=Stored() or adjoint=Checkpointed()"
                 )
 
+    def keeps(self, position: int, window: int) -> bool:
+        return self.keeping or position in (0, window - 1)
+
     def keep(self, state: State, position: int, window: int) -> State | None:
         """The start of the window, and the starts of its last steps.
 

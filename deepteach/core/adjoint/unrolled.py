@@ -23,6 +23,7 @@ class Unrolled(Stored):
 
     shares = False
     hands_over = False
+    reweighs = False
     forwards = False
 
     def swept(self, window: Window, d_theta: Params, moved: MovedBuffers) -> MetaGradient:

@@ -1,0 +1,79 @@
+"""Kernels that replays need: such as can be differentiated twice, and are not compiled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import nn
+
+from deepteach.core.recurrent import own_recurrence
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Run compiled code as it was written: it cannot be differentiated twice."""
+    # Where nothing was compiled the compiler need not be imported.
+    used = "torch._dynamo.eval_frame" in sys.modules
+    return torch.compiler.set_stance("force_eager") if used else nullcontext()
+
+
+@contextmanager
+def plain_kernels(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Attention and recurrence that can be differentiated twice, no activation checkpoints.
+
+    The encoder's inference fast path has no derivative rules. A checkpoint would recompute its
+    activations in the backward pass, by the module's own parameters and not the replay's. torch has
+    no switch for that; where its internal name is gone, such a student fails the checks of replays.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    recompute = getattr(torch.utils.checkpoint, _RECOMPUTE, None)
+    torch.backends.mha.set_fastpath_enabled(False)
+    setattr(torch.utils.checkpoint, _RECOMPUTE, _kept_activations)
+    reentrant = torch.utils.checkpoint.CheckpointFunction
+    torch.utils.checkpoint.CheckpointFunction = _Kept  # type: ignore[misc]
+    try:
+        with _math_attention(), own_recurrence(layers):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+        setattr(torch.utils.checkpoint, _RECOMPUTE, recompute)
+        torch.utils.checkpoint.CheckpointFunction = reentrant  # type: ignore[misc]
+
+
+@contextmanager
+def _math_attention() -> Iterator[None]:
+    """As `sdpa_kernel(SDPBackend.MATH)`, which takes five times as long."""
+    cuda = torch.backends.cuda
+    before = (
+        (cuda.enable_flash_sdp, cuda.flash_sdp_enabled(), False),
+        (cuda.enable_mem_efficient_sdp, cuda.mem_efficient_sdp_enabled(), False),
+        (cuda.enable_cudnn_sdp, cuda.cudnn_sdp_enabled(), False),
+        (cuda.enable_math_sdp, cuda.math_sdp_enabled(), True),
+    )
+    try:
+        for enable, _, wanted in before:
+            enable(wanted)
+        yield
+    finally:
+        for enable, was, _ in before:
+            enable(was)
+
+
+_RECOMPUTE = "_checkpoint_without_reentrant_generator"
+
+
+class _Kept:
+    """In the place of the function of a reentrant checkpoint, which knows no second derivative."""
+
+    @staticmethod
+    def apply(function: Callable, _preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _kept_activations(*_args: Any, **_kwargs: Any) -> Iterator[None]:
+    """In the place of the generator that sets recomputation up around a checkpoint."""
+    yield
