@@ -19,7 +19,7 @@ _KINDS = ("_modules", "_parameters", "_buffers")
 """Where a layer holds what `stands` compares."""
 
 
-class Layout:
+class ModuleLayout:
     """Of a module as it is now."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -43,7 +43,7 @@ class Layout:
 
     def __reduce__(self) -> tuple:
         """Copies and pickles walk through the module that they have."""
-        return Layout, (self.module,)
+        return ModuleLayout, (self.module,)
 
     def stands(self) -> bool:
         """Whether the module still holds the same layers, parameters and buffers."""
@@ -108,8 +108,8 @@ class _Calling(nn.Module):
         return self._function[0](*args, **kwargs)
 
 
-def layout_of(module: nn.Module, known: Layout | None) -> Layout:
+def layout_of(module: nn.Module, known: ModuleLayout | None) -> ModuleLayout:
     """`known` where it is of this module and stands, else a new one."""
     if known is not None and known.module is module and known.stands():
         return known
-    return Layout(module)
+    return ModuleLayout(module)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deepteach.core import forward_mode
 from deepteach.core.double_backward import TwiceDifferentiable
-from deepteach.core.layout import Layout, layout_of
+from deepteach.core.layout import ModuleLayout, layout_of
 from deepteach.core.linearised import Linearised, derivatives_known, gradients, refuse_cut
 from deepteach.core.losses import NOTHING, SampleLoss, counted, normalise, refuse_shape
 from deepteach.core.record import Step
@@ -64,10 +64,10 @@ class Objective:
     """While a sweep asks for it: how large the terms are that `teacher_gradient` adds up."""
     confirmed: list[Step] = field(default_factory=list)
     """Steps of the present sweep whose weights have come out again."""
-    known_layout: Layout | None = None
+    known_layout: ModuleLayout | None = None
 
     @property
-    def taught(self) -> Layout:
+    def taught(self) -> ModuleLayout:
         """The teacher's layers and tensors as they are now."""
         known = self.known_layout = layout_of(self.teacher, self.known_layout)
         return known

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from deepteach.core.layout import Layout, layout_of
+from deepteach.core.layout import ModuleLayout, layout_of
 from deepteach.core.module_state import ModuleState
 from deepteach.core.plain_kernels import plain_kernels, uncompiled
 from deepteach.errors import ConfigError
@@ -94,12 +94,12 @@ class Student:
         self._pool_reads_inputs = callable(pool) and _required(pool) > 1
         self.surrogate = surrogate
         self._logits = logits or logits_of
-        self._known: Layout | None = None
+        self._known: ModuleLayout | None = None
         self.under_autocast = False
         """Whether the layer ran under autocast in the last pass, from outside or by itself."""
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ModuleLayout:
         """The module's layers and tensors as they are now."""
         known = self._known = layout_of(self.module, self._known)
         return known

@@ -16,7 +16,7 @@ from deepteach.core.ignored import mean_counted
 from deepteach.core.losses import effective_fraction
 from deepteach.core.snapshot import Later, Snapshot
 
-WAITING = 64
+UNREAD = 64
 """Steps that wait at most."""
 
 LONGEST = 4096
@@ -58,7 +58,7 @@ class Tally:
         mean = Later(self.read)
         left_out, count = snapshot.ignored(), snapshot.count()
         self._waiting.append(_Waiting(weights, snapshot.losses, left_out, count, mean))
-        if len(self._waiting) >= WAITING:
+        if len(self._waiting) >= UNREAD:
             self.read()
         return mean
 

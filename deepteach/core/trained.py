@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.core.layout import Layout
+from deepteach.core.layout import ModuleLayout
 from deepteach.core.optim import Hyper, Rule, State, read_state
 from deepteach.core.student import Student, refuse_lazy
 from deepteach.errors import ConfigError
@@ -25,7 +25,7 @@ class Trained:
 
     def __init__(self, student: Student, optimizer: torch.optim.Optimizer, rule: Rule) -> None:
         self.student, self.optimizer, self.rule = student, optimizer, rule
-        self._layout: Layout | None = None
+        self._layout: ModuleLayout | None = None
         self._names: dict[int, str] = {}
         self.learn_names()
 

@@ -21,7 +21,7 @@ from deepteach.training.loop import TrainingLoop
 CYCLE = 4
 """Steps between the updates that are measured, at most: an update does not depend on it."""
 
-STEPS = 16
+MEASURED = 16
 """Steps that are measured, at least, after a first cycle."""
 
 
@@ -65,7 +65,7 @@ def loop_cost(built: Built) -> LoopCost | None:
 def _measured(plain: TrainingLoop, taught: TrainingLoop, interval: int) -> LoopCost:
     order = torch.randperm(len(plain.y), generator=stream(plain.seed, "quality", 1))
     size = plain.schedule.step_size
-    count = max(STEPS // interval, 2) * interval
+    count = max(MEASURED // interval, 2) * interval
 
     def lap(loop: TrainingLoop, first: int, steps: int) -> list[float]:
         numbers = range(first, first + steps)

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import deepteach as dt
 from deepteach.core import forward_mode
-from deepteach.core.layout import Layout, layout_of
+from deepteach.core.layout import ModuleLayout, layout_of
 from deepteach.core.module_state import ModuleState
-from deepteach.core.tally import LONGEST, WAITING, Tally
+from deepteach.core.tally import LONGEST, UNREAD, Tally
 from deepteach.tree import all_finite
 
 aten = torch.ops.aten
@@ -102,11 +102,11 @@ def test_a_call_with_other_tensors(tied: bool) -> None:
     want = functional_call(module, {**named, **copy.deepcopy(buffers)}, (x,))
     before = dict(module.named_parameters())
     given = {**named, **buffers}
-    assert torch.equal(Layout(module).call(given, (x,)), want)
+    assert torch.equal(ModuleLayout(module).call(given, (x,)), want)
     assert given["norm.num_batches_tracked"] == 1 and module.norm.num_batches_tracked == 1 - 1
     assert all(leaf is before[name] for name, leaf in module.named_parameters())
     with pytest.raises(RuntimeError):
-        Layout(module).call(given, (x[:, :2],))
+        ModuleLayout(module).call(given, (x[:, :2],))
     assert all(leaf is before[name] for name, leaf in module.named_parameters())
 
 
@@ -161,7 +161,7 @@ def test_means_found_together_are_those_found_one_by_one(
     """To the last bit: runs are the same whether their means are read at every step or later."""
     g = torch.Generator().manual_seed(0)
     late, at_once, means = Tally(), Tally(), ()
-    for number in range(WAITING + 5):
+    for number in range(UNREAD + 5):
         losses = torch.rand(size, generator=g, dtype=dtype)
         labels = torch.randint(-1 if ignored else 0, 3, (size,), generator=g)
         losses[labels < 0] = 0
