@@ -18,7 +18,7 @@ def turns(order: Tensor, folds: int) -> Tensor:
     return part
 
 
-AT_ONCE = 2**22
+SCORES_AT_ONCE = 2**22
 """Numbers that are scored at once, at most."""
 
 
@@ -32,7 +32,7 @@ def most_likely(log_likelihood: Callable[[Tensor], Tensor], like: Tensor) -> Ten
         like: what is divided by them.
     """
     grid = torch.logspace(-1, 3, STEPS, dtype=like.dtype, device=like.device)
-    size = max(AT_ONCE // max(like.numel(), 1), 1)
+    size = max(SCORES_AT_ONCE // max(like.numel(), 1), 1)
 
     def best(tried: Tensor) -> int:
         shape = (-1, *(1 for _ in range(like.dim())))
