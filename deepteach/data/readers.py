@@ -20,6 +20,7 @@ from deepteach.data.images import folder
 from deepteach.data.lazy import Access, LazyRows
 from deepteach.data.manifest import manifest
 from deepteach.data.parquet import parquet
+from deepteach.data.sheets import GUESSED
 from deepteach.data.source import Asked, Read
 from deepteach.data.splits import stratified_split
 from deepteach.data.tables import table
@@ -86,7 +87,11 @@ def load(
         file = Path(path).expanduser()
         reading = Access(seed, workers, as_given, say)
         arrays, notes = _READERS[scheme](file, Asked(group, image_size, reading))
-        data = _built(arrays, spec, seed, valid_size, as_given, world, task, file)
+        try:
+            data = _built(arrays, spec, seed, valid_size, as_given, world, task, file)
+        except DataError as error:  # perhaps because another column has the labels
+            guessed = [note for note in notes if note.startswith(GUESSED)]
+            raise DataError("; ".join([str(error), *guessed])) from error
         data = replace(data, notes=(*notes, *data.notes))
     elif is_path(spec) and scheme != "digits":
         data = _own(spec, seed, valid_size, group, as_given, world, task)

@@ -166,6 +166,10 @@ def special_columns(
     return found
 
 
+GUESSED = "no column 'label': the last, "
+"""How the note begins that says which column was taken for the labels."""
+
+
 def last_as_label(path: Path, header: Sequence[str], special: dict[str, str]) -> list[str]:
     """Take the last column for the labels where none is named so; what to tell of it.
 
@@ -178,7 +182,7 @@ def last_as_label(path: Path, header: Sequence[str], special: dict[str, str]) ->
         if not rest:
             raise DataError(f"{path} has no label column: expected one named 'label'")
         special["label"] = rest[-1]
-        notes.append(f"no column 'label': the last, '{rest[-1]}', holds the labels")
+        notes.append(f"{GUESSED}'{rest[-1]}', holds the labels")
     if not set(header) - set(special.values()):
         raise DataError(f"{path} has no feature column beside '{special['label']}'")
     return notes

@@ -11,6 +11,7 @@ from data_cases import refused, same
 
 from deepteach.data.dataset import Data, from_arrays
 from deepteach.data.readers import load
+from deepteach.errors import DataError
 
 torch.set_num_threads(1)
 
@@ -35,6 +36,12 @@ def test_csv_with_names_as_labels(tmp_path: Path) -> None:
     other = csv_data(tmp_path, WHOLE.replace("label", "anything"))
     assert same(data, other)
     assert other.notes[0] == "no column 'label': the last, 'anything', holds the labels"
+
+
+def test_labels_in_a_column_that_was_not_meant_are_told(tmp_path: Path) -> None:
+    rows = "".join(f"{'ant' if i % 2 else 'cat'},{i / 7},{7 * i}\n" for i in range(30))
+    with pytest.raises(DataError, match="; no column 'label': the last, 'width', holds the labels"):
+        csv_data(tmp_path, "kind,height,width\n" + rows)
 
 
 def test_csv_with_split_and_truth(tmp_path: Path) -> None:
