@@ -14,7 +14,7 @@ _TEACHING = set(
     "method interval window adjoint internal pool through_weights validation_loss valid_batch "
     "teacher teacher_lr teacher_from".split()
 )
-_BOOKKEEPING = set("out baseline beside device threads workers log".split())
+_BOOKKEEPING = set("out baseline beside device threads workers logger".split())
 
 
 def flat(value: Any, name: str = "") -> dict[str, str]:

@@ -181,7 +181,7 @@ def train(
     several = isinstance(logger, Sequence) and not isinstance(logger, str)
     given_loggers = [] if logger is None else [*logger] if several else [logger]
     if names := [one for one in given_loggers if isinstance(one, str)]:
-        settings["log"] = [*settings.get("log", ()), *names]
+        settings["logger"] = names
     config, overrides = configured(model, teacher, settings)
     data = assembled(config, model, given, y_clean, classes)
     for note in data.notes:
@@ -288,7 +288,7 @@ def run(
     watch = watch or (lambda name, epochs, steps: nullcontext(Silent()))
     if config.decisions is not None and config.decisions != GIVEN and not data.decisions:
         data = decided(data, decisions_of(config.decisions))
-    loggers = (*map(logger_of, config.log), *loggers)
+    loggers = (*map(logger_of, config.logger), *loggers)
     config, told = build.fitted(config, data)
     raw_inputs = RawInputs.of(data, as_given=module is not None)
     module, layer = build.student(config, data, module)

@@ -311,7 +311,7 @@ class Config(BaseModel):
     )
     device: str = setting("auto", "run", "auto, cpu, cuda, cuda:1")
     threads: int | None = setting(None, "run", "CPU threads (default: torch's)", gt=0, le=4096)
-    log: tuple[Annotated[str, _one_of("logger", LOGGERS, path=True)], ...] = setting(
+    logger: tuple[Annotated[str, _one_of("logger", LOGGERS, path=True)], ...] = setting(
         (), "run", f"{','.join(LOGGERS)} or package.module:name: told of every epoch"
     )
     out: str | None = setting(
@@ -338,7 +338,7 @@ class Config(BaseModel):
         return (self.epochs * 2 // 3, self.epochs * 5 // 6)
 
 
-RUNTIME_KEYS = frozenset({"out", "device", "threads", "workers", "decisions", "log"})
+RUNTIME_KEYS = frozenset({"out", "device", "threads", "workers", "decisions", "logger"})
 """Keys that may differ when a run is resumed; of the decisions, what they say is compared."""
 
 

@@ -52,6 +52,12 @@ def logged(loggers: Sequence[AbstractLogger], run: LoggedRun, ranks: Ranks) -> I
             try:
                 logger.epoch(line)
             except Exception as error:
+                if logger.stops and ranks.count > 1 and not isinstance(error, DeepTeachError):
+                    # Other ranks are told of errors by their line alone.
+                    raise ConfigError(
+                        f"the logger {type(logger).__name__} failed ({brief(error)[:300]}): the "
+                        "state is committed; mend it, then go on with resume"
+                    ) from error
                 if logger.stops:
                     raise
                 _warn(logger, error)

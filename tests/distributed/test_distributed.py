@@ -297,6 +297,8 @@ def test_torchrun(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "toy.npz", train=203, valid=60, test=100)
     flags = ["--data", data, "--student", "mlp", "--threads", "1", "--epochs", "3"]
     flags += ["--noise.kind", "flip", "--noise.rate", "0.4", "--batch_size", "16"]
+    flags += ["--logger", "mine:told"]
+    (tmp_path / "mine.py").write_text("def told(line): print('told of', line['epoch'])\n")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
         + [f"--master_port={free_port()}", "-m", "deepteach", "train", *flags, "--out", "two"],
@@ -310,7 +312,9 @@ def test_torchrun(tmp_path: Path) -> None:
     assert done.stdout.count("run: two") == 1, "rank 0 alone has something to say"
     there = tmp_path / "two"
     assert json.loads((there / "environment.json").read_text())["processes"] == 2
-    config = make({**read(there / "config.yaml"), "out": None})
+    said = [line for line in done.stdout.splitlines() if line.startswith("told of")]
+    assert said == 2 * [f"told of {epoch}" for epoch in (1, 2, 3)]  # of the baseline, too
+    config = make({**read(there / "config.yaml"), "out": None, "logger": []})
     one = run(config, noisy(data))
     summary = json.loads((there / "summary.json").read_text())
     assert summary["steps"] == one.summary["steps"] == 3 * 13

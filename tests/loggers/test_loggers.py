@@ -7,6 +7,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from sklearn.datasets import load_digits
 import deepteach as dt
 from deepteach.cli.entry import main
 from deepteach.errors import ConfigError
-from deepteach.loggers.base import AbstractLogger, LoggedRun
+from deepteach.loggers.base import AbstractLogger, CalledLogger, LoggedRun
 from deepteach.loggers.mlflow import MLflow
 from deepteach.loggers.registry import LOGGERS, logger_of
 from deepteach.loggers.tensorboard import TensorBoard
 from deepteach.loggers.wandb import WandB
+from deepteach.training.logged import logged
 
 X, Y = load_digits(return_X_y=True)
 X = X[:300].astype("float32")
@@ -209,6 +211,15 @@ def test_a_logger_that_cannot_begin_is_told_before_training_and_others_are_close
     assert first.calls == ["begin", "end False"]
 
 
+@pytest.mark.parametrize(("count", "kind"), [(1, Stop), (2, ConfigError)])
+def test_an_own_error_comes_as_it_is_but_to_other_ranks(count: int, kind: type[Exception]) -> None:
+    """Those are told of errors by their line alone."""
+    ranks: Any = SimpleNamespace(count=count, lead=lambda action: action())
+    run = LoggedRun("deep", {}, None, ())
+    with pytest.raises(kind), logged([CalledLogger(stop_after(1))], run, ranks) as tell:
+        tell({"epoch": 1})
+
+
 def test_names_and_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert isinstance(logger_of("mlflow"), MLflow) and isinstance(logger_of("wandb"), WandB)
     (tmp_path / "own_loggers.py").write_text(
@@ -236,17 +247,17 @@ def test_the_command_line(
     test_names_and_paths(monkeypatch, tmp_path)
     settings = "train --epochs 2 --baseline false --student mlp --no-report --data digits".split()
     settings += "--threads 1 --method uniform".split()
-    good = [*settings, "--log", "own_loggers:Good,tensorboard", "--out", str(tmp_path / "a")]
+    good = [*settings, "--logger", "own_loggers:Good,tensorboard", "--out", str(tmp_path / "a")]
     assert main(good) == 0
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if line.startswith("told")] == [
         "told 1 uniform", "told 2 uniform",
     ]  # fmt: skip
     assert list((tmp_path / "a" / "tensorboard").iterdir())
-    assert main([*settings, "--log", "own_loggers:bad", "--out", str(tmp_path / "b")]) == 2
+    assert main([*settings, "--logger", "own_loggers:bad", "--out", str(tmp_path / "b")]) == 2
     told = capsys.readouterr().err
     assert told.startswith("deepteach: logger 'own_loggers:bad' failed (KeyError: 'mean')")
-    assert main([*settings, "--log", "", "--resume", "--out", str(tmp_path / "b")]) == 0
+    assert main([*settings, "--logger", "", "--resume", "--out", str(tmp_path / "b")]) == 0
     assert len(lines_of(tmp_path / "b")) == 2
 
 

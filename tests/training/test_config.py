@@ -92,7 +92,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "seed": st.integers(0, 2**32 - 1),
     "baseline": st.booleans(),
     "beside": st.lists(TEXT, max_size=3),
-    "log": st.lists(st.sampled_from(list(LOGGERS)) | PATH, max_size=3),
+    "logger": st.lists(st.sampled_from(list(LOGGERS)) | PATH, max_size=3),
     "device": TEXT,
     "threads": st.none() | st.integers(1, 4096),
     "out": st.none() | TEXT,
@@ -214,7 +214,7 @@ WRONG: dict[str, list[Any]] = {
     "beside": ["mwn", [1], 2],
     "device": [0, None],
     "threads": [0, -2, 10**6],
-    "log": ["tensorboard", ["tensorbord"], ["mine:"], [3], None],
+    "logger": ["tensorboard", ["tensorbord"], ["mine:"], [3], None],
     "out": [3, ["a"]],
 }
 
