@@ -22,12 +22,7 @@ import torch
 
 from deepteach.core.adjoint import guards
 from deepteach.core.adjoint.moved_buffers import MovedBuffers
-from deepteach.core.examination import (
-    DIFFERENCES,
-    EITHER,
-    REVERSE,
-    SECOND,
-)
+from deepteach.core.examination import DIFFERENCES, EITHER, REVERSE, SECOND
 from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
 from deepteach.core.forward_mode import lacks_forward_rule
 from deepteach.core.gradient_audit import compare_gradients
@@ -231,16 +226,19 @@ class AbstractAdjoint:
     def learn(self, found: MetaGradient) -> None:
         """What an update that has been done says of the next ones."""
 
-    def state_dict(self) -> dict[str, Any]:  # what it has learned, for a checkpoint
+    def state_dict(self) -> dict[str, Any]:
+        """What it has learned, for a checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
 
-    def spare(self, window: int) -> int:  # steps before the window to remember as well
+    def spare(self, window: int) -> int:
+        """Steps before the window to remember as well."""
         return 0
 
-    def keeps(self, position: int, window: int) -> bool:  # whether `keep` may remember anything
+    def keeps(self, position: int, window: int) -> bool:
+        """Whether `keep` may remember anything."""
         return True
 
     def keep(self, state: State, position: int, window: int) -> State | None:
