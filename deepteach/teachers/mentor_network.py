@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from deepteach.core.recurrent import own_recurrence
 from deepteach.errors import DataError
 from deepteach.rng import stream
 
@@ -35,7 +36,8 @@ class MentorNetwork(nn.Module):
 
     def forward(self, losses: Tensor, differences: Tensor, percent: Tensor) -> Tensor:
         pair = torch.stack([losses, differences], 1).to(self.out.weight.dtype)
-        _, (_, cells) = self.lstm(pair.unsqueeze(0))
+        with own_recurrence([self.lstm]):  # cuDNN wants weights in one piece, and warns
+            _, (_, cells) = self.lstm(pair.unsqueeze(0))
         label = self.label(torch.zeros_like(percent))
         joined = torch.cat([label, self.epoch(percent), cells.squeeze(2).T], 1)
         return self.out(self.dense(joined).tanh()).squeeze(1)

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import deepteach as dt
+from deepteach.core.recurrent import own_recurrence
 
 CLASSES = 3
 
@@ -302,7 +303,9 @@ class Bench:
             before(t)
             if t < self.setting.warmup:
                 loss = self.case.loss or nn.functional.cross_entropy
-                loss(answer(self.module, x), y).mean().backward()
+                with own_recurrence(self.module.modules()):  # cuDNN's has no gradient in eval mode
+                    outputs = answer(self.module, x)
+                loss(outputs, y).mean().backward()
             else:
                 coach.loss(x, y).backward()
             self.optimizer.step()

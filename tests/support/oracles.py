@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import deepteach as dt
+from deepteach.core.recurrent import own_recurrence
 
 Params = dict[str, Tensor]
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -120,7 +121,8 @@ def look(case: Case, module: nn.Module, theta: Params, x: Any) -> tuple[Tensor, 
     else:
         layer.register_forward_hook(lambda _m, _a, out: seen.append(out))
     args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
-    with sdpa_kernel(SDPBackend.MATH):
+    # As the package's own passes: what cuDNN does with recurrence has no second derivative.
+    with sdpa_kernel(SDPBackend.MATH), own_recurrence(module.modules()):
         raw = functional_call(module, theta, args, kwargs)
     state: Any = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
     if state.dim() > 2:

@@ -48,6 +48,8 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Data:
 def test_methods(device: str, name: str, blobs: Data, tmp_path: Path) -> None:
     """Everything that is handed out lies on the CPU, but for the student itself."""
     text = SHORT.get(name, name)
+    if name == "cleanlab":
+        pytest.importorskip("cleanlab", reason="an extra, not on every CUDA machine")
     changes: dict[str, Any] = {"device": device, "method": text, "out": str(tmp_path / "run")}
     if not text.startswith(("jtt", "l2t")):
         changes["beside"] = ("class-balanced",)
