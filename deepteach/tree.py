@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepteach.shards import anywhere, is_shard, over_ranks, own
+
 Params = dict[str, Tensor]
 
 
@@ -34,6 +36,9 @@ def dot(left: Params, right: Params) -> Tensor:
 
 def norm(tree: Params) -> float:
     """Euclidean norm over all entries; accumulated in float64 so that it cannot overflow."""
+    if any(map(is_shard, tree.values())):
+        square = norm({name: own(leaf) for name, leaf in tree.items()}) ** 2
+        return float(over_ranks(torch.tensor(square, dtype=torch.float64), tree.values())) ** 0.5
     leaves = [torch.linalg.vector_norm(leaf.detach()).double() for leaf in tree.values()]
     return float(torch.linalg.vector_norm(torch.stack(leaves))) if leaves else 0.0
 
@@ -50,9 +55,13 @@ def cosine(left: Params, right: Params) -> float:
 
 
 def norms(leaves: list[Tensor]) -> list[Tensor]:
-    """The Euclidean norm of each, in float32 at least; of one device and without a graph."""
+    """The Euclidean norm of each, in float32 at least; of one device and without a graph.
+
+    Of what is split over ranks, that of this rank's part.
+    """
     if not leaves:
         return []
+    leaves = [own(leaf) if is_shard(leaf) else leaf for leaf in leaves]
     short = any(leaf.dtype.itemsize < 4 for leaf in leaves)
     with torch.no_grad():
         return list(torch._foreach_norm(leaves, 2, torch.float32 if short else None))  # pyright: ignore[reportPrivateImportUsage]
@@ -61,6 +70,8 @@ def norms(leaves: list[Tensor]) -> list[Tensor]:
 def all_finite(leaves: Iterable[Tensor]) -> bool:
     """Whether no entry is NaN or infinite; one synchronisation for all tensors."""
     leaves = list(leaves)
+    if any(map(is_shard, leaves)):
+        return not anywhere(not all_finite(map(own, leaves)), leaves)
     # Finite norms rule both out, and are one fused pass; they may overflow, though.
     if leaves and finite_sum(torch.stack(norms(leaves))):
         return True
@@ -108,5 +119,6 @@ def first_apart(left: Params, right: Params) -> str | None:
     """A name of `left` under which the bits differ; one synchronisation for all."""
     if not left:
         return None
-    flags = torch.stack([(leaf != right[name]).any() for name, leaf in left.items()]).tolist()
+    apart = torch.stack([(own(leaf) != own(right[name])).any() for name, leaf in left.items()])
+    flags = over_ranks(apart.int(), left.values()).tolist()
     return next((name for name, flag in zip(left, flags, strict=True) if flag), None)

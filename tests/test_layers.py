@@ -14,6 +14,7 @@ PACKAGE = Path(deepteach.__file__).parent
 
 LAYERS = (
     "errors",
+    "shards",
     "names rng tree",
     "distributed data models runs",
     "core report loggers",

@@ -48,7 +48,7 @@ from deepteach.core.training_pass import TrainingPass
 from deepteach.core.trusted_batches import Trusted, TrustedBatches
 from deepteach.core.update import ROUNDING, UNFITTED, UpdateRecord, descend, warn_of_collapse
 from deepteach.core.validation import Validation
-from deepteach.distributed.collectives import PERIOD, Ranks, here, refuse_sharded, shown
+from deepteach.distributed.collectives import PERIOD, Ranks, here, shown
 from deepteach.errors import ConfigError, NumericError, ReplayError
 from deepteach.rng import generator_states, same_states, untouched
 from deepteach.tree import Params, all_finite, norm, zeros_like
@@ -115,6 +115,8 @@ class Coach:
                 f"window must be between 1 and interval, got window={window}, "
                 f"interval={interval}: lower the window or raise the interval"
             )
+        ranks = here() if ranks is None else ranks
+        student.split(ranks)
         self.student, self.teacher = student, teacher
         self.optimizer = unwrapped(optimizer)
         self.interval, self.window = interval, window
@@ -122,7 +124,7 @@ class Coach:
             adjoint or teacher.default_adjoint() or Reversed(fallback=True)
         )
         self.validation_loss = validation_loss_of(validation_loss, loss)
-        size, ranks = self.adjoint.micro_batch, here() if ranks is None else ranks
+        size = self.adjoint.micro_batch
         self.objective = (
             Objective(student, teacher, loss, through_weights, ranks=ranks)
             if size is None
@@ -163,7 +165,6 @@ class Coach:
 
     def _check(self) -> None:
         named = self.recorder.parameters()
-        refuse_sharded(named)
         refuse_batchwise(self.ranks, self.teacher)
         if len({leaf.device for leaf in named.values()}) > 1:
             raise ConfigError("the student's parameters must be on one device")
@@ -298,7 +299,7 @@ class Coach:
         graph = None
         if theta is not None:
             graph = self._training_pass.linearised(theta, snapshot, omega, step)
-            value = deliver(graph, recorder.parameters())
+            value = deliver(graph, recorder.parameters(), self.student.shards)
         if recorder.totals is not None:
             value = shown(value, recorder.totals.value)
         parts = recorder.accumulates

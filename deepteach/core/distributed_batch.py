@@ -15,6 +15,7 @@ from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks, digest
 from deepteach.errors import ConfigError, DataError, NumericError
+from deepteach.shards import is_shard
 from deepteach.tree import Params, all_finite
 
 BAD_WEIGHTS = (
@@ -101,7 +102,10 @@ def sum_gradients(
     `buffers` are the module's before the pass, `share` this rank's part of the batch. Returns
     the parameters that the loss reached on any rank.
     """
-    zero_or_own = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
+    # Those of parameters that are split were summed on their way back.
+    split = any(map(is_shard, named.values()))
+    whole = {} if split else named
+    zero_or_own = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in whole.items()}
     total = ranks.summed(zero_or_own, "gradient")
     # Passes on the ranks moved their buffers apart: the mean movement, by their samples.
     moved = {
@@ -114,8 +118,8 @@ def sum_gradients(
     extra = ranks.summed({**moved, "": used.to(device)}, "buffers")
     counts = extra.pop("").tolist()
     reached = {n: p for (n, p), times in zip(named.items(), counts, strict=True) if times > 0}
-    for name, leaf in reached.items():
-        leaf.grad = total[name]
+    for name in total.keys() & reached.keys():
+        reached[name].grad = total[name]
     for name, leaf in module.named_buffers():
         if name in extra:
             leaf.copy_(buffers[name].double() + extra[name])

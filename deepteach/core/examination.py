@@ -71,13 +71,13 @@ Losses = Callable[[Params], Tensor]
 def findings_of(objective: Objective, theta: Params, step: Step, derivative: str) -> Findings:
     """Ask the first samples of a recorded step for what is true of this derivative."""
     seen, count = step.passes[0], size_of(step.passes[0].labels)
+    frozen = _frozen(objective, theta)
 
     def losses(double: bool, rows: slice) -> Losses:
         inputs, labels = _rows(seen.inputs, rows, count), _rows(seen.labels, rows, count)
-        buffers = seen.buffers
+        buffers = {**seen.buffers, **frozen}
         if double:
-            frozen = _frozen(objective, theta)
-            inputs, labels, buffers = map(in_double, (inputs, labels, {**buffers, **frozen}))
+            inputs, labels, buffers = map(in_double, (inputs, labels, buffers))
         part = replace(seen, inputs=inputs, labels=labels, buffers=buffers)
         few = replace(step, passes=(part,), snapshot=step.snapshot.rows(rows))
         return lambda theta: objective.replay(theta, few).losses
@@ -88,13 +88,12 @@ def findings_of(objective: Objective, theta: Params, step: Step, derivative: str
 
 def slopes_are_true(objective: Objective, theta: Params, validation: Validation) -> bool:
     """Whether the gradient of the validation loss is that of what its pass computes."""
-    count = size_of(validation.labels)
+    count, frozen = size_of(validation.labels), _frozen(objective, theta)
 
     def losses(double: bool, rows: slice) -> Losses:
         batch = [_rows(value, rows, count) for value in (validation.inputs, validation.labels)]
-        buffers = objective.student.buffers()
+        buffers = {**objective.student.buffers(), **frozen}
         if double:
-            buffers = {**buffers, **_frozen(objective, theta)}
             *batch, buffers = map(in_double, (*batch, buffers))
         return lambda theta: validation.at(theta, buffers, *batch).unsqueeze(0)
 
@@ -129,8 +128,9 @@ def _rows(value: Any, rows: slice, count: int) -> Any:
 
 
 def _frozen(objective: Objective, theta: Params) -> Params:
+    """Gathered once, where they are split: ranks may ask different numbers of times."""
     named = objective.student.module.named_parameters()
-    return {name: leaf.detach() for name, leaf in named if name not in theta}
+    return objective.gathered({name: leaf.detach() for name, leaf in named if name not in theta})
 
 
 class _Examination:

@@ -68,6 +68,7 @@ class FiniteDifferences:
             kept = step.state is not None
             base = step.snapshot if kept else self.objective.replay(theta, step)
             start = step.state.theta if step.state is not None else theta
+            start, along = self.objective.gathered(start), self.objective.gathered(along)
             further, size = further_along(start, along)
             ahead = self.objective.replay(further, step)
         if self.objective.teacher.shapes_loss:

@@ -16,7 +16,8 @@ from torch import Tensor
 from deepteach.core.parameter_hooks import ParameterHooks, put_first
 from deepteach.core.record import Step
 from deepteach.errors import ConfigError, NumericError, ReplayError
-from deepteach.tree import Params, all_finite, norms
+from deepteach.shards import anywhere, own
+from deepteach.tree import Params, all_finite, norm, norms
 
 _ROUNDINGS = 8
 """No gradient is known better than to this many units in the last place of the largest."""
@@ -119,7 +120,7 @@ class GradientAudit:
                 grads.append(grad)
             if self.changed and seen is not None:
                 continue
-            if seen is None and grad is not None and not grad.any():
+            if seen is None and grad is not None and not has_gradient(leaf):
                 continue  # zeroed and not reached by this loss: torch steps on the zeros
             if grad is None or seen is None or seen[0] is not grad:
                 raise ConfigError(_changed(name))
@@ -148,26 +149,26 @@ class GradientAudit:
     def _compare(self, written: Params, again: Callable[[], Params]) -> None:
         """Were gradients only written, or changed? The first time by computing them again."""
         fresh = {} if self._copies else again()
-        total = torch.nn.utils.get_total_norm(list(written.values()))
+        total = norm(written)
         for name, grad in written.items():
             copy = self._accumulated[name][2]
             if copy is not None:
-                same = torch.equal(copy, grad)
+                same = torch.equal(own(copy), own(grad))
             else:
                 slack = 1e-3 if grad.dtype != torch.float64 else 1e-9
-                error = torch.linalg.vector_norm(fresh[name] - grad)
+                error = norm({"": fresh[name] - grad})
                 # A gradient that is 0 but for rounding (the bias of an attention's keys) is
                 # another one each time.
                 rounding = _ROUNDINGS * torch.finfo(grad.dtype).eps * total
-                same = bool(error <= slack * torch.linalg.vector_norm(grad) + rounding)
-            if not same:
+                same = error <= slack * norm({"": grad}) + rounding
+            if anywhere(not same, (grad,)):
                 raise ConfigError(_changed(name))
         self._copies = True
 
 
 def has_gradient(leaf: Tensor) -> bool:
     """Whether a parameter holds a gradient that is not 0."""
-    return leaf.grad is not None and bool(leaf.grad.any())
+    return leaf.grad is not None and anywhere(bool(own(leaf.grad).any()), (leaf,))
 
 
 def _changed(name: str) -> str:
@@ -191,7 +192,7 @@ def compare_gradients(gradient: Params, step: Step, tolerance: float) -> None:
     slack = min(tolerance, 1e-6) if used.dtype == torch.float64 else max(10 * tolerance, 0.01)
     error = (found - used).abs() - slack * (used + 0.1 * torch.linalg.vector_norm(used))
     worst = int(error.argmax())
-    if not error[worst] <= 0:
+    if anywhere(not error[worst] <= 0, gradient.values()):
         raise ReplayError(
             f"the optimizer stepped on another gradient than that of coach.loss (of "
             f"{list(step.hyper)[worst]!r}: norm {float(used[worst]):.3g}, not "

@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from deepteach.core.linearised import Linearised
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Snapshot
+from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError
 
 AS_MANY_AS_FIT: Literal["auto"] = "auto"
@@ -59,10 +60,11 @@ class GraphMemory:
         self._saved[storage.data_ptr()] = storage.nbytes()  # several tensors may share one
         return saved.detach()  # an output that its own node saves would keep itself alive
 
-    def counted(self) -> None:
-        """The graph is whole."""
+    def counted(self, ranks: Ranks) -> None:
+        """The graph is whole; the largest of any rank counts, so that all keep as many."""
         if self._saved:
-            self.bytes, self._saved = sum(self._saved.values()), {}
+            found, self._saved = sum(self._saved.values()), {}
+            self.bytes = int(ranks.table(found).max())
 
 
 class HeldGraphs:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepteach.distributed.fully_sharded import Unsplit
 from deepteach.errors import ConfigError
 from deepteach.tree import Params, dot
 
@@ -74,8 +75,14 @@ class Linearised:
         return dot(self.gradient, {name: leaf.detach() for name, leaf in along.items()})
 
 
-def deliver(graph: Linearised, parameters: Params) -> Tensor:
-    """A loss whose backward() gives `parameters` the gradient that `graph` already holds."""
+def deliver(graph: Linearised, parameters: Params, shards: Unsplit) -> Tensor:
+    """A loss whose backward() gives `parameters` the gradient that `graph` already holds.
+
+    Of parameters that are split, their `shards` the sum over ranks, as from any other pass.
+    """
+    if shards.split:
+        own = {n: graph.gradient[n].detach() if n in graph.used else None for n in parameters}
+        return _SplitDelivery.apply(graph.value, shards, own, *parameters.values())  # type: ignore[no-any-return]
     used = {name: leaf for name, leaf in parameters.items() if name in graph.used}
     found = [graph.gradient[name].detach() for name in used]
     return _Delivery.apply(graph.value, found, *used.values())  # type: ignore[no-any-return]
@@ -91,6 +98,18 @@ class _Delivery(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> Any:  # type: ignore[override]
         # Fresh tensors: the optimizer or a clipping may change what becomes p.grad.
         return None, None, *(leaf * scale for leaf in ctx.found)
+
+
+class _SplitDelivery(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, shards: Unsplit, own: Any, *leaves: Tensor) -> Tensor:
+        ctx.shards, ctx.own = shards, own
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> Any:  # type: ignore[override]
+        given = {n: None if leaf is None else leaf * scale for n, leaf in ctx.own.items()}
+        return None, None, None, *ctx.shards.reached(given, "gradient").values()
 
 
 def gradients(

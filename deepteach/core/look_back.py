@@ -27,6 +27,8 @@ class LookBack:
     def check(self, hyper: list[Hyper], window: int, dtypes: set[torch.dtype]) -> None:
         """Refuse, before anything runs, what the adjoint cannot do exactly."""
         self.adjoint.derived(self.objective)
+        if self.objective.student.shards.split:
+            self.adjoint.refuse_split()
         for dtype in dtypes:
             self.adjoint.check(self.recorder.rule, hyper, window, dtype)
 

@@ -91,6 +91,7 @@ class MicroBatched(Objective):
             first += count
 
     def replay(self, theta: Params, step: Step) -> Snapshot:
+        theta = self.gathered(theta)
         seen = [super(MicroBatched, self).replay(theta, part) for part in self.parts(step)]
         return seen[0].followed_by(*seen[1:])
 
@@ -98,6 +99,7 @@ class MicroBatched(Objective):
         self, theta: Params, step: Step, omega: Params, *, first_order: bool = False
     ) -> Linearised:
         """g as a sum over chunks; where it is differentiated, the chunks are replayed."""
+        theta = self.gathered(theta)
         total, found = zeros_like(theta), []
         for part in self.parts(step):
             plain = self.whole(theta, part, omega, first_order=True)
@@ -122,6 +124,7 @@ class MicroBatched(Objective):
         return super().linearised(theta, part, omega, first_order=first_order)
 
     def directional(self, theta: Params, step: Step, direction: Params) -> tuple[Tensor, Tensor]:
+        theta, direction = self.gathered(theta), self.gathered(direction)
         pairs = [
             super(MicroBatched, self).directional(theta, part, direction)
             for part in self.parts(step)
@@ -161,7 +164,7 @@ class MicroValidation(Validation):
         assert isinstance(objective, MicroBatched)
         student = objective.student
         given = theta
-        theta = {name: leaf.detach().clone().requires_grad_() for name, leaf in given.items()}
+        theta = student.shards.copies(given)
         total, logits, internal, mean = zeros_like(theta), [], [], 0.0
         for start in range(0, count, objective.size):
             rows = slice(start, start + objective.size)
@@ -179,8 +182,9 @@ class MicroValidation(Validation):
         self.outputs = Outputs(torch.cat(logits), torch.cat(internal))
         with torch.no_grad():
             self.loss = float(self._scalar(self.outputs.logits, self.labels))
+        total = student.shards.cut(total)
         self._check_finite(total)
-        refuse_written(given, theta)
+        refuse_written(given, student.shards.cut(theta))
         slack = 100 * max(torch.finfo(leaf.dtype).eps for leaf in theta.values())
         if not abs(mean - self.loss) <= slack * (1 + abs(self.loss)):
             raise ConfigError(

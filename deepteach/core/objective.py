@@ -72,6 +72,14 @@ class Objective:
         known = self.known_layout = layout_of(self.teacher, self.known_layout)
         return known
 
+    def gathered(self, tree: Params) -> Params:
+        """Parameters, or a direction of them, gathered for a pass where they are split."""
+        return self.student.shards.whole(tree)
+
+    def total(self, tree: Params, what: str) -> Params:
+        """The sum over ranks of what passes gave for the parameters; split where those are."""
+        return self.student.shards.summed(tree, what, self.ranks)
+
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """`(batch,)` losses; refuses a loss that already averages."""
         losses = self.loss(outputs.logits, labels)
@@ -176,6 +184,7 @@ class Objective:
         self, theta: Params, step: Step, omega: Params, *, first_order: bool = False
     ) -> Linearised:
         """g = grad_theta L at `theta`, with the graph for its derivatives unless first order."""
+        theta = self.gathered(theta)
         theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
         with torch.enable_grad():
             with nullcontext() if first_order else TwiceDifferentiable():
@@ -243,6 +252,7 @@ class Objective:
         the loss. First-order forward mode, both detached. Raises NotImplementedError where
         an operator has no forward rule; the caller then takes `linearised`.
         """
+        theta, direction = self.gathered(theta), self.gathered(direction)
         shaped = self.teacher.shapes_loss
 
         def replayed_at(dual: Params) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepteach.shards import is_shard, over_ranks, own
 from deepteach.tree import Params
 
 
@@ -21,10 +22,12 @@ class ParameterHooks:
         self._arrived: dict[str, Tensor] = {}
         self._flags: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
+        self._split: list[Tensor] = []
 
     def arrange(self, parameters: Params) -> None:
         """Before a batch: stand around the hooks that are there now."""
         self._flags.clear()
+        self._split = [leaf for leaf in parameters.values() if is_shard(leaf)][:1]
         self._versions = {name: leaf._version for name, leaf in parameters.items()}
         for name, leaf in parameters.items():
             hooks: Any = leaf._backward_hooks
@@ -48,7 +51,9 @@ class ParameterHooks:
         arrived = self._arrived.pop(name, None)
         if arrived is not None:
             same = arrived.shape == gradient.shape and arrived.dtype == gradient.dtype
-            flag = (arrived != gradient).any() if same else torch.ones((), dtype=torch.bool)
+            flag = (
+                (own(arrived) != own(gradient)).any() if same else torch.ones((), dtype=torch.bool)
+            )
             self._flags[name] = self._flags[name] | flag if name in self._flags else flag
 
     def changed(self) -> str | None:
@@ -57,7 +62,8 @@ class ParameterHooks:
         if not names:
             return None
         flags = torch.stack([self._flags[name].to(self._flags[names[0]]) for name in names])
-        return next((n for n, flag in zip(names, flags.tolist(), strict=True) if flag), None)
+        flags = over_ranks(flags.int(), self._split).tolist()
+        return next((n for n, flag in zip(names, flags, strict=True) if flag), None)
 
     def written(self, parameters: Params) -> str | None:
         """A parameter that itself was written to since `arrange`."""

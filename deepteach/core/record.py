@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -12,7 +12,8 @@ from deepteach.core.optim import Hyper, State
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Inputs
 from deepteach.rng import States
-from deepteach.tree import Params
+from deepteach.shards import is_shard, own
+from deepteach.tree import Params, tree_map
 
 
 @dataclass(frozen=True)
@@ -73,24 +74,45 @@ def pack_step(step: Step) -> dict[str, Any]:
         "weights": step.weights,
         "value": step.value,
         "hyper": {name: asdict(h) for name, h in step.hyper.items()},
-        "state": None if step.state is None else step.state._asdict(),
+        "state": None if step.state is None else _parts(step.state)._asdict(),
         "wrong": step.wrong,
         "norms": step.norms,
     }
 
 
-def unpack_step(item: dict[str, Any], kinds: Mapping[str, type[Hyper]]) -> Step:
-    """The inverse of `pack_step`; `kinds` are the classes of `hyper`, by parameter."""
+def unpack_step(
+    item: dict[str, Any],
+    kinds: Mapping[str, type[Hyper]],
+    split: Callable[[Params], Params] = lambda tree: tree,
+) -> Step:
+    """The inverse of `pack_step`; `kinds` are the classes of `hyper`, by parameter.
+
+    `split` makes of what this rank holds of them what parameters are that are split.
+    """
     return Step(
         passes=tuple(Pass(**{**seen, "modes": tuple(seen["modes"])}) for seen in item["passes"]),
         snapshot=unpack_snapshot(item["snapshot"]),
         weights=item["weights"],
         value=item["value"],
         hyper={name: kinds.get(name, Hyper)(**h) for name, h in item["hyper"].items()},
-        state=None if item["state"] is None else State(**item["state"]),
+        state=None if item["state"] is None else _split(State(**item["state"]), split),
         wrong=item.get("wrong"),
         norms=item.get("norms"),
     )
+
+
+def _split(state: State, split: Callable[[Params], Params]) -> State:
+    return State(split(state.theta), {slot: split(tree) for slot, tree in state.slots.items()})
+
+
+def _parts(state: State) -> State:
+    """Of parameters that are split, what this rank holds."""
+    slots = {slot: tree_map(_part, tree) for slot, tree in state.slots.items()}
+    return State(tree_map(_part, state.theta), slots)
+
+
+def _part(leaf: Tensor) -> Tensor:
+    return own(leaf) if is_shard(leaf) else leaf
 
 
 def pack_snapshot(snapshot: Snapshot) -> dict[str, Any]:

@@ -234,11 +234,11 @@ class Recorder(Trained):
     def _again(self, step: Step) -> Linearised:
         theta, objective = self.parameters(), self._objective
         found = objective.linearised(theta, step, objective.omega, first_order=True)
-        return replace(found, gradient=self.ranks.summed(found.gradient, "replays"))
+        return replace(found, gradient=objective.total(found.gradient, "replays"))
 
     def _arrived(self, leaf: Tensor) -> None:
         name = self._names.get(id(leaf))
-        if self.pending is not None and name is not None:
+        if self.pending is not None and name is not None and leaf.grad is not None:
             # A second gradient that is not added to the first: those of this batch were cleared.
             self._passed_back &= not self._audit.replaced(name, leaf)
             self._audit.at_accumulation(name, leaf)
@@ -416,6 +416,8 @@ class Recorder(Trained):
         self.observed.load_state_dict(state.get("observed", ()))
         self.learn_names()
         kinds = {name: type(h) for name, h in self.hyper(self.parameters()).items()}
-        self.steps = deque((unpack_step(item, kinds) for item in state["steps"]), self.steps.maxlen)
+        kept = self.student.shards.kept
+        steps = (unpack_step(item, kinds, kept) for item in state["steps"])
+        self.steps = deque(steps, self.steps.maxlen)
         self._forget()
         self._examination.forget()

@@ -18,6 +18,7 @@ from torch import Tensor
 from deepteach.core.record import Step
 from deepteach.core.trained import Trained
 from deepteach.errors import ConfigError, ReplayError, WindowWarning
+from deepteach.shards import anywhere, over_ranks
 from deepteach.tree import norms
 
 MOVED = (
@@ -55,8 +56,10 @@ class Mark:
     def moved(self, now: Mark) -> bool:
         """Whether what has been replaced or written to since is something else now."""
         if self.same(now):
-            return False
-        return self._names != now._names or bool(_differ(self.norms, now.norms))
+            apart = False
+        else:
+            apart = self._names != now._names or bool(_differ(self.norms, now.norms))
+        return anywhere(apart, self._leaves)
 
 
 class Standstill:
@@ -115,7 +118,8 @@ class Standstill:
         gaps = [(i, step.left) for i, step in enumerate(steps) if step.left is not None]
         if not gaps:
             return list(steps)
-        flags = torch.stack([_differ(*left) for _, left in gaps]).tolist()
+        apart = torch.stack([_differ(*left) for _, left in gaps])
+        flags = over_ranks(apart.int(), self._trained.parameters().values()).tolist()
         last = max((i for (i, _), flag in zip(gaps, flags, strict=True) if flag), default=-1)
         kept = [step.followed(None) for step in list(steps)[last + 1 :]]
         while last >= 0 and self._anchored and kept and kept[0].state is None:

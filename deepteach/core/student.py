@@ -16,6 +16,8 @@ from torch.nn.parameter import is_lazy
 from deepteach.core.layout import ModuleLayout, layout_of
 from deepteach.core.module_state import ModuleState
 from deepteach.core.plain_kernels import plain_kernels, uncompiled
+from deepteach.distributed.collectives import Ranks
+from deepteach.distributed.fully_sharded import Unsplit, shards_of
 from deepteach.errors import ConfigError
 from deepteach.tree import Params
 
@@ -95,6 +97,8 @@ class Student:
         self.surrogate = surrogate
         self._logits = logits or logits_of
         self._known: ModuleLayout | None = None
+        self.shards = Unsplit()
+        """How the parameters are split over ranks; a Coach finds it."""
         self.under_autocast = False
         """Whether the layer ran under autocast in the last pass, from outside or by itself."""
 
@@ -112,7 +116,13 @@ class Student:
     def __call__(self, inputs: Inputs) -> Outputs:
         """The module's own pass, as in plain training: its buffers are updated as usual."""
         with self._tapped() as seen:
-            raw = _call(self._outer, inputs)
+            if self.shards.split:
+                args, kwargs = _arguments(inputs)
+                tensors = self.shards.filled({})
+                with self.shards.bare():
+                    raw = self.layout.call(tensors, args, kwargs)
+            else:
+                raw = _call(self._outer, inputs)
         return Outputs(self._logits(raw), self._state(seen, inputs))
 
     def functional(
@@ -140,7 +150,8 @@ class Student:
         tensors = {**params, **held, **used}
         before = None if leaves else ModuleState(self.module, layers=layout.layers)
         try:
-            with self._tapped() as seen, plain_kernels(layout.layers), uncompiled():
+            tensors, bare = self.shards.filled(tensors), self.shards.bare()
+            with self._tapped() as seen, plain_kernels(layout.layers), uncompiled(), bare:
                 raw = layout.call(tensors, args, kwargs)
             if update or leaves:  # some are replaced, not written to
                 buffers.update({name: tensors[name].detach() for name in buffers})
@@ -148,6 +159,14 @@ class Student:
         finally:
             if before is not None:
                 before.restore()
+
+    def split(self, ranks: Ranks) -> None:
+        """Find out whether the parameters are split over ranks.
+
+        Raises:
+            ConfigError: they are, in a way that cannot be looked back through.
+        """
+        self.shards = shards_of(self._outer, self.module, ranks)
 
     def trained(self) -> Params:
         """Copies of the parameters that require a gradient, for passes that may write to them."""

@@ -31,6 +31,7 @@ class Trained:
 
     def learn_names(self) -> None:
         """Once a step, where a layer or a parameter was replaced since."""
+        self.student.shards.settle()
         layout = self.student.layout
         if layout is not self._layout:
             self._layout = layout

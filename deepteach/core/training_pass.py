@@ -17,7 +17,7 @@ from deepteach.core.recorder import Recorder
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.student import Inputs, Outputs, Student
 from deepteach.errors import ConfigError
-from deepteach.tree import Params, clone
+from deepteach.tree import Params
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class TrainingPass:
         own = adjoint.micro_batch is None and not adjoint.mixed_precision
         if not (last and (first or recorder.steps) and own and adjoint.shares):
             return None
-        return {n: leaf.requires_grad_() for n, leaf in clone(recorder.parameters()).items()}
+        return self.student.shards.copies(recorder.parameters())
 
     def linearised(
         self, theta: Params, snapshot: Snapshot, omega: Params, step: Step
@@ -99,7 +99,7 @@ class TrainingPass:
         memory = self.adjoint.graph_memory
         with memory.counting(True):
             found = self.adjoint.derived(self.objective).linearise(theta, snapshot, omega, step)
-        memory.counted()
+        memory.counted(self.recorder.ranks)
         return found
 
     def refuse_graphs(self) -> None:

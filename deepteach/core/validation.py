@@ -36,16 +36,16 @@ class Validation:
     def gradient(self, theta: Params) -> Params:
         """dM/dtheta at `theta`; leaves `loss` and `outputs` of that pass behind."""
         student = self._objective.student
-        used = {name: leaf.detach().clone().requires_grad_() for name, leaf in theta.items()}
+        used = student.shards.copies(theta)
         with torch.enable_grad(), untouched():
             self._objective.ranks.same_draws()
             outputs = student.functional(used, student.buffers(), self.inputs)
             value = self._scalar(outputs.logits, self.labels)
-            gradient = gradients(value, used)
+            gradient = student.shards.cut(gradients(value, used))
         self.loss = float(value.detach())
         self.outputs = Outputs(outputs.logits.detach(), outputs.internal.detach())
         self._check_finite(gradient)
-        refuse_written(theta, used)
+        refuse_written(theta, student.shards.cut(used))
         return gradient
 
     def value(self, theta: Params, buffers: Params) -> Tensor:

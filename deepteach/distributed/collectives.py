@@ -12,14 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,10 +24,8 @@ from torch import Tensor
 
 from deepteach import errors
 from deepteach.errors import ConfigError, NumericError, RankError
+from deepteach.shards import backend_device, is_shard, reaching
 from deepteach.tree import Params
-
-SILENCE = timedelta(seconds=20)
-"""How long a rank waits for the others before it takes them for dead."""
 
 BEAT = 5.0
 """Seconds after which rank 0, while it writes and the others wait, says that it lives."""
@@ -71,7 +65,7 @@ class Ranks:
             return part
         own = part.new_zeros(-(-total // self.count), *part.shape[1:])
         own[: len(part)] = part
-        rows = self._gathered(own, "weights")
+        rows = self.gathered(own, "weights")
         lengths = [total // self.count + (r < total % self.count) for r in range(self.count)]
         return torch.cat([row[:size] for row, size in zip(rows, lengths, strict=True)])
 
@@ -80,7 +74,7 @@ class Ranks:
         own = torch.tensor([*map(float, row), float(self.signal)], dtype=torch.float64)
         if self.count == 1:
             return own[None, :-1]
-        found = torch.stack(self._gathered(own, what))
+        found = torch.stack(self.gathered(own, what))
         self.signalled = max(self.signalled, int(found[:, -1].max()))
         return found[:, :-1]
 
@@ -179,7 +173,7 @@ class Ranks:
     @contextmanager
     def _beating(self) -> Iterator[None]:
         """Say every `BEAT` that this rank is still at work: a slow disk is no dead rank."""
-        over, device = threading.Event(), _device()
+        over, device = threading.Event(), backend_device()
 
         def beat() -> None:
             if device.type == "cuda":
@@ -200,7 +194,7 @@ class Ranks:
 
     def _beat(self, *, busy: bool) -> bool:
         """Whether rank 0 is still at work, as it says itself."""
-        word = torch.tensor([int(busy)], device=_device())
+        word = torch.tensor([int(busy)], device=backend_device())
         with reaching():
             dist.broadcast(word, 0)
         return bool(word)
@@ -212,10 +206,10 @@ class Ranks:
         return json.loads(self._told(json.dumps(value).encode()))
 
     def _told(self, data: bytes) -> bytes:
-        size = torch.tensor([len(data)], device=_device())
+        size = torch.tensor([len(data)], device=backend_device())
         with reaching():
             dist.broadcast(size, 0)
-            body = torch.zeros(int(size), dtype=torch.uint8, device=_device())
+            body = torch.zeros(int(size), dtype=torch.uint8, device=backend_device())
             if self.first:
                 body.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
             dist.broadcast(body, 0)
@@ -228,13 +222,13 @@ class Ranks:
         lengths = [int(row) for row in self.table(len(data), what="state")[:, 0]]
         own = torch.zeros(max(lengths), dtype=torch.uint8)
         own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        rows = self._gathered(own, "state")
+        rows = self.gathered(own, "state")
         pairs = zip(rows, lengths, strict=True)
         return [row[:length].numpy().tobytes() for row, length in pairs]
 
-    def _gathered(self, own: Tensor, what: str) -> list[Tensor]:
-        """What each rank has, by rank, in tensors of one shape."""
-        sent = own.detach().to(_device()).contiguous()
+    def gathered(self, own: Tensor, what: str) -> list[Tensor]:
+        """What each rank has, by rank, in tensors of one shape; all give one of that shape."""
+        sent = own.detach().to(backend_device()).contiguous()
         rows = [torch.empty_like(sent) for _ in range(self.count)]
         self._count(sent, what)
         with reaching():
@@ -255,7 +249,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, ranks: Ranks, what: str) -> Tensor:
         ctx.ranks, ctx.what = ranks, what
-        total = value.detach().to(_device(), copy=True).contiguous()
+        total = value.detach().to(backend_device(), copy=True).contiguous()
         ranks._count(total, what)
         with reaching():
             dist.all_reduce(total)
@@ -300,11 +294,13 @@ def shown(value: Tensor, total: float) -> Tensor:
 
 
 def digest(trees: Iterable[Params]) -> bytes:
-    """Of the bits of all tensors, and of their names."""
+    """Of the bits of all tensors that every rank holds, and of the names of all."""
     found = hashlib.blake2b(digest_size=8)
     for tree in trees:
         for name, leaf in tree.items():
             found.update(name.encode())
+            if is_shard(leaf):
+                continue
             raw = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             found.update(raw.numpy().data)
     return found.digest()
@@ -319,34 +315,10 @@ def here() -> Ranks:
 
 def refuse_sharded(parameters: Params) -> None:
     """Raises ConfigError for parameters of which each rank holds a piece only (FSDP2)."""
-    tensor = sys.modules.get("torch.distributed.tensor")
     for name, leaf in parameters.items():
-        if tensor is not None and isinstance(leaf, tensor.DTensor):
+        if is_shard(leaf):
             raise ConfigError(
-                f"the parameter {name!r} is sharded over ranks (DTensor, fully_shard), which "
-                "the backward sweep does not support: leave the student whole on every rank, "
-                "and give micro_batch for memory"
+                f"the parameter {name!r} is sharded over ranks (DTensor, fully_shard), whose "
+                "checkpoints a run does not write: train by a loop of your own with dt.Coach, or "
+                "give the module as it was before"
             )
-
-
-def _device() -> torch.device:
-    """Where the backend wants its tensors."""
-    if dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
-@contextmanager
-def reaching() -> Iterator[None]:
-    """Say in one line that other ranks cannot be reached."""
-    try:
-        yield
-    except RuntimeError as error:  # torch's own errors are subclasses of it
-        rank = dist.get_rank() if dist.is_initialized() else os.environ.get("RANK", "?")
-        reason = re.sub(r"^\[[^]]*\] ?", "", " ".join(str(error).split()))
-        reason = reason.partition(". ")[0][:120]
-        raise RankError(
-            f"rank {rank} has lost the other ranks: one has ended, or did not answer for "
-            f"{SILENCE.seconds} s ({reason}); see what it said, then restart the same command "
-            "with --resume"
-        ) from error

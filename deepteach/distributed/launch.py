@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepteach.distributed.collectives import SILENCE, Ranks, digest, here, reaching
+from deepteach.distributed.collectives import Ranks, digest, here
 from deepteach.errors import ConfigError, DataError
+from deepteach.shards import SILENCE, reaching
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for the others to start."""

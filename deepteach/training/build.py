@@ -22,7 +22,7 @@ from deepteach.core.student import Student, last_linear
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.data import augment
 from deepteach.data.dataset import Data
-from deepteach.distributed.collectives import Ranks
+from deepteach.distributed.collectives import Ranks, refuse_sharded
 from deepteach.errors import ConfigError, DeepTeachError
 from deepteach.models import build
 from deepteach.names import brief
@@ -72,6 +72,7 @@ def student(config: Config, data: Data, module: nn.Module | None = None) -> tupl
         if name == "auto":
             name = "cnn" if data.is_image else "mlp"
         module, layer = build(name, data.input_shape, data.task.outputs, config.seed)
+    refuse_sharded(dict(module.named_parameters()))
     chosen = config.internal or layer or last_linear(module)
     if not chosen:
         raise ConfigError(

@@ -9,21 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ranks_work
 import torch
-from paths import SUPPORT
 from ranks_work import ADJOINTS, INTERVAL, JOBS, SAMPLES, SIZE, STEPS
 from safetensors.torch import load_file
-from torch import Tensor
 from toy import Probe, dropout, noisy, write_npz
+from two_ranks import Answers, answers_of, free_port, gap, same
 
 import deepteach as dt
 from deepteach.distributed.collectives import Ranks
@@ -32,14 +29,6 @@ from deepteach.runs.serialization import from_bytes, to_bytes
 from deepteach.training.api import run
 from deepteach.training.config import make, read
 from deepteach.training.signals import Interrupts
-
-Answers = dict[str, Any]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -52,62 +41,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def both(folder: Path) -> list[Answers]:
     """What rank 0 and rank 1 answered."""
-    port, script = str(free_port()), str(SUPPORT / "ranks_work.py")
-    logs = [folder / f"{rank}.log" for rank in (0, 1)]
-    workers = []
-    for rank, log in enumerate(logs):
-        with log.open("wb") as file:
-            command = [sys.executable, script, str(rank), port, str(folder)]
-            workers.append(
-                subprocess.Popen(
-                    command,
-                    stdout=file,
-                    stderr=file,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                )
-            )
-    try:
-        codes = [worker.wait(timeout=240) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert codes == [0, 9], [log.read_text()[-3000:] for log in logs]
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return answers_of("ranks_work.py", folder)
 
 
 @pytest.fixture
 def alone(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
     return JOBS[request.param]()
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        for key in sorted(value):
-            yield from leaves(value[key])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from leaves(item)
-    else:
-        yield value
-
-
-def gap(left: Any, right: Any) -> float:
-    """The largest relative distance of two tensors, or numbers, in the same place."""
-    found = 0.0
-    for a, b in zip(leaves(left), leaves(right), strict=True):
-        a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
-        found = max(found, float((a - b).norm() / b.norm().clamp(min=1e-30)))
-    return found
-
-
-def same(left: Any, right: Any) -> bool:
-    """Bit for bit."""
-
-    def one(a: Any, b: Any) -> bool:
-        return torch.equal(a, b) if isinstance(a, Tensor) else a == b
-
-    return all(one(a, b) for a, b in zip(leaves(left), leaves(right), strict=True))
 
 
 def compared(answer: Answers) -> Answers:
@@ -223,7 +163,6 @@ def test_refusals(both: list[Answers]) -> None:
         for kind, text in found.items():
             assert f"ConfigError: {kind} weighs a sample by the others" in text
             assert text.endswith("use one process")
-        assert "'0.weight' is sharded over ranks" in answers["sharded"]
 
 
 def test_a_lost_rank(both: list[Answers]) -> None:

@@ -29,6 +29,7 @@ from toy import Probe, arrays, dropout, noisy, settings
 import deepteach as dt
 from deepteach.distributed import collectives as ranks_module
 from deepteach.distributed.collectives import Ranks, here
+from deepteach.shards import SILENCE
 from deepteach.teachers.controls import Shuffled
 from deepteach.teachers.frozen import Given
 from deepteach.training.api import run as train_run
@@ -252,17 +253,6 @@ def refused() -> dict[str, str]:
     return found
 
 
-def sharded() -> str:
-    """A student that FSDP2 has sharded."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
-    fully_shard(module, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
-    optimizer = torch.optim.SGD(module.parameters(), 0.1)
-    return raised(lambda: dt.Coach(dt.Student(module, "1"), optimizer, dt.Uniform()))
-
-
 def whole_runs(folder: Path) -> dict[str, Any]:
     """Runs of the training loop: whole, stopped by a signal to rank 1, resumed."""
     rank = here().rank
@@ -390,7 +380,8 @@ JOBS: dict[str, Callable[[], Any]] = {
 """Jobs that also run alone."""
 
 
-def main() -> None:
+def answered(jobs: dict[str, Callable[[], Any]]) -> None:
+    """Do the jobs as one of two ranks; the last one ends rank 1."""
     rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -400,27 +391,24 @@ def main() -> None:
         world_size=2,
         timeout=timedelta(seconds=20),
     )
-    jobs = {
-        **JOBS,
-        "traffic": traffic,
-        "diverging": diverging,
-        "data": lambda: poisoned("data"),
-        "gradient": lambda: poisoned("gradient"),
-        "refused": refused,
-        "sharded": sharded,
-        "slow disk": slow_disk,
-        "runs": lambda: whole_runs(folder),
-        "lost": lost,
-    }
     answers = {}
     for name, job in jobs.items():
         torch.manual_seed(0)
         answers[name] = job()
-        # The last job ends rank 1.
         torch.save(answers, folder / f"rank-{rank}.pt")
     os._exit(0)  # the group cannot be ended without the other rank
 
 
 if __name__ == "__main__":
-    assert ranks_module.SILENCE.seconds == 20
-    main()
+    assert SILENCE.seconds == 20
+    together: dict[str, Callable[[], Any]] = {
+        "traffic": traffic,
+        "diverging": diverging,
+        "data": lambda: poisoned("data"),
+        "gradient": lambda: poisoned("gradient"),
+        "refused": refused,
+        "slow disk": slow_disk,
+        "runs": lambda: whole_runs(Path(sys.argv[3])),
+        "lost": lost,
+    }
+    answered({**JOBS, **together})

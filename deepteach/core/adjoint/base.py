@@ -131,6 +131,9 @@ class AbstractAdjoint:
     same_kernels: bool = False
     """Training passes must use the kernels of replays, to repeat their bits."""
 
+    splits: bool = True
+    """Works on parameters of which each rank holds a part."""
+
     undoes: bool = False
     """States are found by undoing steps, which needs the very gradients that were used."""
 
@@ -223,6 +226,14 @@ class AbstractAdjoint:
                 f"window={LONGEST_WINDOW} or derivatives='exact'"
             )
 
+    def refuse_split(self) -> None:
+        """Raises ConfigError: parameters are split over ranks, which this adjoint cannot do."""
+        if not self.splits:
+            raise ConfigError(
+                f"{type(self).__name__} needs parameters that are whole on every rank, not "
+                "sharded ones (fully_shard): use adjoint=Stored(), Checkpointed() or Reversed()"
+            )
+
     def learn(self, found: MetaGradient) -> None:
         """What an update that has been done says of the next ones."""
 
@@ -284,7 +295,7 @@ class AbstractAdjoint:
 
         `moved` is what the window's end owes to buffers.
         """
-        objective, rule, ranks = window.objective, window.rule, window.objective.ranks
+        objective, rule = window.objective, window.rule
         theta = window.final.theta
         d_slots = {slot: zeros_like(d_theta) for slot in rule.slot_names}
         cotangent = State(d_theta, d_slots)
@@ -302,17 +313,17 @@ class AbstractAdjoint:
                 break
             graph = self._linearised(theta, step, window)
             gradient = {name: leaf.detach() for name, leaf in graph.gradient.items()}
-            gradient = ranks.summed(gradient, "replays")
+            gradient = objective.total(gradient, "replays")
             compare_gradients(rule.clip(gradient, step.hyper), step, self.allowed(theta))
             earlier = self.state_before(position, theta, gradient, later, window)
             pull = rule.pull(earlier, gradient, step.hyper, cotangent)
             if position == window.start:
                 with guards.kept_intact():
-                    part = graph.pull_back_teacher(pull.gradient)
+                    part = graph.pull_back_teacher(objective.gathered(pull.gradient))
             else:
                 with guards.kept_intact():
-                    curvature, part = graph.pull_back(pull.gradient)
-                curvature = ranks.summed(curvature, "curvature")
+                    curvature, part = graph.pull_back(objective.gathered(pull.gradient))
+                curvature = objective.total(curvature, "curvature")
                 curvature = moved.add_to(curvature, theta, position - window.start)
                 cotangent = State(tree_map(torch.add, pull.theta, curvature), pull.slots)
             d_omega = tree_map(torch.add, d_omega, part)
@@ -343,6 +354,7 @@ class AbstractAdjoint:
             else:
                 guards.compare_losses(losses, step, self.allowed(theta), objective.ranks)
                 return objective.teacher_gradient(window.omega, held, moved, step)
+        along = objective.gathered(along)
         return self._linearised(theta, step, window).pull_back_teacher(along)
 
     def _linearised(self, theta: Params, step: Step, window: Window) -> Linearised:

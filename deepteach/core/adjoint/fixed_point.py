@@ -303,6 +303,7 @@ class Exact(AbstractAdjoint):
     """
 
     same_kernels = True
+    splits = False
     undoes = True
 
     def check(self, rule: Rule, hyper: Sequence[Hyper], window: int, dtype: torch.dtype) -> None:

@@ -23,6 +23,7 @@ from deepteach.core.record import Step
 from deepteach.core.validation import Validation
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, ReplayError
+from deepteach.shards import anywhere, own
 from deepteach.tree import Params, norm, tree_map
 
 
@@ -84,8 +85,9 @@ def check_step(
 def _blur(gradient: Tensor, scale: float) -> Tensor:
     """The rounding of a gradient's entries. What a batch does not reach is 0, and repeats so."""
     size = scale * torch.finfo(gradient.dtype).eps
-    nothing = gradient.abs().amax() <= size if gradient.numel() else False
-    return size * ((gradient != 0) | nothing).to(gradient.dtype)
+    nothing = not anywhere(not bool((own(gradient).abs() <= size).all()), (gradient,))
+    reached = torch.ones_like(gradient) if nothing else (gradient != 0).to(gradient.dtype)
+    return size * reached
 
 
 def replay_error(losses: Tensor, step: Step, ranks: Ranks) -> float:
@@ -155,7 +157,8 @@ def examine_gradients(
     structure = (objective.student.structure(), derivative)
     objective.sweeps += 1
     if objective.examined_as != structure or looks_again(objective.sweeps):
-        found, any_of = findings_of(objective, theta, step, derivative), objective.ranks.any
+        theta, any_of = objective.gathered(theta), objective.ranks.any
+        found = findings_of(objective, theta, step, derivative)
         checked = slopes_are_true(objective, theta, validation)
         objective.findings = Findings(
             *(not any_of(not flag) for flag in (found.true, found.derived, found.forward, checked))

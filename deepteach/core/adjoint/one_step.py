@@ -55,8 +55,7 @@ class Lookahead(AbstractAdjoint):
             state = State(theta, {slot: zeros_like(theta) for slot in rule.slot_names})
             hyper = {name: Hyper(lr=h.lr) for name, h in step.hyper.items()}
         graph = window.objective.linearised(theta, step, window.omega, first_order=True)
-        ranks = window.objective.ranks
-        gradient = ranks.summed(graph.gradient, "replays")
+        gradient = window.objective.total(graph.gradient, "replays")
         later = rule.step(state, gradient, hyper)
         d_theta = validation.gradient(later.theta)
         approximate = self.derivatives == FINITE_DIFFERENCE

@@ -205,7 +205,8 @@ class Reversed(AbstractAdjoint):
                 off = guards.replay_error(graph.losses, step, ranks)
                 guards.refuse_replay(off, self.allowed(state.theta))
                 worst = max(worst, off)
-                state = window.rule.step(state, ranks.summed(graph.gradient, "replays"), step.hyper)
+                gradient = objective.total(graph.gradient, "replays")
+                state = window.rule.step(state, gradient, step.hyper)
             again = replace(window, steps=steps, graphs={}, memo={})
             return replace(self._kept().swept(again, d_theta, moved), lost=lost)
         except ReplayError:

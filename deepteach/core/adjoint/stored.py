@@ -92,7 +92,7 @@ class Checkpointed(AbstractAdjoint):
                 guards.compare_losses(
                     pass_.losses, step, self.allowed(state.theta), objective.ranks
                 )
-                gradient = objective.ranks.summed(pass_.gradient, "replays")
+                gradient = objective.total(pass_.gradient, "replays")
                 state = window.rule.step(state, gradient, step.hyper)
                 window.memo[index + 1] = state
         return window.memo[position]

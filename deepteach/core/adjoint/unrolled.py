@@ -25,6 +25,7 @@ class Unrolled(Stored):
     hands_over = False
     reweighs = False
     forwards = False
+    splits = False
 
     def swept(self, window: Window, d_theta: Params, moved: MovedBuffers) -> MetaGradient:
         objective, rule, ranks = window.objective, window.rule, window.objective.ranks
