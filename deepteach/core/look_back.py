@@ -27,8 +27,11 @@ class LookBack:
     def check(self, hyper: list[Hyper], window: int, dtypes: set[torch.dtype]) -> None:
         """Refuse, before anything runs, what the adjoint cannot do exactly."""
         self.adjoint.derived(self.objective)
-        if self.objective.student.shards.split:
-            self.adjoint.refuse_split()
+        if self.objective.student.shards.split and not self.adjoint.splits:
+            raise ConfigError(
+                f"{type(self.adjoint).__name__} needs parameters that are whole on every rank, not "
+                "sharded ones (fully_shard): use adjoint=Stored(), Checkpointed() or Reversed()"
+            )
         for dtype in dtypes:
             self.adjoint.check(self.recorder.rule, hyper, window, dtype)
 

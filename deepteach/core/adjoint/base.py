@@ -226,14 +226,6 @@ class AbstractAdjoint:
                 f"window={LONGEST_WINDOW} or derivatives='exact'"
             )
 
-    def refuse_split(self) -> None:
-        """Raises ConfigError: parameters are split over ranks, which this adjoint cannot do."""
-        if not self.splits:
-            raise ConfigError(
-                f"{type(self).__name__} needs parameters that are whole on every rank, not "
-                "sharded ones (fully_shard): use adjoint=Stored(), Checkpointed() or Reversed()"
-            )
-
     def learn(self, found: MetaGradient) -> None:
         """What an update that has been done says of the next ones."""
 
@@ -295,10 +287,8 @@ class AbstractAdjoint:
 
         `moved` is what the window's end owes to buffers.
         """
-        objective, rule = window.objective, window.rule
-        theta = window.final.theta
-        d_slots = {slot: zeros_like(d_theta) for slot in rule.slot_names}
-        cotangent = State(d_theta, d_slots)
+        objective, rule, theta = window.objective, window.rule, window.final.theta
+        cotangent = State(d_theta, {slot: zeros_like(d_theta) for slot in rule.slot_names})
         d_omega, objective.summed = zeros_like(window.omega), zeros_like(window.omega)
         later = window.final
         for position in reversed(range(window.start, len(window.steps))):
@@ -328,8 +318,7 @@ class AbstractAdjoint:
                 cotangent = State(tree_map(torch.add, pull.theta, curvature), pull.slots)
             d_omega = tree_map(torch.add, d_omega, part)
             later = earlier
-        drift = self._drift(theta, window)
-        return MetaGradient(above_rounding(objective, d_omega), drift)
+        return MetaGradient(above_rounding(objective, d_omega), self._drift(theta, window))
 
     def teacher_part(self, theta: Params, step: Step, window: Window, along: Params) -> Params:
         """(dg/domega)^T along at one step, by forward mode where every operator has it.
@@ -354,8 +343,7 @@ class AbstractAdjoint:
             else:
                 guards.compare_losses(losses, step, self.allowed(theta), objective.ranks)
                 return objective.teacher_gradient(window.omega, held, moved, step)
-        along = objective.gathered(along)
-        return self._linearised(theta, step, window).pull_back_teacher(along)
+        return self._linearised(theta, step, window).pull_back_teacher(objective.gathered(along))
 
     def _linearised(self, theta: Params, step: Step, window: Window) -> Linearised:
         """g at a replayed step; the training pass's own graph where it was handed over."""
