@@ -29,6 +29,12 @@ def is_shard(leaf: object) -> bool:
     return module is not None and isinstance(leaf, module.DTensor)
 
 
+def any_shard(leaves: Iterable[object]) -> bool:
+    """Whether one of them is such; where nothing was ever split, at once."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and any(isinstance(leaf, module.DTensor) for leaf in leaves)
+
+
 def own(leaf: Tensor) -> Tensor:
     """This rank's part, detached; all of a tensor that is whole."""
     return leaf.detach().to_local() if is_shard(leaf) else leaf.detach()  # type: ignore[attr-defined]
@@ -39,7 +45,7 @@ def over_ranks(values: Tensor, leaves: Iterable[object]) -> Tensor:
 
     All ranks must call it together.
     """
-    if not any(map(is_shard, leaves)):
+    if not any_shard(leaves):
         return values
     total = values.detach().to(backend_device(), copy=True)
     with reaching():
@@ -49,9 +55,8 @@ def over_ranks(values: Tensor, leaves: Iterable[object]) -> Tensor:
 
 def anywhere(flag: bool, leaves: Iterable[object]) -> bool:
     """Whether it holds on any rank, where it is said of leaves that are split; else `flag`."""
-    if not any(map(is_shard, held := list(leaves))):
-        return flag
-    return bool(over_ranks(torch.tensor(float(flag)), held))
+    held = list(leaves)
+    return bool(over_ranks(torch.tensor(float(flag)), held)) if any_shard(held) else flag
 
 
 def backend_device() -> torch.device:

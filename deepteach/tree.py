@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.shards import anywhere, is_shard, over_ranks, own
+from deepteach.shards import any_shard, anywhere, over_ranks, own
 
 Params = dict[str, Tensor]
 
@@ -36,7 +36,7 @@ def dot(left: Params, right: Params) -> Tensor:
 
 def norm(tree: Params) -> float:
     """Euclidean norm over all entries; accumulated in float64 so that it cannot overflow."""
-    if any(map(is_shard, tree.values())):
+    if any_shard(tree.values()):
         square = norm({name: own(leaf) for name, leaf in tree.items()}) ** 2
         return float(over_ranks(torch.tensor(square, dtype=torch.float64), tree.values())) ** 0.5
     leaves = [torch.linalg.vector_norm(leaf.detach()).double() for leaf in tree.values()]
@@ -61,7 +61,8 @@ def norms(leaves: list[Tensor]) -> list[Tensor]:
     """
     if not leaves:
         return []
-    leaves = [own(leaf) if is_shard(leaf) else leaf for leaf in leaves]
+    if any_shard(leaves):
+        leaves = [own(leaf) for leaf in leaves]
     short = any(leaf.dtype.itemsize < 4 for leaf in leaves)
     with torch.no_grad():
         return list(torch._foreach_norm(leaves, 2, torch.float32 if short else None))  # pyright: ignore[reportPrivateImportUsage]
@@ -70,7 +71,7 @@ def norms(leaves: list[Tensor]) -> list[Tensor]:
 def all_finite(leaves: Iterable[Tensor]) -> bool:
     """Whether no entry is NaN or infinite; one synchronisation for all tensors."""
     leaves = list(leaves)
-    if any(map(is_shard, leaves)):
+    if any_shard(leaves):
         return not anywhere(not all_finite(map(own, leaves)), leaves)
     # Finite norms rule both out, and are one fused pass; they may overflow, though.
     if leaves and finite_sum(torch.stack(norms(leaves))):

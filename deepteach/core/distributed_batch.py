@@ -15,7 +15,7 @@ from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks, digest
 from deepteach.errors import ConfigError, DataError, NumericError
-from deepteach.shards import is_shard
+from deepteach.shards import any_shard
 from deepteach.tree import Params, all_finite
 
 BAD_WEIGHTS = (
@@ -103,7 +103,7 @@ def sum_gradients(
     the parameters that the loss reached on any rank.
     """
     # Those of parameters that are split were summed on their way back.
-    split = any(map(is_shard, named.values()))
+    split = any_shard(named.values())
     whole = {} if split else named
     zero_or_own = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in whole.items()}
     total = ranks.summed(zero_or_own, "gradient")

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, DataError
-from deepteach.shards import backend_device, is_shard, own, reaching
+from deepteach.shards import any_shard, backend_device, is_shard, own, reaching
 from deepteach.tree import Params, clone
 
 _OF_FSDP = "torch.distributed.fsdp."
@@ -296,7 +296,7 @@ def shards_of(outer: nn.Module, module: nn.Module, ranks: Ranks) -> Unsplit:
         )
     for layer in _layers_of(module):
         layer.reshard()  # a pass of its own leaves the outermost one whole
-    if not any(map(is_shard, module.parameters())):
+    if not any_shard(module.parameters()):
         return Unsplit()
     if outer is not module or any(
         getattr(layer, "_compiled_call_impl", None) for layer in module.modules()
