@@ -1,4 +1,7 @@
-"""The same cycle with the libraries that unroll: their last steps as one graph, carried back."""
+"""The same cycle with the libraries that unroll, their last steps as one graph carried back.
+
+And Meta-Weight-Net's loop (Shu et al., NeurIPS 2019) by hand, in torch alone.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 Unrolling = tuple[nn.Module, Callable[[Tensor], object]]
 """A copy of the student, and a step on it by a loss that the graph keeps."""
@@ -47,8 +51,7 @@ def unroll(
 
     The teacher is the cheapest there is, a function of the loss (whose gradient stops).
     """
-    teacher = nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1), nn.Sigmoid())
-    teacher.to(trusted[0].device)
+    teacher = _weight_net(trusted[0])
 
     def loss(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         losses = F.cross_entropy(module(x), y, reduction="none")
@@ -76,3 +79,50 @@ def unroll(
         step(loss(copied, *last))
         descend(copied)
     yield
+
+
+def meta_weight_net(
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    trusted: tuple[Tensor, Tensor],
+    teacher: nn.Module | None = None,
+) -> Iterator[None]:
+    """Train on `batches`, and teach the weights' network before every step; yields after each.
+
+    A virtual SGD step is kept as a graph, the trusted loss behind it is differentiated with
+    respect to the network, and the batch is then weighted by the network as it was taught. The
+    virtual step reads the batch's statistics and leaves those of the student alone.
+    """
+    teacher = _weight_net(trusted[0]) if teacher is None else teacher
+    taught_by = torch.optim.Adam(teacher.parameters(), lr=1e-3)
+    rate: float = optimizer.param_groups[0]["lr"]
+    for x, y in batches:
+        taught_by.zero_grad()
+        theta = {name: leaf.detach().requires_grad_() for name, leaf in student.named_parameters()}
+        buffers = {name: leaf.clone() for name, leaf in student.named_buffers()}
+        losses = F.cross_entropy(
+            functional_call(student, {**theta, **buffers}, (x,)), y, reduction="none"
+        )
+        value = _weighted(teacher, losses)
+        found = torch.autograd.grad(value, list(theta.values()), create_graph=True)
+        moved = {n: p - rate * g for (n, p), g in zip(theta.items(), found, strict=True)}
+        ahead = functional_call(student, {**moved, **buffers}, (trusted[0],))
+        F.cross_entropy(ahead, trusted[1]).backward(inputs=list(teacher.parameters()))
+        taught_by.step()
+        optimizer.zero_grad()
+        with_ = F.cross_entropy(student(x), y, reduction="none")
+        _weighted(teacher, with_, taught=False).backward()
+        optimizer.step()
+        yield
+
+
+def _weight_net(like: Tensor) -> nn.Module:
+    net = nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1), nn.Sigmoid())
+    return net.to(like.device)
+
+
+def _weighted(teacher: nn.Module, losses: Tensor, *, taught: bool = True) -> Tensor:
+    with torch.set_grad_enabled(taught):
+        weights = teacher(losses.detach().unsqueeze(1)).squeeze(1)
+    return (weights * losses).sum() / weights.sum()

@@ -22,6 +22,38 @@ LEARNING_RATE = 1e-3
 """Small: random labels make a steep loss, in which 20 steps are not undone at 1e-2."""
 
 PLAIN, TAUGHT, PUBLISHED = "plain", "taught steps", "Meta-Weight-Net step"
+HANDWRITTEN = "Meta-Weight-Net by hand"
+"""The published loop in plain torch (`peers.meta_weight_net`): a peer that is always there."""
+
+PROBED = ", TrustedProbe"
+"""Ends the rows whose teacher reads a fitted `TrustedProbe`, as a demo's does."""
+
+
+class BenchStudent(NamedTuple):
+    """A student of the bench: a model by name, its inputs, and how it is measured.
+
+    `rounds` multiplies the repeats, for steps that take little time; the peak memory of a student
+    that is small beside the interpreter says nothing, and is not measured without `memory`.
+    """
+
+    model: str
+    shape: tuple[int, ...] = (3, 32, 32)
+    batch: int = 32
+    rounds: int = 1
+    memory: bool = True
+
+
+def small_mlp() -> nn.Module:
+    """64-64-10: what a step costs that computes next to nothing."""
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+BENCH_STUDENTS = {
+    "mlp-64": BenchStudent(f"{__name__}:small_mlp", (64,), 64, rounds=20, memory=False),
+    "resnet8-16": BenchStudent("resnet8", (3, 16, 16), 64, memory=False),
+    "resnet32": BenchStudent("resnet32"),
+}
+"""What is measured unless students are named; any other name is a model on 3x32x32 inputs."""
 
 
 def _adjoint(name: str, **options: Any) -> tuple[str, Callable[[], AbstractAdjoint]]:
@@ -86,6 +118,11 @@ class Plan:
                 f"{self.repeats}"
             )
 
+    @property
+    def spec(self) -> BenchStudent:
+        """The student's model and inputs."""
+        return BENCH_STUDENTS.get(self.student) or BenchStudent(self.student)
+
     def shortened(self) -> Plan:
         """The same in seconds: to see that it runs, not to quote."""
         return replace(self, repeats=1, interval=4, windows=(2,), quick=True)
@@ -95,8 +132,10 @@ class Plan:
         peers = [name for name in PEERS if importlib.util.find_spec(name) is not None]
         rows = [*STRATEGIES, *peers]
         found = [BenchCase(TAUGHT, 0), *(BenchCase(name, b) for b in self.windows for name in rows)]
+        probed = [BenchCase(TAUGHT + PROBED, 0), BenchCase("Reversed" + PROBED, 2)]
+        last = [*probed, BenchCase(PUBLISHED, 1), BenchCase(HANDWRITTEN, 1)]
         if self.quick:
-            return [*found, BenchCase(PUBLISHED, 1)]
+            return [*found, *last]
         # The graph of 20 steps of a large student may not fit: one of the three shows it.
         found = [e for e in found if e.row not in ("Unrolled", "torchopt") or e.window <= 5]
         found = [e for e in found if e.row != "finite differences" or e.window <= LONGEST_WINDOW]
@@ -106,4 +145,19 @@ class Plan:
             if name != MOMENTUM:
                 kinds = ("Reversed", "Stored", "Checkpointed")[name not in REVERSIBLE :]
                 found += [BenchCase(TAUGHT, 0, name), *(BenchCase(kind, 2, name) for kind in kinds)]
-        return [*found, BenchCase(PUBLISHED, 1)]
+        return [*found, *last]
+
+
+def plans(
+    names: str, batch: int | None, repeats: int, *, threads: int = 1, quick: bool = False
+) -> list[Plan]:
+    """A plan for each student named, with commas between them; its own batch unless given."""
+    found = []
+    for name in filter(None, map(str.strip, names.split(","))):
+        spec = Plan(name).spec
+        count = repeats * spec.rounds
+        plan = Plan(name, spec.batch if batch is None else batch, count, threads=threads)
+        found.append(plan.shortened() if quick else plan)
+    if not found or len({plan.student for plan in found}) < len(found):
+        raise ConfigError(f"--student names students, each once, got {names!r}")
+    return found

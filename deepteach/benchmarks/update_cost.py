@@ -2,7 +2,8 @@
 
 Everything is a ratio to plain training of the same student on the same batches, measured in
 turn with it in the same process, step by step: what else the machine does comes in bursts,
-longer than a step, and falls on both. Peak memory is that of a process of its own for each row.
+longer than a step, and falls on both. On one CPU thread the time is that of the process itself,
+so that others' turns are not counted. Peak memory is that of a process of its own for each row.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from deepteach.benchmarks.memory import device_memory, process_memory
 from deepteach.benchmarks.peers import PEERS
-from deepteach.benchmarks.plan import PLAIN, STRATEGIES, TAUGHT, BenchCase, Plan
+from deepteach.benchmarks.plan import PLAIN, PROBED, STRATEGIES, TAUGHT, BenchCase, Plan
 from deepteach.benchmarks.work import Cycle, Work
 from deepteach.errors import ConfigError
 from deepteach.report.table import TextTable
@@ -71,7 +73,8 @@ def measure_updates(
     try:
         for case in [BenchCase(PLAIN, 0), *plan.cases()]:
             if case not in known:
-                taught = known.get(BenchCase(TAUGHT, 0, case.optimizer))
+                without = TAUGHT + PROBED if case.row.endswith(PROBED) else TAUGHT
+                taught = known.get(BenchCase(without, 0, case.optimizer))
                 known[case] = _row(plan, case, taught, say)
                 yield known[case]
     finally:
@@ -86,19 +89,20 @@ def _row(
     works = Work(plan, case.optimizer), Work(plan, case.optimizer)
     cycles = works[0].cycle(PLAIN, 0), works[1].cycle(case.row, case.window)
     device = torch.device(plan.device)
-    _in_turn(*cycles, device)
-    laps = [_in_turn(*cycles, device) for _ in range(plan.repeats)]
+    now = partial(_now, device, time.process_time if _alone(plan) else time.perf_counter)
+    _in_turn(*cycles, now)
+    laps = [_in_turn(*cycles, now) for _ in range(plan.repeats)]
     steps = [[own / plain for plain, own in lap] for lap in laps]
     ratios = list(map(statistics.mean, steps))
     ratio = statistics.mean(map(statistics.median, zip(*steps, strict=True)))
-    wanted = not plan.quick or case.row in (PLAIN, "Reversed")
+    wanted = plan.spec.memory and (not plan.quick or case.row in (PLAIN, "Reversed"))
     if device.type == "cuda":
         peak, extra = device_memory(cycles[1], device)
     else:
         peak, extra = process_memory(plan, case) if wanted else (None, None)
     # A peer's steps before its window are weighted by a function of the loss: plain ones.
     base = 1.0 if case.row in PEERS else taught.ratio if taught else 0.0
-    updates = base > 0 and (case.row in STRATEGIES or case.row in PEERS)
+    updates = base > 0 and (case.row.removesuffix(PROBED) in STRATEGIES or case.row in PEERS)
     return UpdateCost(
         **case._asdict(),
         student=plan.student,
@@ -117,7 +121,7 @@ def _row(
     )
 
 
-def _in_turn(plain: Cycle, own: Cycle, device: torch.device) -> list[tuple[float, float]]:
+def _in_turn(plain: Cycle, own: Cycle, now: Callable[[], float]) -> list[tuple[float, float]]:
     """Seconds of each step of the two cycles, a step of one after a step of the other.
 
     A step ends when its device has done it.
@@ -125,25 +129,43 @@ def _in_turn(plain: Cycle, own: Cycle, device: torch.device) -> list[tuple[float
     found = []
     sides = plain(), own()
     while True:
-        started = _now(device)
+        started = now()
         if next(sides[0], DONE) is DONE:
             return found
-        between = _now(device)
+        between = now()
         next(sides[1])
-        found.append((between - started, _now(device) - between))
+        found.append((between - started, now() - between))
 
 
-def _now(device: torch.device) -> float:
+def _alone(plan: Plan) -> bool:
+    """Whether one thread of this process does all the work."""
+    return plan.device == "cpu" and plan.threads == 1
+
+
+def _now(device: torch.device, clock: Callable[[], float]) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return clock()
 
 
 def update_table(rows: Sequence[UpdateCost], title: str) -> TextTable:
     """The measured rows; an empty cell where a row has no such figure."""
-    columns = ("row", "optimizer", "B", "ratio", "range", "update", "peak MiB", "added")
+    columns = (
+        "student",
+        "batch",
+        "row",
+        "optimizer",
+        "B",
+        "ratio",
+        "range",
+        "update",
+        "peak MiB",
+        "added",
+    )
     cells = tuple(
         (
+            row.student,
+            str(row.batch),
             row.row,
             row.optimizer,
             str(row.window or ""),

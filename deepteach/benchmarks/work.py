@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepteach.benchmarks.peers import PEERS, unroll
+from deepteach.benchmarks.peers import PEERS, meta_weight_net, unroll
 from deepteach.benchmarks.plan import (
+    HANDWRITTEN,
     LEARNING_RATE,
     MOMENTUM,
     PLAIN,
+    PROBED,
     PUBLISHED,
     REVERSIBLE,
     STRATEGIES,
@@ -33,8 +35,9 @@ from deepteach.models import build
 from deepteach.teachers.features import Internal, Label
 from deepteach.teachers.linear import Teacher
 from deepteach.teachers.meta_weight_net import MetaWeightNet
+from deepteach.teachers.trusted_probe import TrustedProbe
 
-SHAPE, CLASSES = (3, 32, 32), 10
+CLASSES = 10
 Cycle = Callable[[], Iterator[None]]
 
 
@@ -43,7 +46,7 @@ class Work:
 
     def __init__(self, plan: Plan, optimizer: str = MOMENTUM) -> None:
         self.plan = plan
-        self.module, internal = build(plan.student, SHAPE, CLASSES, seed=0)
+        self.module, internal = build(plan.spec.model, plan.spec.shape, CLASSES, seed=0)
         linear = [name for name, part in self.module.named_modules() if isinstance(part, nn.Linear)]
         if internal is None and not linear:
             raise ConfigError(f"bench needs a student with a linear layer: {plan.student} has none")
@@ -52,7 +55,7 @@ class Work:
         g = torch.Generator().manual_seed(0)
         self.batches = [
             (
-                torch.randn(plan.batch, *SHAPE, generator=g).to(plan.device),
+                torch.randn(plan.batch, *plan.spec.shape, generator=g).to(plan.device),
                 torch.randint(CLASSES, (plan.batch,), generator=g).to(plan.device),
             )
             for _ in range(4)
@@ -70,11 +73,18 @@ class Work:
             )
         if row == PUBLISHED:
             return self.taught(MetaWeightNet(), Lookahead(), 1, 1)
+        if row == HANDWRITTEN:
+            return lambda: meta_weight_net(
+                self.module, self.optimizer, list(self.rows()), self.batches[3]
+            )
         if row == "Exact":
             self.optimizer = ExactSGD(
                 self.module.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=5e-4
             )
-        teacher = Teacher([Internal(self.width()), Label(CLASSES)])
+        if row.endswith(PROBED):
+            row, teacher = row.removesuffix(PROBED), Teacher([TrustedProbe()])
+        else:
+            teacher = Teacher([Internal(self.width()), Label(CLASSES)])
         if row == TAUGHT:
             kind = STRATEGIES["Reversed" if self.reversible else "Stored"]
             return self.taught(teacher, kind(), 1, sys.maxsize)

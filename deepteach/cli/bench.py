@@ -6,12 +6,17 @@ import argparse
 from pathlib import Path
 
 from deepteach.cli.parser import Parser, refuse_below_one
+from deepteach.errors import ConfigError
 
 
 def add(parser: Parser, full: bool) -> None:
     """Add the command's flags."""
-    parser.add_argument("--student", default="resnet32", metavar="NAME")
-    parser.add_argument("--batch_size", type=int, default=32, metavar="N")
+    parser.add_argument(
+        "--student",
+        metavar="NAMES",
+        help="with commas between; its own inputs have mlp-64 (64 numbers) and resnet8-16",
+    )
+    parser.add_argument("--batch_size", type=int, metavar="N", help="default: the student's own")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     parser.add_argument("--quick", action="store_true", help="only see that it runs")
@@ -26,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
 
     from deepteach.benchmarks.method_cost import measure_methods, method_table
     from deepteach.benchmarks.peers import PEERS
-    from deepteach.benchmarks.plan import Plan
+    from deepteach.benchmarks.plan import BENCH_STUDENTS, plans
     from deepteach.benchmarks.records import append, read_costs, refuse_overwrite
     from deepteach.benchmarks.update_cost import measure_updates, update_table
 
@@ -36,21 +41,31 @@ def run(options: argparse.Namespace) -> int:
     rows = read_costs(path) if going_on else []
     if not going_on:
         refuse_overwrite(path)
-    plan = Plan(options.student, options.batch_size, options.repeats, threads=options.threads)
-    plan = plan.shortened() if options.quick else plan
+    wanted = plans(
+        ",".join(BENCH_STUDENTS) if options.student is None else options.student,
+        options.batch_size,
+        options.repeats,
+        threads=options.threads,
+        quick=options.quick,
+    )
+    strangers = {row.student for row in rows} - {plan.student for plan in wanted}
+    if strangers:
+        raise ConfigError(f"the rows of {path} are of {min(strangers)!r} too: use another --out")
     console = Console()
     with console.status("") as status:
         if options.methods:
-            found = measure_methods(plan.repeats, status.update)
+            repeats = 1 if options.quick else options.repeats
+            found = measure_methods(repeats, status.update)
             for cost in found:
                 append(cost, path)
             table = method_table(found, "digits: ratios to plain training")
         else:
-            for row in measure_updates(plan, status.update, rows):
-                append(row, path)
+            for plan in wanted:
+                done = [row for row in rows if row.student == plan.student]
+                for row in measure_updates(plan, status.update, done):
+                    append(row, path)
             rows = read_costs(path)
-            title = f"{options.student}, batch {options.batch_size}: ratios to plain training"
-            table = update_table(rows, title)
+            table = update_table(rows, "ratios to plain training")
     console.print(table.to_rich())
     for name in PEERS:
         if rows and name not in {row.row for row in rows}:
