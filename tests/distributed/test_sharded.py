@@ -68,6 +68,17 @@ def test_a_rank_holds_its_shard_of_every_vector(both: list[Answers]) -> None:
         assert found["Stored 8, after it"] < 4 * 0.5 + 0.1
 
 
+def test_traffic(both: list[Answers]) -> None:
+    """Shards of P / 2 are given to a gather, and P to what is summed."""
+    for answers in both:
+        found, size = answers["traffic"], answers["traffic"]["size"]
+        step, update = found["step"], found["update"]
+        assert step["parameters"] == size / 2 and step["gradient"] - size < 100
+        # theta for the trusted batch and for the earliest step, and the direction of either step
+        assert update["parameters"] == 4 * size / 2
+        assert update["replays"] == update["curvature"] == size
+
+
 def test_what_one_rank_alone_moved(both: list[Answers]) -> None:
     for answers in both:
         [text] = answers["moved"]

@@ -279,6 +279,34 @@ def memory() -> dict[str, float]:
     return found
 
 
+def traffic() -> dict[str, Any]:
+    """Bytes that this rank gave in a step without an update, and in an update, in float32."""
+    module = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 4))
+    size = sum(4 * leaf.numel() for leaf in module.parameters())
+    sharded(module)
+    optimizer = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9)
+    teacher = dt.Teacher([dt.Internal(32)])
+    coach = dt.Coach(dt.Student(module, "2"), optimizer, teacher, interval=3, window=2)
+    x, y, ranks = torch.randn(8, 6), torch.randint(4, (8,)), here()
+    found: dict[str, Any] = {"size": size}
+
+    def given(action: Callable[[], object]) -> dict[str, int]:
+        before = dict(coach.ranks.sent)
+        action()
+        return {what: now - before.get(what, 0) for what, now in coach.ranks.sent.items()}
+
+    def step() -> None:
+        optimizer.zero_grad()
+        coach.loss(ranks.part(x), ranks.part(y)).backward()
+        optimizer.step()
+
+    for count in range(1, 10):
+        found["step"] = given(step)
+        if count % 3 == 0:
+            found["update"] = given(lambda: coach.update((x, y)))
+    return found
+
+
 def moved() -> list[Any]:
     """One rank alone writes to what it holds, between two steps of a window."""
     run = prepared("mlp", Setting(window=4), ADAMW)
@@ -370,5 +398,5 @@ def lost() -> str:
 
 
 if __name__ == "__main__":
-    together = (ranks_apart, resumed, foreign, memory, moved, poisoned, refused, lost)
+    together = (ranks_apart, resumed, foreign, memory, traffic, moved, poisoned, refused, lost)
     answered({**JOBS, **{job.__name__: job for job in together}})
