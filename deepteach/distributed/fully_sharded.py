@@ -4,7 +4,7 @@ Between passes a rank holds its shard of the parameters and of every vector of t
 optimizer's slots, the states of a window, directions and cotangents. A pass of the student,
 training's own too, runs on whole tensors, which are gathered for it and dropped after it, with
 the hooks of FSDP2 set aside: those would put the module's own parameters in the place of those
-of a replay, and know no second derivatives. Gradients come back by one reduce-scatter for all parameters.
+of a replay, and know no second derivatives. Gradients come back by one reduce-scatter.
 """
 
 from __future__ import annotations
