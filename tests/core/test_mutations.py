@@ -214,7 +214,7 @@ MUTATIONS = [
     Mutation(
         "Hessian term skipped at the last instead of the earliest step",
         *(adjoint.AbstractAdjoint, "swept"),
-        "curvature, part = graph.pull_back(pull.gradient)",
+        "curvature, part = graph.pull_back(objective.gathered(pull.gradient))",
         "curvature, part = graph.pull_back(pull.gradient); "
         "curvature = curvature if later is not window.final else zeros_like(curvature)",
         stored_gap,
