@@ -171,7 +171,7 @@ class Recorder(Trained):
         # On several ranks all must know before any may stop: `totals` tells them.
         if one and not finite_sum(held.losses):
             refuse_bad_losses(held)
-        weights = objective.weights(omega, held if objective.held else snapshot)
+        weights = objective.weights(omega, snapshot)
         value = objective.value(omega, snapshot, weights, held)
         step = Step((seen,), held, weights.detach(), value.detach(), {}, None)
         if not one:
