@@ -17,7 +17,7 @@ from deepteach.errors import ConfigError
 from deepteach.training.signals import Interrupted
 
 A = arrays(train=100, valid=40, test=30)
-PARTS = [(A[f"x_{k}"], A[f"y_{k}"]) for k in ("train", "valid", "test")]
+TRAIN, VALID, TEST = [(A[f"x_{k}"], A[f"y_{k}"]) for k in ("train", "valid", "test")]
 
 
 class Double(nn.Sequential):
@@ -38,11 +38,15 @@ def trained(batch_size: int, accumulate: int, **options: Any) -> tuple[dt.Result
     torch.manual_seed(5)
     model = Double()
     teacher = dt.Teacher([dt.TrustedProbe(), dt.Loss()], hidden_layers=1).double()
-    settings = {"epochs": 4, "interval": 3, "window": 2, "baseline": False, **options}
-    result = dt.train(
-        *(model, *PARTS, teacher),
-        **{"batch_size": batch_size, "accumulate": accumulate, **settings},
-    )
+    settings: dict[str, Any] = {
+        "epochs": 4,
+        "interval": 3,
+        "window": 2,
+        "baseline": False,
+        **options,
+    }
+    settings |= {"batch_size": batch_size, "accumulate": accumulate}
+    result = dt.train(model, TRAIN, VALID, TEST, teacher, **settings)
     return result, model.sizes
 
 
@@ -71,7 +75,7 @@ def test_a_rest_is_passed_in_equal_parts() -> None:
 
 def test_resumed_within_an_epoch(tmp_path: Path) -> None:
     data = toy_data(tmp_path)
-    settings = {"batch_size": 6, "accumulate": 3, "interval": 3}
+    settings: dict[str, Any] = {"batch_size": 6, "accumulate": 3, "interval": 3}
     go(data, tmp_path / "straight", **settings)
     probe = Probe(7, stop)
     with pytest.raises(Interrupted):
@@ -83,12 +87,12 @@ def test_resumed_within_an_epoch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["deep", "uniform", "class-balanced"])
 def test_methods_by_name(method: str) -> None:
     """Trusted samples that ride along are passed with the others."""
-    settings = {"batch_size": 8, "accumulate": 3, "epochs": 2, "baseline": False}
-    result = dt.train("mlp", *PARTS, method, **settings)
+    settings: dict[str, Any] = {"batch_size": 8, "accumulate": 3, "epochs": 2, "baseline": False}
+    result = dt.train("mlp", TRAIN, VALID, TEST, method, **settings)
     assert result.coach.steps == 10 and result.summary["steps"] == 10
 
 
 @pytest.mark.parametrize("method", ["l2rw", "mwn"])
 def test_what_needs_a_batch_in_one_piece(method: str) -> None:
     with pytest.raises(ConfigError, match=r"accumulate"):
-        dt.train("mlp", *PARTS, method, accumulate=2, epochs=1, batch_size=8)
+        dt.train("mlp", TRAIN, VALID, TEST, method, accumulate=2, epochs=1, batch_size=8)
