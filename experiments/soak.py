@@ -46,6 +46,7 @@ from soak_bench import (
 from soak_networks import networks
 from soak_poison import POISONED, SITES, VALUES, finite, poison
 from soak_ranks import dead_ranks, rank_nonfinite, rank_signals
+from soak_workers import worker_kills
 
 import deepteach
 from deepteach.errors import CheckpointError
@@ -313,6 +314,7 @@ CAMPAIGNS: dict[str, tuple[int, Callable[[Bench, Tally], None], str]] = {
     "ranknonfinite": (2 * len(SITES) * len(VALUES), rank_nonfinite, "the same, on one rank of two"),
     "ranksignals": (20, rank_signals, "SIGTERMs and SIGINTs to one rank of two"),
     "deadranks": (20, dead_ranks, "one rank of two killed, or frozen"),
+    "workerkills": (30, worker_kills, "SIGKILLs inside epochs of images that workers read"),
     # Last: what has differentiated must not be forked.
     "networks": (
         200,

@@ -6,6 +6,7 @@ that nothing but one thread is forked.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import mmap
@@ -128,8 +129,8 @@ class Bench:
     def __init__(self, folder: Path, seed: int, fresh: int, deadline: float) -> None:
         self.folder, self.random, self.fresh = folder, random.Random(seed), fresh
         self.deadline, self.launched, self.attempts = deadline, 0, 0
-        self.data = folder / "blobs.npz"
-        write_blobs(self.data)
+        write_blobs(folder / "blobs.npz")
+        self.settings = ["--data", f"npz:{folder / 'blobs.npz'}", *SETTINGS]
         out = folder / "straight"
         alone = self.spawn(out, hash_seed=0)
         if (code := alone.end()) != 0:
@@ -139,6 +140,27 @@ class Bench:
         again = self.start(folder / "forked", fresh=False)
         again.end()
         self.seconds = time.monotonic() - again.started
+
+    def other(self, name: str, settings: list[str], undisturbed: list[str]) -> Bench:
+        """A bench for another command, beside this one in a folder of its own.
+
+        Args:
+            name: of the folder.
+            settings: of the command.
+            undisturbed: settings that its undisturbed run, a fork, has in addition.
+        """
+        bench = copy.copy(self)
+        bench.folder = self.folder / name
+        bench.folder.mkdir()
+        bench.settings = [*settings, *undisturbed]
+        out = bench.folder / "straight"
+        alone = bench.start(out, fresh=False)
+        if (code := alone.end()) != 0:
+            raise SystemExit(f"the undisturbed run of {name} ended with {code}:\n{alone.said}")
+        bench.seconds = time.monotonic() - alone.started
+        bench.straight = fingerprint(out)
+        bench.settings = settings
+        return bench
 
     def moment(self, child: Child) -> float:
         """Seconds from a start to a random moment of a run."""
@@ -152,7 +174,7 @@ class Bench:
         return self.folder / f"run{self.launched}"
 
     def arguments(self, out: Path) -> list[str]:
-        return ["train", "--data", f"npz:{self.data}", *SETTINGS, "--out", str(out), "--resume"]
+        return ["train", *self.settings, "--out", str(out), "--resume"]
 
     def spawn(self, out: Path, hash_seed: int) -> Child:
         """`python -m deepteach train` from nothing."""

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from deepteach.data.scaling import compact
 from deepteach.data.validation import as_array, features
@@ -169,11 +170,14 @@ class Stream:
                 worker_init_fn=_deaf,
                 generator=torch.Generator(),  # else the global one is drawn from
             )
-        answers = iter(self._loader)
+        answers: Iterator[Any] | None = None
         for _ in requests:
             try:
+                if answers is None:
+                    answers = iter(self._loader)
+                    _leave_to_the_reader(answers)
                 found = next(answers)
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:  # of the pipe; items raise Trouble
                 self.close()
                 raise DataError(
                     f"a process that reads samples has ended ({brief(error)[:200]}): lower "
@@ -191,6 +195,17 @@ class Stream:
         self._loader = None
         if iterator is not None:
             iterator._shutdown_workers()
+
+
+def _leave_to_the_reader(iterator: Any) -> None:
+    """When a worker is killed, tell whoever asks for the next answer, and nobody before.
+
+    Torch's handler of SIGCHLD raises wherever the process is just then, in the middle of a step or
+    of a commit. Who waits for an answer notices by itself, within some seconds.
+    """
+    if getattr(iterator, "_worker_pids_set", False):
+        signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
+        iterator._worker_pids_set = False
 
 
 def _as_it_is(value: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,22 @@ def refused(part: Any, words: str, **options: Any) -> None:
 def test_a_sample_that_cannot_be_read(workers: int) -> None:
     words = "row 7 of train_data cannot be read (OSError: the disk is gone)"
     refused(Failing(*PARTS[0]), words, workers=workers)
+
+
+def kill_a_worker() -> None:
+    """As a machine does that is short of memory, while the run is busy elsewhere."""
+    multiprocessing.active_children()[0].kill()
+    time.sleep(0.3)  # in which the signal about its end arrives
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_is_killed(workers: int) -> None:
+    """It is told where its answer is waited for, and not in the middle of a step."""
+    probe = Probe(5, kill_a_worker)
+    parts = [Listed(*PARTS[0]), *PARTS[1:]]
+    with pytest.raises(DataError, match="a process that reads samples has ended .*lower workers"):
+        go(parts, workers=workers, watch=probe.watch, epochs=20)
+    assert probe.steps[-1] >= 5
 
 
 def test_what_cannot_be_trained_on() -> None:

@@ -20,6 +20,7 @@ SHORT = {
     "ranknonfinite": 2,
     "ranksignals": 1,
     "deadranks": 1,
+    "workerkills": 3,
     "networks": 3,
 }
 
