@@ -33,7 +33,7 @@ def part_of(source: Any, name: str, reading: Access = ACCESS) -> tuple[Any, Any,
     if source is None:
         return None, None, None
     if isinstance(source, DataLoader):
-        source = _dataset_of(source, name)
+        source = dataset_of(source, name)
     if isinstance(source, TensorDataset):
         source = source.tensors  # in memory already
     if isinstance(source, tuple | list) and len(source) in (2, 3):
@@ -57,8 +57,12 @@ def from_loader(source: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
-def _dataset_of(loader: DataLoader[Any], name: str) -> Any:
-    """The dataset of a loader that does nothing that would be lost without it."""
+def dataset_of(loader: DataLoader[Any], name: str) -> Any:
+    """The dataset of a loader that does nothing that would be lost without it.
+
+    Raises:
+        DataError: it has a sampler or a function of its own.
+    """
     own = "collate_fn" if loader.collate_fn is not default_collate else None
     if not isinstance(loader.sampler, RandomSampler | SequentialSampler):
         own = "sampler"

@@ -100,19 +100,25 @@ class Layout:
             with Image.open(file) as image:
                 alpha = image.mode in _ALPHA or "transparency" in image.info
                 ImageOps.exif_transpose(image, in_place=True)
-                through = False
-                if image.mode in _DEEP:
-                    numbers = np.asarray(image, np.float32) * (255 / (2**self.bits - 1))
-                    plain = Image.fromarray(numbers)
-                else:
-                    plain, through = _flat(image, alpha)
-                    mode = "L" if self.grey else "RGB"
-                    plain = plain if plain.mode == mode else plain.convert(mode)
-                if plain.size != self.size:
-                    plain = plain.resize(self.size, Image.Resampling.BILINEAR)
-                found = np.asarray(plain)
+                return self.pixels(image, alpha)
         except Exception as error:  # a damaged file raises nearly anything in Pillow
             raise _unreadable(file, error) from error
+
+    def pixels(self, image: Image.Image, alpha: bool | None = None) -> tuple[np.ndarray, bool]:
+        """The same of an image that stands upright; `alpha` tells whether it may be transparent."""
+        if alpha is None:
+            alpha = image.mode in _ALPHA or "transparency" in image.info
+        through = False
+        if image.mode in _DEEP:
+            numbers = np.asarray(image, np.float32) * (255 / (2**self.bits - 1))
+            plain = Image.fromarray(numbers)
+        else:
+            plain, through = _flat(image, alpha)
+            mode = "L" if self.grey else "RGB"
+            plain = plain if plain.mode == mode else plain.convert(mode)
+        if plain.size != self.size:
+            plain = plain.resize(self.size, Image.Resampling.BILINEAR)
+        found = np.asarray(plain)
         found = found if found.ndim == 3 else found[:, :, None]
         if self.deep:  # floats are taken as they are
             return np.moveaxis(found, 2, 0).astype(np.float32), through

@@ -47,7 +47,7 @@ class Change:
     task: str = "auto"
     group: str | None = None
 
-    def refuse_other(self, path: Path, row: int, label: str) -> None:
+    def refuse_other(self, path: Path | str, row: int, label: str) -> None:
         """Raise DataError where a row does not have the label that it had."""
         if row in self.given and not _alike(label, self.given[row]):
             raise DataError(
@@ -55,7 +55,7 @@ class Change:
                 "run: the data have changed since; train again"
             )
 
-    def refuse_fewer(self, path: Path, count: int) -> None:
+    def refuse_fewer(self, path: Path | str, count: int) -> None:
         """Raise DataError where the data have fewer rows than they had."""
         rows = [*self.given, *self.dropped, *self.labels]
         if rows and max(rows) >= count:

@@ -20,14 +20,16 @@ from deepteach.core.coach import Coach
 from deepteach.core.predict import logits
 from deepteach.data.dataset import Data, from_arrays
 from deepteach.data.decisions import decided, decisions_of
+from deepteach.data.huggingface_datasets import opened
 from deepteach.data.inputs import RawInputs
 from deepteach.data.lazy import Access, LazyRows
 from deepteach.data.map_style import from_loader, part_of
 from deepteach.data.rows import fingerprint, readable
 from deepteach.data.tasks.base import Task
+from deepteach.data.tasks.registry import AUTO
 from deepteach.data.validation import as_array
 from deepteach.distributed.launch import joined, refuse_other
-from deepteach.errors import ConfigError
+from deepteach.errors import ConfigError, DataError
 from deepteach.loggers.base import AbstractLogger
 from deepteach.loggers.registry import logger_of
 from deepteach.report.pairing import UNIFORM
@@ -146,7 +148,9 @@ def train(
             `group` naming the source of each; or a map-style Dataset of such items, or a
             DataLoader over one (of which the dataset, batch size and workers are taken). x and
             y are what `from_arrays` takes. A Dataset is read on access: once for its labels
-            and checks (the logger "deepteach" is told before that), then for every batch.
+            and checks (the logger "deepteach" is told before that), then for every batch. Or a
+            Dataset of Hugging Face (`deepteach.data.huggingface_datasets.Columns`), or a
+            DatasetDict with all parts.
         valid_data: trusted samples, as train_data, but held in memory. Without them a
             stratified part of the training data is split off, with a warning.
         test_data: samples that only measure.
@@ -210,24 +214,35 @@ def assembled(
 ) -> Data:
     """The parts that `train` takes, by name, as one problem. Raises DataError."""
     as_given = not isinstance(model, str)
+    taken = opened(given, config.group, config.image_size)
+    if config.group is not None and not taken.some:
+        raise ConfigError(
+            "train has no column to read groups from: give the source of each sample beside it, "
+            "train_data=(x, y, group)"
+        )
+    names = taken.classes if config.task in (AUTO, "classification", "binary") else None
+    if names is not None and classes not in (None, len(names)):
+        raise DataError(f"classes is {classes}, and the labels are of {len(names)}: leave it out")
     reading = Access(config.seed, config.workers, as_given, logging.getLogger("deepteach").info)
-    splits = [part_of(source, name, reading) for name, source in given.items()]
+    splits = [part_of(source, name, reading) for name, source in taken.given.items()]
     x_train = splits[0][0]
     kind = x_train.raw_dtype if isinstance(x_train, LazyRows) else as_array(x_train).dtype
-    return from_arrays(
+    data = from_arrays(
         *splits[0][:2],
         *splits[1][:2],
         *splits[2][:2],
-        y_clean,
+        taken.y_clean if y_clean is None else y_clean,
         group_train=splits[0][2],
         name=config.data,
         seed=config.seed,
-        classes=classes,
+        classes=classes if names is None else len(names),
+        label_names=names,
         valid_size=config.valid_size,
         normalise=kind.kind in "bui",
         as_given=as_given,
         task=config.task,
     )
+    return replace(data, notes=(*taken.notes, *data.notes))
 
 
 def configured(
@@ -238,11 +253,6 @@ def configured(
     Raises:
         ConfigError: a setting that is unknown, or has no meaning for such data.
     """
-    if settings.get("group") is not None:
-        raise ConfigError(
-            "train has no column to read groups from: give the source of each sample beside it, "
-            "train_data=(x, y, group)"
-        )
     if settings.get("world") is not None:
         raise ConfigError(
             "train takes the data as they are, so it has no setting world: change the arrays with "
