@@ -139,7 +139,7 @@ class Opened:
     y_clean: Any = None
     classes: tuple[str, ...] | None = None  # what the labels are called
     notes: list[str] = field(default_factory=list)
-    some: bool = False  # whether there were any
+    has_columns: bool = False  # whether the training samples are of such a data set
 
 
 def opened(
@@ -182,7 +182,8 @@ def opened(
             source = source.with_format("numpy")
         own = layout if columns.image else None
         found[name] = HuggingFaceItems(source, columns, own, image_size is not None)
-    return Opened(found, truth, classes, notes, any(found[k] is not given.get(k) for k in found))
+    has_columns = isinstance(found.get("train_data"), HuggingFaceItems)
+    return Opened(found, truth, classes, notes, has_columns)
 
 
 def without_rows(dataset: Any, change: Change) -> Any:

@@ -215,7 +215,7 @@ def assembled(
     """The parts that `train` takes, by name, as one problem. Raises DataError."""
     as_given = not isinstance(model, str)
     taken = opened(given, config.group, config.image_size)
-    if config.group is not None and not taken.some:
+    if config.group is not None and not taken.has_columns:
         raise ConfigError(
             "train has no column to read groups from: give the source of each sample beside it, "
             "train_data=(x, y, group)"

@@ -165,7 +165,7 @@ def test_sources_and_the_truth() -> None:
     assert set(result.to_frame()["group"]) == {"web", "lab"}
     assert result.model[1].in_features == 4  # type: ignore[index]
     with pytest.raises(ConfigError, match="no column to read groups from"):
-        go(linear(4), (TABLE["train"], noisy), group="source")
+        go(linear(4), (TABLE["train"], noisy), table("validation"), group="source")
     with pytest.raises(DataError, match="train_data has no column 'sorce' of groups.*source"):
         go(linear(4), train, group="sorce")
 
