@@ -50,6 +50,7 @@ from deepteach.core.update import ROUNDING, UNFITTED, UpdateRecord, descend, war
 from deepteach.core.validation import Validation
 from deepteach.distributed.collectives import PERIOD, Ranks, here, shown
 from deepteach.errors import ConfigError, NumericError, ReplayError
+from deepteach.names import brief
 from deepteach.rng import generator_states, same_states, untouched
 from deepteach.tree import Params, all_finite, norm, zeros_like
 
@@ -268,7 +269,6 @@ class Coach:
                 self.objective.refuse_ties(drew)
             with self._training_pass.full_precision(device):
                 snapshot = self.objective.snapshot(outputs, labels, self.clock, index, group)
-                self.ledger.refuse_strange(snapshot)
                 if not recording:
                     return self._shown(snapshot)
                 return self._recorded(seen, snapshot, theta)
@@ -491,14 +491,20 @@ class Coach:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; load the student and its optimizer first.
 
-        What was saved, on whatever device, goes to where the student is.
+        What was saved, on whatever device, goes to where the student is. Raises ConfigError.
         """
         state = moved(state, next(iter(self.recorder.parameters().values())).device)
-        self.teacher.load_state_dict(state["teacher"])
-        if self.teacher_optimizer is not None:
-            self.teacher_optimizer.load_state_dict(state["teacher_optimizer"])
-        self._trusted.load_state_dict(state["trusted"])
-        self.adjoint.load_state_dict(state.get("adjoint", {}))
-        self._fitted = state.get("fitted", True)
-        self.ledger.load_state_dict(state)
-        self.recorder.load_state_dict(state)
+        try:
+            self.teacher.load_state_dict(state["teacher"])
+            if self.teacher_optimizer is not None:
+                self.teacher_optimizer.load_state_dict(state["teacher_optimizer"])
+            self._trusted.load_state_dict(state["trusted"])
+            self.adjoint.load_state_dict(state.get("adjoint", {}))
+            self._fitted = state.get("fitted", True)
+            self.ledger.load_state_dict(state)
+            self.recorder.load_state_dict(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ConfigError(
+                f"this is no state of a Coach with this teacher ({brief(error)}): load what "
+                "state_dict() of one made alike gave"
+            ) from error

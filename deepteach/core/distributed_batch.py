@@ -46,7 +46,9 @@ def bad_losses(snapshot: Snapshot, total: int | None = None, count: int | None =
 
 
 def refuse_bad_losses(snapshot: Snapshot) -> None:
-    """Raises NumericError: a loss of the batch is not finite."""
+    """Raises NumericError: a loss of the batch is not finite. DataError: it has no sample."""
+    if not len(snapshot.losses):
+        raise DataError("the batch holds no sample: skip it")
     if not all_finite([snapshot.losses]):
         raise NumericError(bad_losses(snapshot))
 

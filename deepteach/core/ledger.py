@@ -7,17 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepteach.core.numbered import refuse_unnumbered
 from deepteach.core.record import Step
-from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError
 
 STEPS_HELD = 64
 """Steps that are put aside before they are added up: on a GPU, reading an index waits for it."""
-
-INDEX_BOUND = 2**31
-"""Above it an index names a sample, but does not number it."""
 
 
 class Ledger:
@@ -63,7 +60,12 @@ class Ledger:
     def __getitem__(self, index: Tensor | int) -> Tensor:
         """The mean weights of these samples; NaN where one was never seen."""
         sums, visits = self._whole()
-        asked = torch.as_tensor(index).cpu().long()
+        try:
+            asked = torch.as_tensor(index).cpu().long()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"the ledger is asked for {str(index)[:40]!r}: give an index, or a tensor of some"
+            ) from error
         inside = (asked >= 0) & (asked < len(visits))
         if not inside.any():
             return torch.full(asked.shape, torch.nan, dtype=torch.float64)
@@ -73,17 +75,6 @@ class Ledger:
     def close(self) -> None:
         """Keep nothing: the loop has a memory of its own."""
         self._closed = True
-
-    def refuse_strange(self, snapshot: Snapshot) -> None:
-        """Raise ConfigError for an index that is not a whole number a sample."""
-        index, count = snapshot.index, len(snapshot.losses)
-        if index is not None and (
-            index.shape != (count,) or index.is_floating_point() or index.dtype == torch.bool
-        ):
-            raise ConfigError(
-                f"index has shape {tuple(index.shape)} and dtype {index.dtype}: expected int64, "
-                f"one for each of {count} samples"
-            )
 
     @torch.no_grad()
     def note(self, step: Step, count: int) -> None:
@@ -109,12 +100,8 @@ class Ledger:
         index, trust = index[~trust.isnan()], trust[~trust.isnan()]
         if not len(index):
             return
-        least, most = int(index.min()), int(index.max())
-        if least < 0 or most >= INDEX_BOUND:
-            raise ConfigError(
-                f"an index is {least if least < 0 else most}: number the samples from 0"
-            )
-        self._reach(most + 1)
+        refuse_unnumbered(index, len(self._visits), 12)
+        self._reach(int(index.max()) + 1)
         self._sums.index_add_(0, index, trust)
         self._visits.index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepteach.errors import ConfigError
+
 
 def rows_of(value: Any, rows: slice | Tensor, count: int) -> Any:
     """The rows of every tensor that has one per sample of a batch of `count`."""
@@ -63,6 +65,12 @@ def size_of(labels: Any) -> int:
 
 def device_of_batch(value: Any) -> torch.device:
     """Where the first tensor of a batch is."""
+    whole = value
     while not isinstance(value, Tensor):
+        if not (isinstance(value, Mapping | tuple | list) and len(value)):
+            raise ConfigError(
+                f"labels are of type {type(whole).__name__}: expected a tensor, or a tuple or "
+                "mapping of tensors, e.g. torch.as_tensor(y)"
+            )
         value = next(iter(value.values() if isinstance(value, Mapping) else value))
     return value.device

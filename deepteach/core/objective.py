@@ -21,6 +21,7 @@ from deepteach.core.double_backward import TwiceDifferentiable
 from deepteach.core.layout import ModuleLayout, layout_of
 from deepteach.core.linearised import Linearised, derivatives_known, gradients, refuse_cut
 from deepteach.core.losses import NOTHING, SampleLoss, counted, normalise, refuse_shape
+from deepteach.core.numbered import refuse_odd
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Outputs, Student
@@ -53,6 +54,8 @@ class Objective:
     examined: bool = False
     examined_buffers: tuple[object, list[str]] | None = None
     """The structure that was examined for what passes leave to later ones, and what they do."""
+    left: list[tuple[int, int]] | None = None
+    """The student's buffers as the last pass that was trained on left them, and their versions."""
     findings: Any = None
     """What an examination said of the student's gradients (`examination.Findings`)."""
     examined_as: object = None
@@ -80,6 +83,17 @@ class Objective:
         """The sum over ranks of what passes gave for the parameters; split where those are."""
         return self.student.shards.summed(tree, what, self.ranks)
 
+    def leave(self) -> None:
+        """The student's buffers are as a pass that is trained on left them."""
+        self.left = self._buffers()
+
+    def touched(self) -> bool:
+        """Whether something may have written to them since."""
+        return self.left != self._buffers()
+
+    def _buffers(self) -> list[tuple[int, int]]:
+        return [(id(leaf), leaf._version) for leaf in self.student.module.buffers()]
+
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """`(batch,)` losses; refuses a loss that already averages."""
         losses = self.loss(outputs.logits, labels)
@@ -100,6 +114,8 @@ class Objective:
         group: Tensor | None = None,
     ) -> Snapshot:
         losses = self.sample_losses(outputs, labels)
+        refuse_odd(index, "index", len(losses))
+        refuse_odd(group, "group", len(losses))
         return Snapshot(outputs.internal, outputs.logits, labels, losses, clock, index, group)
 
     @property

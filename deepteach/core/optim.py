@@ -113,15 +113,13 @@ class Rule:
                 if leaf.requires_grad:
                     ends.append(leaf)
                     cotangents.append(seed[name])
-        starts = [leaf for tree in (theta, *slots.values(), grads) for leaf in tree.values()]
+        trees = (theta, *slots.values(), grads)
+        starts = [leaf for tree in trees for leaf in tree.values()]
         found = torch.autograd.grad(ends, starts, cotangents, allow_unused=True)
         pulled = iter(
-            torch.zeros_like(leaf) if part is None else part
-            for leaf, part in zip(starts, found, strict=True)
+            torch.zeros_like(a) if d is None else d for a, d in zip(starts, found, strict=True)
         )
-        rebuilt = [
-            {name: next(pulled) for name in tree} for tree in (theta, *slots.values(), grads)
-        ]
+        rebuilt = [{name: next(pulled) for name in tree} for tree in trees]
         return Pull(rebuilt[0], dict(zip(slots, rebuilt[1:-1], strict=True)), rebuilt[-1])
 
     def refuse_reversal(self, hyper: Hyper) -> str | None:
@@ -147,7 +145,7 @@ class MomentumSGD(Rule):
     """torch.optim.SGD without dampening: v' = mu v + g + lambda theta, theta' = theta - eta v'.
 
     With Nesterov momentum theta' = theta - eta (g + lambda theta + mu v').
-    torch's first momentum buffer is the gradient itself, which is v_0 = 0.
+    torch's first momentum buffer is the gradient itself: v_0 = 0. At mu = 0 a step leaves v alone.
     """
 
     slot_names = ("momentum_buffer",)
@@ -172,11 +170,11 @@ class MomentumSGD(Rule):
     def step(self, state: State, gradient: Params, hyper: dict[str, Hyper]) -> State:
         theta, velocity = dict(state.theta), dict(state.slots["momentum_buffer"])
         for name, h in hyper.items():
-            g = torch.add(gradient[name], theta[name], alpha=h.weight_decay)
-            velocity[name] = torch.add(g, velocity[name] * h.momentum)
-            descent = (
-                torch.add(g, velocity[name], alpha=h.momentum) if h.nesterov else velocity[name]
-            )
+            descent = g = torch.add(gradient[name], theta[name], alpha=h.weight_decay)
+            if h.momentum != 0:
+                descent = velocity[name] = torch.add(g, velocity[name] * h.momentum)
+            if h.nesterov:
+                descent = torch.add(g, velocity[name], alpha=h.momentum)
             theta[name] = torch.add(theta[name], descent, alpha=-h.lr)
         return State(theta, {"momentum_buffer": velocity})
 
@@ -200,10 +198,12 @@ class MomentumSGD(Rule):
         d_gradient = {name: torch.zeros_like(leaf) for name, leaf in d_theta.items()}
         for name, h in hyper.items():
             reach = h.lr * h.momentum if h.nesterov else h.lr
-            through_v = torch.add(d_velocity[name], d_theta[name], alpha=-reach)
+            along = d_velocity[name] if h.momentum != 0 else torch.zeros_like(d_theta[name])
+            through_v = torch.add(along, d_theta[name], alpha=-reach)
             d_g = torch.add(through_v, d_theta[name], alpha=-h.lr) if h.nesterov else through_v
+            if h.momentum != 0:
+                d_velocity[name] = through_v * h.momentum
             d_theta[name] = torch.add(d_theta[name], d_g, alpha=h.weight_decay)
-            d_velocity[name] = through_v * h.momentum
             d_gradient[name] = d_g
         return Pull(d_theta, {"momentum_buffer": d_velocity}, d_gradient)
 

@@ -193,6 +193,7 @@ class Recorder(Trained):
         if not self._accumulation.parts:
             self._audit.clear()
         self._batch += 1
+        self._objective.leave()
         self._arrange(self.parameters())
         value.register_hook(partial(weakly(self._before_backward), self._batch))
 

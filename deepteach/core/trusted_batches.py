@@ -43,6 +43,11 @@ class TrustedBatches:
             x, y = self.source
             return x, y
         if not isinstance(self.source, Iterable):
+            if not callable(self.source):
+                raise DataError(
+                    f"the trusted data is of type {type(self.source).__name__}: pass (x_valid, "
+                    "y_valid), a DataLoader or another iterable of such pairs, or a function"
+                )
             return _pair_of(self.source(), "a function of trusted data must return")
         if self._returned is not None and self._reading is self.source:
             self._drawn, self._epoch, self._position = self._returned

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepteach.data.frames import index_notes
+from deepteach.data.frames import index_notes, refuse_columns
 from deepteach.data.lazy import LazyRows
 from deepteach.data.repeats import Keys, Repeats
 from deepteach.data.rows import Samples, select
@@ -153,6 +153,7 @@ def from_arrays(
         if (raw[x] is None) != (given[y] is None):
             present, absent = (y, x) if raw[x] is None else (x, y)
             raise DataError(f"{present} is given without {absent}: give both or neither")
+    refuse_columns(raw)
     notes = index_notes(raw, given)
     xs: dict[str, Any] = {
         k: v if isinstance(v, LazyRows) else features(v, k, as_given=as_given)

@@ -55,6 +55,11 @@ def decisions_of(given: Mapping[Any, Any] | str | os.PathLike[str]) -> Decisions
     """
     if isinstance(given, Mapping):
         return Decisions({_row(row): _label(label) for row, label in given.items()})
+    if not isinstance(given, str | os.PathLike):
+        raise DataError(
+            f"decisions are of type {type(given).__name__}: expected the path of a csv, or a "
+            "mapping of rows to labels, as {17: 2, 30: None}"
+        )
     path = Path(given).expanduser()
     sheet, _ = read_sheet(path)
     for name in _COLUMNS:
@@ -139,6 +144,8 @@ def _row(index: Any) -> int:
         raise DataError(
             f"decisions name row {index!r}: expected a whole number, a row of your data"
         )
+    if not abs(int(index)) < 2**63:
+        raise DataError(f"decisions name row {int(index)}, and no data have as many rows")
     return int(index)
 
 

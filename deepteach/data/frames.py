@@ -58,6 +58,34 @@ def index_notes(xs: Mapping[str, Any], ys: Mapping[str, Any]) -> list[str]:
     return ["rows of the data frame are numbered by their place, from 0, not by its index"]
 
 
+def refuse_columns(xs: Mapping[str, Any]) -> None:
+    """Raises DataError where a frame's columns have other names, or another order, than x_train's.
+
+    Columns are taken by their place.
+    """
+    own = _columns(xs["x_train"])
+    for name, x in xs.items():
+        other = _columns(x)
+        if own is None or other is None or own == other:
+            continue
+        if sorted(map(str, own)) == sorted(map(str, other)):
+            raise DataError(
+                f"{name} has the columns of x_train in another order: give {name}[x_train.columns]"
+            )
+        odd = [str(column) for column in other if column not in own] or ["fewer"]
+        raise DataError(
+            f"{name} has other columns than x_train ({', '.join(odd[:3])}): give both the same"
+        )
+
+
+def _columns(value: Any) -> list[Any] | None:
+    """The names of a frame's columns; None where they are only counted."""
+    columns = getattr(value, "columns", None)
+    if columns is None or callable(columns) or all(isinstance(c, int) for c in columns):
+        return None
+    return list(columns)
+
+
 def _index(value: Any) -> np.ndarray | None:
     """The index of a data frame or series; lists and strings have a method of that name."""
     index = getattr(value, "index", None)

@@ -17,7 +17,7 @@ from deepteach.data.texts import Files, TextsMaker
 from deepteach.errors import ConfigError, DataError
 
 SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"),
+    *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
 )
 _SYSTEM = {"thumbs.db", "desktop.ini", "ehthumbs.db", "__macosx", "@eadir", "$recycle.bin"}
@@ -144,7 +144,13 @@ def _roots(path: Path) -> tuple[dict[str, Path], list[str]]:
         else:
             roots[part] = place
     if not roots:
-        return {"train": path}, []
+        inside = [[d.name for d in _folders(path / name)] for name in beside]
+        alike = len(inside) > 1 and len(inside[0]) > 1 and all(n == inside[0] for n in inside)
+        note = (
+            f"classes {_some(beside)} hold folders of the same names ({_some(inside[0])}): if they "
+            "are parts, call them train, valid and test"
+        ) if alike else None  # fmt: skip
+        return {"train": path}, [] if note is None else [note]
     if "train" not in roots:
         named = ", ".join(place.name for place in roots.values())
         raise DataError(f"{path} has {named} but no train: expected {path}/train")
@@ -173,13 +179,14 @@ def _sorted(root: Path) -> Iterator[Path]:
     return (root / name for name in sorted(os.listdir(root)))
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """The files of a folder and of those in it, sorted by path."""
+def _files(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The files of a folder and of those in it, sorted by path; links that lead up are left."""
+    above = (*above, os.path.realpath(root))
     for place in _sorted(root):
-        if _passed_over(place):
+        if _passed_over(place) or (place.is_symlink() and os.path.realpath(place) in above):
             continue
         if place.is_dir():
-            yield from _files(place)
+            yield from _files(place, above)
         else:
             yield place
 

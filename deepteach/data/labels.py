@@ -18,6 +18,7 @@ from deepteach.data.validation import (
     Numbers,
     as_array,
     in_message,
+    is_missing,
     place,
     refuse_out_of_range,
 )
@@ -117,7 +118,7 @@ def encode(ys: Mapping[str, np.ndarray], classes: int | None, numbers: Numbers) 
 def _of_objects(y: np.ndarray, name: str, numbers: Numbers | None) -> np.ndarray:
     """Text or numbers out of an array of Python objects, as data frames hold them."""
     kinds = {type(item) for item in y.tolist()}
-    _refuse_missing([_missing(item) for item in y.tolist()], name, numbers)
+    _refuse_missing([is_missing(item) for item in y.tolist()], name, numbers)
     if all(issubclass(kind, str) for kind in kinds):
         return np.array(y.tolist(), dtype=np.str_)
     if all(issubclass(kind, int | float | np.number | np.bool_) for kind in kinds):
@@ -132,14 +133,6 @@ def _refuse_missing(missing: list[bool], name: str, numbers: Numbers | None) -> 
             f"{name} has no label at {place(numbers, name, missing.index(True))} ({sum(missing)} "
             f"of {len(missing)} are missing): give them labels, or remove those samples"
         )
-
-
-def _missing(item: Any) -> bool:
-    """None, NaN, or pandas' NA, which cannot be compared."""
-    try:
-        return item is None or bool(item != item)
-    except (TypeError, ValueError):
-        return True
 
 
 def _encode_text(ys: Mapping[str, np.ndarray], classes: int | None, numbers: Numbers) -> Labels:

@@ -61,7 +61,9 @@ def manifest(path: Path, asked: Asked) -> Read:
             raise DataError(f"{path} has no column '{key}': expected path and label{known}")
     if rest := [c for c in sheet.header if c not in special.values()]:
         notes.append(f"columns that are not used: {', '.join(rest[:5])}")
-    labels, groups = labels_in(sheet, special), groups_in(sheet, special.get("group"))
+    labels, told = labels_in(sheet, special)
+    notes.extend(told)
+    groups = groups_in(sheet, special.get("group"))
     parts, lines = parts_in(sheet, special.get("split")), sheet.lines
     names = _names(sheet, special["path"])
     del sheet  # the other cells are not needed while the images are read

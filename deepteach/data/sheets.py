@@ -6,6 +6,7 @@ Read: separators , ; tab and |, an index column, an empty last column. Each of t
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from array import array
 from collections import Counter
@@ -26,6 +27,7 @@ from deepteach.names import brief, hint
 
 SPECIAL = ("label", "label_clean", "split")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 _TEXT = 10
 """Times the size of a file that short cells take as text, and the numbers that they are."""
 _AT_ONCE = 1024
@@ -233,9 +235,14 @@ def groups_in(sheet: Sheet, column: str | None) -> Texts | None:
     return groups
 
 
-def labels_in(sheet: Sheet, special: dict[str, str]) -> dict[str, np.ndarray]:
-    """By label and label_clean: numbers where all are that, else text; coded by `from_arrays`."""
-    given = {k: sheet.column(special[k]) for k in ("label", "label_clean") if k in special}
+def labels_in(sheet: Sheet, special: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """By label and label_clean, and what to tell: numbers where all are that, else text.
+
+    They are coded by `from_arrays`. Where cells are not parted by commas, 0,5 is a number.
+    """
+    given: dict[str, Sequence[str]] = {
+        k: sheet.column(special[k]) for k in ("label", "label_clean") if k in special
+    }
     for labels in given.values():
         if "" in labels:
             line = sheet.lines[labels.index("")]
@@ -244,8 +251,20 @@ def labels_in(sheet: Sheet, special: dict[str, str]) -> dict[str, np.ndarray]:
                 f"{len(labels)} are): give it, or remove the row"
             )
     names = {label for labels in given.values() for label in labels}
+    notes = []
+    commas = sorted(name for name in names if "," in name)
+    points = {name: name.replace(",", ".") for name in names}
+    if commas and sheet.separator != "," and all(map(is_number, points.values())):
+        if any("." in name for name in names) or all(map(THOUSANDS.fullmatch, commas)):
+            raise DataError(
+                f"{sheet.path}: the label '{commas[0]}' holds a comma that may part decimals or "
+                "thousands: write numbers with a point, and without separators"
+            )
+        notes.append(f"commas in labels are read as decimal points, e.g. '{commas[0]}'")
+        given = {k: [points[label] for label in labels] for k, labels in given.items()}
+        names = set(points.values())
     if not all(map(is_number, names)):
-        return {k: np.array(list(labels)) for k, labels in given.items()}
+        return {k: np.array(list(labels)) for k, labels in given.items()}, notes
     numbers = {k: np.fromiter(map(float, v), float, len(v)) for k, v in given.items()}
     for key, values in numbers.items():
         wrong = np.flatnonzero(~np.isfinite(values))
@@ -254,7 +273,7 @@ def labels_in(sheet: Sheet, special: dict[str, str]) -> dict[str, np.ndarray]:
                 f"{sheet.path} line {sheet.lines[wrong[0]]}: the label "
                 f"'{given[key][wrong[0]]}' is no finite number: give it, or remove the row"
             )
-    return numbers
+    return numbers, notes
 
 
 def parts_in(sheet: Sheet, column: str | None) -> np.ndarray:

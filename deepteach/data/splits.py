@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,14 +13,17 @@ PARTS = ("train", "valid", "test")
 
 _SPELLINGS = {
     "train": ("train", "training"),
-    "valid": ("valid", "val", "validation"),
+    "valid": ("valid", "val", "validation", "validate", "dev"),
     "test": ("test", "testing"),
 }
+_AROUND = ("set", "data", "dataset", "images", "imgs", "split", "seg", "folder")
+"""Words that a part's name may have around it: train_set, Training Set, seg_train, trainset."""
 
 
 def part_named(name: str) -> str | None:
     """The part that a folder or a cell names in one of its usual spellings, in any case."""
-    spelt = name.strip().lower()
+    words = [word for word in re.split(r"[\W_]+", name.lower()) if word and word not in _AROUND]
+    spelt = words[0].removesuffix("set") if len(words) == 1 else ""
     return next((part for part in PARTS if spelt in _SPELLINGS[part]), None)
 
 

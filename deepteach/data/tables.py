@@ -14,6 +14,7 @@ import numpy as np
 
 from deepteach.data.categories import MISSING, categories_of, is_text, notes_of
 from deepteach.data.sheets import (
+    THOUSANDS,
     Sheet,
     by_part,
     groups_in,
@@ -29,7 +30,6 @@ from deepteach.errors import DataError
 
 _TRUTH = {"True": 1.0, "False": 0.0, "TRUE": 1.0, "FALSE": 0.0, "true": 1.0, "false": 0.0}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 
 
 def table(path: Path, asked: Asked) -> Read:
@@ -44,7 +44,9 @@ def table(path: Path, asked: Asked) -> Read:
     sheet, notes = read_sheet(path)
     special = special_columns(path, sheet.header, asked.group)
     notes.extend(last_as_label(path, sheet.header, special))
-    labels, groups = labels_in(sheet, special), groups_in(sheet, special.get("group"))
+    labels, told = labels_in(sheet, special)
+    notes.extend(told)
+    groups = groups_in(sheet, special.get("group"))
     parts = parts_in(sheet, special.get("split"))
     columns = [c for c in sheet.header if c not in special.values()]
     text = [
@@ -79,6 +81,8 @@ def _numbers(sheet: Sheet, columns: list[str]) -> tuple[dict[str, np.ndarray], l
     truths = False
     for name in columns:
         cells = sheet.column(name)
+        if cells.hold("_"):  # which Python's numbers may have: 1_0
+            raise DataError(_no_number(sheet, name))
         try:
             values = np.fromiter(map(float, cells), np.float64, len(cells))
         except ValueError:
@@ -110,7 +114,7 @@ def _decimal_comma(sheet: Sheet, columns: list[str]) -> str | None:
                 continue
             first = (row, cell) if first is None or row < first[0] else first
             plain = plain and _DECIMAL_COMMA.fullmatch(cell) is not None
-            thousands = thousands and _THOUSANDS.fullmatch(cell) is not None
+            thousands = thousands and THOUSANDS.fullmatch(cell) is not None
     if first is None:
         return None
     row, cell = first

@@ -24,6 +24,11 @@ def as_array(value: Any) -> np.ndarray:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise DataError(
+            f"{np.ma.count_masked(value)} cells of an array are masked: fill them, e.g. by "
+            "array.filled(0), or remove their rows"
+        )
     return np.asarray(value)
 
 
@@ -40,12 +45,20 @@ def place(numbers: Numbers | None, name: str, index: int) -> str:
 
 
 def is_number(text: str) -> bool:
-    """Whether Python reads it as a float."""
+    """Whether Python reads it as a float, and not by leaving out an underscore: 1_0 is a name."""
     try:
         float(text)
     except ValueError:
         return False
-    return True
+    return "_" not in text
+
+
+def is_missing(item: Any) -> bool:
+    """None, NaN, or pandas' NA, which cannot be compared."""
+    try:
+        return item is None or bool(item != item)
+    except (TypeError, ValueError):
+        return True
 
 
 def in_message(item: Any) -> str:
@@ -103,6 +116,12 @@ def groups_of(value: Any, count: int) -> tuple[np.ndarray | None, tuple[str, ...
         raise DataError(
             f"group_train has shape {groups.shape}: expected one source for each of the "
             f"{count} rows of x_train"
+        )
+    missing = [is_missing(item) or item == "" for item in groups.tolist()]
+    if any(missing):
+        raise DataError(
+            f"group_train has no source at index {missing.index(True)} ({sum(missing)} of {count} "
+            "are missing): name every source"
         )
     if groups.dtype.kind not in "buif":
         groups = np.array([str(item) for item in groups])

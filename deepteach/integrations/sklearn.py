@@ -23,7 +23,8 @@ from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.classification import Classification
 from deepteach.data.tasks.multilabel import MultiLabel
 from deepteach.data.tasks.regression import Regression
-from deepteach.errors import ConfigError
+from deepteach.data.validation import is_missing
+from deepteach.errors import ConfigError, DataError
 from deepteach.training.api import Result, configured, run
 
 
@@ -246,6 +247,8 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
             truth = None if y_valid is None else np.asarray(y_valid)
             self._taught(MultiLabel, x, labels.astype(np.float32), X_valid, truth, None)
             return self
+        if labels.dtype == object:
+            _refuse_odd(labels)
         self.classes_, encoded = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class only ({self.classes_[0]!r}): give two or more")
@@ -271,6 +274,19 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
         if len(unknown):
             raise ValueError(f"y_valid holds labels that y does not: {unknown[:5].tolist()}")
         return np.searchsorted(self.classes_, labels)
+
+
+def _refuse_odd(labels: NDArray) -> None:
+    """Raises DataError: objects that are no labels, or are not of one kind."""
+    missing = [is_missing(label) for label in labels.tolist()]
+    if any(missing):
+        raise DataError(
+            f"y has no label at index {missing.index(True)} ({sum(missing)} of {len(missing)} are "
+            "missing): give them labels, or remove those samples"
+        )
+    kinds = {str if isinstance(label, str) else float for label in labels.tolist()}
+    if len(kinds) > 1:
+        raise DataError("y holds text and numbers: give all labels as one of the two")
 
 
 class TeachRegressor(RegressorMixin, TaughtEstimator):

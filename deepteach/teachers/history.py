@@ -7,6 +7,7 @@ from torch import Tensor
 
 from deepteach.core.feature import Feature
 from deepteach.core.losses import margin
+from deepteach.core.numbered import refuse_unnumbered
 from deepteach.core.snapshot import Snapshot
 from deepteach.teachers.class_indices import class_indices
 from deepteach.teachers.fitted import adopt_shapes
@@ -58,6 +59,7 @@ class History(Feature):
         columns = [given.clamp(min=self.floor), gap.clamp(self.floor, -self.floor)]
         told = torch.stack([*columns, said.max(1).values], 1)
         counted = (labels >= 0).to(told)  # negative labels are ignored, as by torch's cross-entropy
+        refuse_unnumbered(index, len(self.get_buffer("visits")), 4 * (self.width + 1))
         self._grow(int(index.max()) + 1)
         self.get_buffer("sums").index_add_(0, index, told * counted.unsqueeze(1))
         self.get_buffer("visits").index_add_(0, index, counted)

@@ -18,7 +18,7 @@ from torch import nn
 
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.coach import Coach
-from deepteach.core.student import Student, last_linear
+from deepteach.core.student import Student, last_linear, refuse_lazy
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.data import augment
 from deepteach.data.dataset import Data
@@ -280,6 +280,7 @@ def settle_method(config: Config, data: Data, student: Student, teacher: Any, st
 
 def state_width(student: Student, data: Data, name: str = "custom") -> int:
     """Width of the internal state, by a pass of two samples that changes nothing."""
+    refuse_lazy(student.module)
     device = next(student.module.parameters()).device
     try:
         with torch.no_grad():

@@ -14,6 +14,7 @@ from scan_recipe import Net, Of, Recipe
 from torch import Tensor, nn
 
 import deepteach as dt
+from deepteach.core.running_statistics import RunningStatistics
 from deepteach.errors import ConfigError
 
 RECIPE = {recipe.name: recipe for recipe in RECIPES}
@@ -135,3 +136,52 @@ def test_torch_s_own_words_are_one_line() -> None:
         torch.full((len(h),), 4), torch.ones(len(h)).long(), reduction=0)), (12,))  # fmt: skip
     found = examine(problem_of(recipe, 2))
     assert found.outcome == REFUSED and "_ctc_loss_backward" in found.said
+
+
+@pytest.mark.parametrize("at", ["before the last step", "after it"])
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("adjoint", ADJOINTS[:3], ids=lambda a: type(a).__name__)
+def test_statistics_that_others_moved_within_reach(
+    adjoint: dt.AbstractAdjoint, window: int, at: str
+) -> None:
+    """`update_bn`, or an evaluation in train mode: at a theta that the teacher has moved."""
+    problem = problem_of(RECIPE["BatchNorm1d"], 3)
+    module, teacher = problem.build(), problem.teacher()
+    optimizer = problem.optimizer(module)
+    options: dict[str, Any] = {"interval": 9, "window": window, "adjoint": adjoint}
+    coach = dt.Coach(dt.Student(module, "head"), optimizer, teacher, **options)
+    for i, ((x, y),) in enumerate(problem.steps):
+        if i == len(problem.steps) - 1 and at == "before the last step":
+            torch.optim.swa_utils.update_bn([problem.valid[0]], module)
+        optimizer.zero_grad()
+        coach.loss(x, y, index=torch.arange(len(y))).backward()
+        optimizer.step()
+    if at == "after it":
+        with torch.no_grad():
+            module(problem.valid[0])
+    module.eval()
+    if window == 1 and at == "before the last step":
+        coach.meta_gradient(*problem.valid)  # no teacher had reached that theta
+        return
+    with pytest.raises(ConfigError, match="other passes.*train()"):
+        coach.meta_gradient(*problem.valid)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_statistics_that_were_put_back_are_no_matter(window: int) -> None:
+    module, coach, problem = trained(window)
+    module.eval()
+    want = coach.meta_gradient(*problem.valid)["k"]
+    kept = {name: leaf.clone() for name, leaf in module.state_dict().items()}
+    module.train()
+    module(problem.valid[0])
+    module.load_state_dict(kept)
+    module.eval()
+    assert torch.equal(coach.meta_gradient(*problem.valid)["k"], want)
+
+
+def test_a_window_of_one_step_pays_nothing_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, coach, problem = trained(1)
+    module.eval()
+    monkeypatch.setattr(RunningStatistics, "follow", lambda *_: pytest.fail("a pass more"))
+    coach.meta_gradient(*problem.valid)

@@ -65,7 +65,7 @@ def test_bad_folders_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     refused(lambda: load(f"folder:{tmp_path}/none", 0), "is not a folder")
     refused(read, "has no class folders")
     (tmp_path / "ant").mkdir()
-    refused(read, "holds no .png, .jpg, .jpeg, .bmp, .gif, .webp, .tif, .tiff")
+    refused(read, "holds no .png, .jpg, .jpeg, .jfif, .bmp, .gif, .webp, .tif, .tiff")
     write_images(tmp_path, 10)
     (tmp_path / "ant" / "000.png").write_bytes(b"\x89PNG no")
     refused(read, "000.png cannot be read as an image")
@@ -79,7 +79,12 @@ def test_bad_folders_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "names", [("Train", "VAL", "Test"), ("training", "validation", "testing"), ("TRAIN", "Valid")]
+    "names",
+    [
+        *[("Train", "VAL", "Test"), ("training", "validation", "testing"), ("TRAIN", "Valid")],
+        *[("Training Set", "Validation-Set", "Test Set"), ("train_set", "val_set")],
+        *[("trainset", "valset", "testset"), ("seg_train", "dev", "seg_test")],
+    ],
 )
 def test_any_usual_spelling_of_the_parts(tmp_path: Path, names: tuple[str, ...]) -> None:
     for i, name in enumerate(names):
@@ -92,6 +97,24 @@ def test_any_usual_spelling_of_the_parts(tmp_path: Path, names: tuple[str, ...])
     (tmp_path / "Validation").mkdir(exist_ok=True)
     (tmp_path / "val").mkdir(exist_ok=True)
     refused(lambda: load(f"folder:{tmp_path}", 0), "both of which mean valid: keep one")
+
+
+def test_parts_of_other_names_are_asked_for(tmp_path: Path) -> None:
+    for i, name in enumerate(("erste", "zweite")):
+        write_images(tmp_path / name, 50, seed=i)
+    data = load(f"folder:{tmp_path}", seed=0)
+    assert data.classes == 2
+    said = "classes erste, zweite hold folders of the same names (ant, bee): if they are parts"
+    assert said in data.notes[0]
+
+
+def test_a_link_that_leads_up_is_left(tmp_path: Path) -> None:
+    write_images(tmp_path, 50)
+    (tmp_path / "ant" / "again").symlink_to(tmp_path / "ant")
+    (tmp_path / "ant" / "0.jfif").write_bytes(b"junk")
+    refused(lambda: load(f"folder:{tmp_path}", 0), "0.jfif cannot be read")
+    (tmp_path / "ant" / "0.jfif").unlink()
+    assert len(load(f"folder:{tmp_path}", seed=0).rows) == 90
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

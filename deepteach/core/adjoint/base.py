@@ -318,6 +318,7 @@ class AbstractAdjoint:
                 cotangent = State(tree_map(torch.add, pull.theta, curvature), pull.slots)
             d_omega = tree_map(torch.add, d_omega, part)
             later = earlier
+        moved.check_first(theta)
         return MetaGradient(above_rounding(objective, d_omega), self._drift(theta, window))
 
     def teacher_part(self, theta: Params, step: Step, window: Window, along: Params) -> Params:

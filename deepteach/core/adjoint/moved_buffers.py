@@ -47,7 +47,11 @@ class MovedBuffers:
         self._after = [step.passes[0].buffers for step in steps[1:]]
         self._after.append(self._student.buffers())
         if len(steps) == 1:
-            return  # the first step of a window begins where no teacher has reached
+            # It begins where no teacher has reached; passes after it may not have.
+            if self._student.modes() != steps[0].passes[-1].modes and objective.touched():
+                names = _differing(steps[0].passes[0].buffers, self._after[-1])
+                self._look(theta, validation, names, examined=True)
+            return
         key = (self._student.structure(), steps[-1].passes[-1].modes)
         examined, names = objective.examined_buffers or (None, [])
         known = examined == key
@@ -96,9 +100,22 @@ class MovedBuffers:
         part, earlier, reached = pull_statistics(
             self._student, theta, self._steps[position], self.cotangent
         )
-        self._compare(reached, self._after[position])
+        self.compare(reached, position)
         self.cotangent = earlier
         return part
+
+    @torch.no_grad()
+    def check_first(self, theta: Params) -> None:
+        """Passes at the window's first step, which began at `theta`, led to the buffers after it.
+
+        Raises:
+            ConfigError: other passes than the recorded ones moved the buffers.
+        """
+        if not self.cotangent:
+            return
+        statistics = RunningStatistics(self._steps[0].passes[0].buffers)
+        statistics.follow(self._student, theta, self._steps[0])
+        self.compare({name: statistics.values[name].detach() for name in self.cotangent}, 0)
 
     def add_to(self, d_theta: Params, theta: Params, position: int) -> Params:
         """`d_theta` with the part of `pull`, where there is one."""
@@ -106,7 +123,9 @@ class MovedBuffers:
             return d_theta
         return tree_map(torch.add, d_theta, self.pull(theta, position))
 
-    def _compare(self, reached: Params, recorded: Params) -> None:
+    def compare(self, reached: Params, position: int) -> None:
+        """Raises ConfigError: the buffers after a step are not those that its passes `reached`."""
+        recorded = self._after[position]
         for name, leaf in reached.items():
             slack = torch.finfo(leaf.dtype).eps ** 0.5
             error = torch.linalg.vector_norm(leaf - recorded[name])

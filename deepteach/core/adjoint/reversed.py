@@ -122,6 +122,10 @@ class Reversed(AbstractAdjoint):
         step = window.steps[position]
         if position > window.start and step.state is not None:
             return step.state.theta
+        for h in step.hyper.values():  # a schedule may have changed what `check` saw
+            reason = window.rule.refuse_reversal(h)
+            if reason:
+                raise ConfigError(f"{reason}: use adjoint=Stored()")
         window.memo["undone"] = window.memo.get("undone", 0) + 1
         return window.rule.previous_theta(later, step.hyper)
 

@@ -51,7 +51,9 @@ class Unrolled(Stored):
             led = {name: leaf for name, leaf in state.theta.items() if leaf.requires_grad}
             end = torch.stack([(led[name] * d_theta[name]).sum() for name in led]).sum()
             if buffers:
-                end = end + dot({name: statistics.values[name] for name in buffers}, buffers)
+                reached = {name: statistics.values[name] for name in buffers}
+                moved.compare(reached, len(steps) - 1)
+                end = end + dot(reached, buffers)
             # Every rank has this end, and the end is the sum of what ranks have.
             d_omega = gradients(end / ranks.count, omega)
             d_omega = ranks.summed(d_omega, "teacher")

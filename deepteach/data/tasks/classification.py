@@ -59,15 +59,18 @@ class Classification(Task):
 
     def told(self, codes: Parts) -> list[Told]:
         found, trusted = [], codes["y_valid"]
+        trained = set(codes["y_train"].tolist())
         missing = sorted(set(range(self.classes)) - set(trusted.tolist()))
         if missing:
-            names = self.names or [str(label) for label in range(self.classes)]
-            absent = first_five([in_message(names[label]) for label in missing])
             note = (
-                f"no validation sample of {'class' if len(missing) == 1 else 'classes'} "
-                f"{absent}: the teacher learns nothing there"
+                f"no validation sample of {self._called(missing)}: the teacher learns nothing there"
             )
-            found.append(Told(note, bool(set(missing) & set(codes["y_train"].tolist()))))
+            found.append(Told(note, bool(set(missing) & trained)))
+        if untrained := sorted(set(trusted.tolist()) - trained):
+            note = (
+                f"no training sample of {self._called(untrained)}: the student learns nothing there"
+            )
+            found.append(Told(note, warn=True))
         if len(trusted) < max(10, 2 * self.classes):
             note = (
                 f"only {len(trusted)} validation samples for {self.classes} classes: "
@@ -76,12 +79,18 @@ class Classification(Task):
             found.append(Told(note, warn=True))
         return found
 
+    def _called(self, labels: list[int]) -> str:
+        names = self.names or [str(label) for label in range(self.classes)]
+        shown = first_five([in_message(names[label]) for label in labels])
+        return f"{'class' if len(labels) == 1 else 'classes'} {shown}"
+
     def refuse_rare(self, codes: np.ndarray) -> None:
         labels, first, counts = np.unique(codes, return_index=True, return_counts=True)
         if (counts < 2).any():
             alone = int(np.argmin(counts))
+            name = labels[alone] if self.names is None else self.names[labels[alone]]
             raise DataError(
-                f"label {labels[alone]} occurs once in y_train (index {first[alone]}), too "
+                f"label {in_message(name)} occurs once in y_train (index {first[alone]}), too "
                 "rarely to split off a validation set: correct it, or give x_valid and y_valid"
             )
 
@@ -98,7 +107,7 @@ class Classification(Task):
         return codes.bincount(minlength=self.classes)
 
     def predicted(self, logits: Tensor) -> Tensor:
-        return logits.argmax(1)
+        return logits[:, : self.classes].argmax(1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits[:, : self.classes].double().softmax(1)

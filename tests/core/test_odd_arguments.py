@@ -1,0 +1,97 @@
+"""What is no batch, number, trusted set or state is one line, and not an error of torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import deepteach as dt
+from deepteach.errors import ConfigError, DeepTeachError
+
+X = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+INDEX = torch.arange(20)
+
+
+def coach_of(*features: dt.Feature) -> dt.Coach:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    teacher = dt.Teacher(list(features) or [dt.Loss()])
+    return dt.Coach(dt.Student(module, "2"), optimizer, teacher, interval=1, window=1)
+
+
+def step(coach: dt.Coach, **numbers: Any) -> dt.Coach:
+    coach.optimizer.zero_grad()
+    coach.loss(X, Y, **numbers).backward()
+    coach.optimizer.step()
+    return coach
+
+
+CASES: dict[str, tuple[Callable[[], Any], str]] = {
+    "labels as an array": (lambda: coach_of().loss(X, Y.numpy()), "torch.as_tensor"),  # type: ignore[arg-type]
+    "labels as a list": (lambda: coach_of().loss(X, Y.tolist()), "torch.as_tensor"),  # type: ignore[arg-type]
+    "an empty batch": (lambda: coach_of().loss(X[:0], Y[:0]), "no sample: skip it"),
+    "index as a list": (lambda: coach_of().loss(X, Y, index=[*range(20)]), "index is of type list"),  # type: ignore[arg-type]
+    "index as an array": (
+        lambda: coach_of().loss(X, Y, index=INDEX.numpy()),  # type: ignore[arg-type]
+        "index is of type ndarray: expected int64",
+    ),
+    "index to look": (lambda: coach_of().look(X, Y, index=INDEX[:3]), "index has shape (3,)"),
+    "group of text": (lambda: coach_of().loss(X, Y, group=["a"] * 20), "group is of type list"),  # type: ignore[arg-type]
+    "group of floats": (
+        lambda: coach_of(dt.Group(2)).loss(X, Y, group=torch.zeros(20)),
+        "group has shape (20,) and dtype torch.float32",
+    ),
+    "group as a column": (
+        lambda: coach_of(dt.Group(2)).weights(X, Y, group=torch.zeros(20, 1).long()),
+        "group has shape (20, 1)",
+    ),
+    "trusted Dataset": (lambda: step(coach_of()).update(TensorDataset(X, Y)), "a DataLoader"),  # type: ignore[arg-type]
+    "trusted nothing": (lambda: step(coach_of()).update(False), "of type bool"),  # type: ignore[arg-type]
+    "state of another teacher": (
+        lambda: coach_of().load_state_dict(coach_of(dt.Loss(), dt.Internal(5)).state_dict()),
+        "no state of a Coach with this teacher",
+    ),
+    "state of something else": (lambda: coach_of().load_state_dict({"model": 1}), "'teacher'"),
+    "hashes as index": (
+        lambda: step(coach_of(), index=INDEX + 2**40).ledger.index,
+        "number the samples from 0",
+    ),
+    "hashes for History": (
+        lambda: step(coach_of(dt.History()), index=INDEX + 2**40).update((X, Y)),
+        "number the samples from 0",
+    ),
+    "negative for History": (
+        lambda: step(coach_of(dt.History()), index=INDEX - 9).update((X, Y)),
+        "an index is -9",
+    ),
+    "a slice of the ledger": (
+        lambda: step(coach_of(), index=INDEX).ledger[0:3],  # type: ignore[index]
+        "a tensor of some",
+    ),
+    "a huge index of the ledger": (
+        lambda: step(coach_of(), index=INDEX).ledger[2**70],
+        "asked for",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_one_line(name: str) -> None:
+    call, words = CASES[name]
+    with pytest.raises(DeepTeachError) as caught:
+        call()
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_index_for_which_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepteach.core.numbered.available", lambda: 2**30)
+    with pytest.raises(ConfigError, match="would take 22 GiB"):
+        step(coach_of(), index=INDEX + 2 * 10**9).ledger.index  # noqa: B018
+    assert len(step(coach_of(), index=INDEX + 10**6).ledger) == 20

@@ -1,0 +1,150 @@
+"""Odd but ordinary data that were read as something else without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_cases import refused
+from toy import arrays
+
+from deepteach.data.dataset import Data, from_arrays
+from deepteach.data.decisions import decisions_of
+from deepteach.data.readers import load
+from deepteach.data.tasks.regression import Regression
+from deepteach.training.api import train
+
+A = arrays(train=60, valid=30, test=30)
+X, Y, XV, YV = A["x_train"], A["y_train"], A["x_valid"], A["y_valid"]
+
+
+def built(**other: Any) -> Data:
+    given = {"x_train": X, "y_train": Y, "x_valid": XV, "y_valid": YV, **other}
+    return from_arrays(**given)
+
+
+def frame(x: Any, names: str) -> Any:
+    pandas = pytest.importorskip("pandas")
+    flat = np.asarray(x).reshape(len(x), -1)[:, : len(names)]
+    return pandas.DataFrame(flat, columns=list(names))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (
+            "cba",
+            "x_valid has the columns of x_train in another order: give x_valid[x_train.columns]",
+        ),
+        ("abx", "x_valid has other columns than x_train (x)"),
+        ("abC", "x_valid has other columns than x_train (C)"),
+        ("ab", "x_valid has other columns than x_train (fewer)"),
+    ],
+)
+def test_columns_of_frames_are_compared(names: str, words: str) -> None:
+    refused(lambda: built(x_train=frame(X, "abc"), x_valid=frame(XV, names)), words)
+
+
+def test_columns_without_names_go_by_place() -> None:
+    plain = frame(XV, "abc").to_numpy()
+    for valid in (frame(XV, "abc"), plain, type(frame(XV, "a"))(plain)):
+        assert len(built(x_train=frame(X, "abc"), x_valid=valid).x_valid) == len(XV)
+
+
+def test_masked_cells_are_missing() -> None:
+    masked = np.ma.masked_array(np.asarray(X), mask=np.asarray(X) > 1.5)
+    refused(lambda: built(x_train=masked), "cells of an array are masked: fill them")
+    refused(lambda: built(y_train=np.ma.masked_array(Y, mask=np.arange(60) == 3)), "masked")
+    assert len(built(x_train=np.ma.masked_array(np.asarray(X))).x_train) == 60
+
+
+@pytest.mark.parametrize("odd", [None, float("nan"), ""])
+def test_a_source_that_is_missing(odd: Any) -> None:
+    group = np.array([odd if i == 7 else "a" for i in range(60)], dtype=object)
+    refused(lambda: built(group_train=group), "no source at index 7 (1 of 60 are missing)")
+    if isinstance(odd, float):
+        refused(lambda: built(group_train=np.where(np.arange(60) == 7, odd, 1)), "index 7")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_class_of_which_nothing_is_trained(named: bool) -> None:
+    y, valid = np.asarray(Y) % 2, np.where(np.arange(30) < 5, 2, np.asarray(YV) % 2)
+    if named:
+        y, valid = np.array(["a", "b"])[y], np.array(["a", "b", "c"])[valid]
+    with pytest.warns(UserWarning, match=f"no training sample of class {'c' if named else 2}"):
+        built(y_train=y, y_valid=valid)
+
+
+def test_a_rare_label_has_its_name() -> None:
+    y = np.where(np.arange(60) == 7, "rare", np.array(["a", "b"])[np.asarray(Y) % 2])
+    refused(lambda: built(y_train=y, x_valid=None, y_valid=None), "label rare occurs once")
+
+
+def csv(tmp_path: Path, head: str, row: Callable[[int], str]) -> Data:
+    file = tmp_path / "a.csv"
+    file.write_text(head + "\n" + "".join(row(i) + "\n" for i in range(120)))
+    return load(f"csv:{file}", seed=0)
+
+
+def test_an_underscore_is_no_part_of_a_number(tmp_path: Path) -> None:
+    def cell(i: int) -> str:
+        return f"{'1_0' if i == 7 else i},{i % 2}"
+
+    refused(lambda: csv(tmp_path, "a,label", cell), "line 9: column 'a' is '1_0'")
+    data = csv(tmp_path, "a,label", lambda i: f"{i},{('1_0', '10')[i % 2]}")
+    assert data.label_names == ("10", "1_0")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_decimal_commas_in_targets(separator: str, tmp_path: Path) -> None:
+    data = csv(tmp_path, f"a{separator}y", lambda i: f"{i}{separator}{i},5")
+    assert isinstance(data.task, Regression) and "decimal points, e.g. '0,5'" in str(data.notes)
+    plain = csv(tmp_path, "a,y", lambda i: f"{i},{i}.5")
+    assert torch.equal(data.y_train, plain.y_train)
+
+
+def test_commas_that_may_part_thousands_or_names(tmp_path: Path) -> None:
+    refused(lambda: csv(tmp_path, "a;y", lambda i: f"{i};{i + 1},000"), "decimals or thousands")
+    refused(lambda: csv(tmp_path, "a;y", lambda i: f"{i};{('1,5', '2.5')[i % 2]}"), "thousands")
+    names = csv(tmp_path, "a;y", lambda i: f"{i};{('x,y', 'z')[i % 2]}").label_names
+    assert names == ("x,y", "z")
+    names = csv(tmp_path, "a,y", lambda i: f'{i},"{("1,5", "2")[i % 2]}"').label_names
+    assert names == ("1,5", "2")  # a list, rather
+
+
+@pytest.mark.parametrize("given", [[(3, "a")], 3, {2**70: 1}])
+def test_decisions_that_are_none(given: Any) -> None:
+    refused(lambda: decisions_of(given), "decisions")
+
+
+def test_a_huge_row_in_a_file_of_decisions(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("index,label\n99999999999999999999,a\n")
+    refused(lambda: decisions_of(tmp_path / "d.csv"), "99999999999999999999")
+
+
+SHORT: dict[str, Any] = {"epochs": 1, "batch_size": 20, "baseline": False}
+
+
+def flat(x: Any) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(x)).flatten(1).float()
+
+
+def test_a_model_with_more_outputs_than_classes_says_classes() -> None:
+    """As one trained on another problem has: what it says is one of the given labels."""
+    names = np.array(["no", "maybe", "yes"])
+    width = flat(X).shape[1]
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(width, 8), torch.nn.Tanh(), torch.nn.Linear(8, 30))
+    parts = (flat(X), names[np.asarray(Y) % 3]), (flat(XV), names[np.asarray(YV) % 3])
+    result = train(model, *parts, **SHORT)
+    assert set(result.predict(flat(XV))) <= set(names)
+
+
+def test_lazy_layers_in_train_are_told_to_see_a_batch_first() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(flat(X).shape[1], 8), torch.nn.LazyLinear(3))
+    with pytest.raises(Exception, match=r"lazy layers.*module\(x\)"):
+        train(model, (flat(X), Y), (flat(XV), YV), **SHORT)
