@@ -92,7 +92,7 @@ class Objective:
         return self.left != self._buffers()
 
     def _buffers(self) -> list[tuple[int, int]]:
-        return [(id(leaf), leaf._version) for leaf in self.student.module.buffers()]
+        return [(id(leaf), leaf._version) for _, leaf in self.student.layout.buffers()]
 
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """`(batch,)` losses; refuses a loss that already averages."""
