@@ -253,7 +253,7 @@ class Coach:
             self.recorder.begin()
             self._training_pass.refuse_autocast(device)
         if self.ranks.count > 1:
-            refuse_empty(size_of(labels))
+            refuse_empty(size_of(labels), self.ranks.count)
             if not self._proved:
                 self.prove_equal("at the start")
                 self._proved = True
@@ -269,6 +269,7 @@ class Coach:
                 self.objective.refuse_ties(drew)
             with self._training_pass.full_precision(device):
                 snapshot = self.objective.snapshot(outputs, labels, self.clock, index, group)
+                refuse_empty(len(snapshot.losses), self.ranks.count)
                 if not recording:
                     return self._shown(snapshot)
                 return self._recorded(seen, snapshot, theta)

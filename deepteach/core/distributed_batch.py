@@ -46,15 +46,15 @@ def bad_losses(snapshot: Snapshot, total: int | None = None, count: int | None =
 
 
 def refuse_bad_losses(snapshot: Snapshot) -> None:
-    """Raises NumericError: a loss of the batch is not finite. DataError: it has no sample."""
-    if not len(snapshot.losses):
-        raise DataError("the batch holds no sample: skip it")
+    """Raises NumericError: a loss of the batch is not finite."""
     if not all_finite([snapshot.losses]):
         raise NumericError(bad_losses(snapshot))
 
 
-def refuse_empty(count: int) -> None:
-    """Raises DataError: a rank without a sample."""
+def refuse_empty(count: int, ranks: int) -> None:
+    """Raises DataError: a batch, or a rank's part of one, without a sample."""
+    if count == 0 and ranks == 1:
+        raise DataError("the batch holds no sample: skip it")
     if count == 0:
         raise DataError(
             "this rank's part of the batch is empty: give every rank a sample in every step"
