@@ -30,4 +30,5 @@ def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     }  # fmt: skip
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.S):
         exec(compile(block, "outputs.md", "exec"), known)
+    assert len(known["cleaned_dataset"](known["result"], known["mine"])) < 120
     assert len(list(known["loader"])) == 2 and len(known["clean"]) <= 120

@@ -19,7 +19,7 @@ from deepteach.data.splits import PARTS, part_named
 from deepteach.data.validation import as_array
 from deepteach.data.written_back import Change
 from deepteach.errors import ConfigError, DataError
-from deepteach.names import hint
+from deepteach.names import brief, hint
 
 _LABELS = ("label", "labels", "label_ids")
 _TRUTH = "label_clean"
@@ -46,13 +46,16 @@ class Columns:
         each. `label_clean` and the group are no inputs.
 
         Raises:
-            DataError: it is empty, there are not such columns, or no column of that group.
+            DataError: it is empty or cannot be read, or there are not such columns.
         """
         if len(dataset) == 0:
             raise DataError(f"{name} is empty: expected at least one sample")
-        item, features = dataset[0], dataset.features
-        if not isinstance(item, Mapping):
-            raise DataError(f"the transform of {name} makes no mapping: expected one of columns")
+        try:
+            item, features = dataset[0], dataset.features
+        except Exception as error:  # a transform of the user's, or a damaged file
+            raise DataError(
+                f"row 0 of {name} cannot be read ({brief(error)[:200]}): mend it, or leave it out"
+            ) from error
         label = _label_in(item, features, name)
         if group is not None and (group not in item or group in (label, _TRUTH)):
             others = [key for key in item if key not in (label, _TRUTH)]
@@ -175,7 +178,7 @@ def opened(
         if columns.unused:
             notes.append(f"columns of {name} that are not used: {', '.join(columns.unused)}")
         if columns.image and layout is None:
-            layout = _layout(source[0][columns.inputs[0]], image_size)
+            layout = _layout(source[0][columns.inputs[0]], image_size)  # of the first part with any
         if first and _has(source, _TRUTH):
             truth = source.with_format(None)[_TRUTH][:]
         if not columns.image and source.format["type"] is None:

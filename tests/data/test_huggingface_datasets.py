@@ -255,6 +255,10 @@ def refusals() -> dict[str, tuple[Any, str]]:
             [table("train"), table("validation"), table("test", [-1] * 12)],
             "label -1 at",
         ),
+        "a bad transform": (
+            [table("train").with_transform(lambda batch: [1, 2])],
+            r"row 0 of train_data cannot be read \(TypeError",
+        ),
         "a missing label": ([table("train", [None, *CODES["train"][1:]])], "has no label at"),
     }
 
