@@ -19,6 +19,7 @@ from deepteach.core.plain_kernels import plain_kernels, uncompiled
 from deepteach.distributed.collectives import Ranks
 from deepteach.distributed.fully_sharded import Unsplit, shards_of
 from deepteach.errors import ConfigError
+from deepteach.names import brief
 from deepteach.tree import Params
 
 Inputs = Tensor | tuple | Mapping[str, Any]
@@ -262,7 +263,13 @@ class Student:
                     "(batch, tokens, hidden), pool=lambda s: s.mean(2) for (batch, channels, time)"
                 )
             state = state.flatten(2).mean(2)
-        return state.unsqueeze(1) if state.dim() == 1 else state.flatten(1)
+        try:
+            return state.unsqueeze(1) if state.dim() == 1 else state.flatten(1)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the state of {self.internal!r} cannot be read ({brief(error)[:90]}): "
+                "name a layer that runs outside of torch.vmap"
+            ) from error
 
     def _pooled(self, pool: Callable[..., Tensor], state: Tensor, inputs: Inputs) -> Tensor:
         found = pool(state, inputs) if self._pool_reads_inputs else pool(state)

@@ -95,3 +95,34 @@ def test_an_index_for_which_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match="would take 22 GiB"):
         step(coach_of(), index=INDEX + 2 * 10**9).ledger.index  # noqa: B018
     assert len(step(coach_of(), index=INDEX + 10**6).ledger) == 20
+
+
+class Vmapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.vmap(self.fc)(x)
+
+
+def test_a_layer_inside_vmap_is_named() -> None:
+    module = Vmapped()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    coach = dt.Coach(dt.Student(module, "fc"), optimizer, dt.Teacher([dt.Loss()]))
+    with pytest.raises(ConfigError, match=r"'fc' cannot be read.*outside of torch\.vmap"):
+        coach.loss(X, Y)
+
+
+def test_a_rate_of_dropout_that_changes_within_a_window_is_among_the_causes() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.1), nn.Linear(5, 2))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    coach = dt.Coach(
+        dt.Student(module, "2"), optimizer, dt.Teacher([dt.Loss()]), interval=2, window=2
+    )
+    step(coach)
+    module[1].p = 0.6
+    step(coach)
+    with pytest.raises(dt.ReplayError, match="was changed since .*dropout"):
+        coach.meta_gradient(X, Y)

@@ -110,8 +110,9 @@ def refuse_replay(error: float, tolerance: float) -> None:
     if not error <= tolerance:
         raise ReplayError(
             f"replaying a step gave other losses than the first pass (by {error:.1e}): the "
-            "student is not deterministic (randomness outside torch's generators?), or its "
-            "inputs were changed in place after coach.loss, or a loss was added to it",
+            "student is not deterministic (randomness outside torch's generators?), or was changed "
+            "since (a hook, a rate of dropout, a temperature: set it right after coach.update), "
+            "or its inputs were changed in place after coach.loss, or a loss was added to it",
             off=error,
         )
 
