@@ -40,14 +40,16 @@ def number(text: str, digits: int) -> str:
 
 def bench() -> str:
     rows = read("results/bench.csv")
-    first = rows[0]
-    said = (
+    plain = [row for row in rows if row["row"] == "plain"]
+    said = "\n".join(
         f"{first['student']}, batch {first['batch']}, K = {first['interval']}, "
         f"{first['repeats']} rounds, {first['threads']} thread(s), torch {first['torch']}; a plain "
-        f"step takes {float(first['plain_seconds']) * 1e3:.0f} ms."
+        f"step takes {float(first['plain_seconds']) * 1e3:.3g} ms."
+        for first in plain
     )
     lines = [
         [
+            *([row["student"]] if len(plain) > 1 else []),
             row["row"],
             row["optimizer"],
             row["window"] if row["window"] != "0" else "",
@@ -60,6 +62,7 @@ def bench() -> str:
         for row in rows
     ]
     header = "row | optimizer | B | x plain | range | update, in steps | peak MiB | above start"
+    header = f"student | {header}" if len(plain) > 1 else header
     return f"{said}\n\n{table(header, lines)}"
 
 
