@@ -32,7 +32,8 @@ def is_shard(leaf: object) -> bool:
 def any_shard(leaves: Iterable[object]) -> bool:
     """Whether one of them is such; where nothing was ever split, at once."""
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and any(isinstance(leaf, module.DTensor) for leaf in leaves)
+    kinds = set(map(type, leaves)) if module is not None else ()
+    return any(issubclass(kind, module.DTensor) for kind in kinds)  # type: ignore[union-attr]
 
 
 def own(leaf: Tensor) -> Tensor:

@@ -87,13 +87,11 @@ class GradientAudit:
             self.at_accumulation(name, parameters[name])
         return torch.full_like(scale, share)
 
-    def replaced(self, name: str, leaf: Tensor) -> bool:
-        """Whether a gradient of this batch arrived before, and is there no more."""
-        seen = self._accumulated.get(name)
-        return seen is not None and seen[0] is not leaf.grad
+    def at_accumulation(self, name: str, leaf: Tensor) -> bool:
+        """When a parameter's gradient has arrived. Raises ConfigError: it is sparse.
 
-    def at_accumulation(self, name: str, leaf: Tensor) -> None:
-        """When a parameter's gradient has arrived. Raises ConfigError: it is sparse."""
+        Whether a gradient of this batch arrived before, and is there no more.
+        """
         grad = leaf.grad
         assert grad is not None
         if grad.is_sparse:
@@ -101,7 +99,9 @@ class GradientAudit:
                 f"the gradient of {name!r} is sparse, which replays do not repeat: make the "
                 "embedding with sparse=False"
             )
+        seen = self._accumulated.get(name)
         self._accumulated[name] = (grad, grad._version, grad.clone() if self._copies else None)
+        return seen is not None and seen[0] is not grad
 
     def at_step(self, active: Params, again: Callable[[], Params]) -> None:
         """Before optimizer.step(), for the parameters that have a gradient.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,8 +39,9 @@ class ModuleLayout:
         leaves = [held[key] for held, key in places.values()]
         self._tied = len({id(leaf) for leaf in leaves}) < len(leaves)
         dicts = [getattr(layer, kind) for layer in self.layers for kind in _KINDS]
-        self._empty = [held for held in dicts if not held]
-        self._full = [(held, list(held), list(held.values())) for held in dicts if held]
+        self._dicts, self._sizes = dicts, list(map(len, dicts))
+        self._keys = list(chain.from_iterable(dicts))
+        self._values = list(chain.from_iterable(map(dict.values, dicts)))
 
     def __reduce__(self) -> tuple:
         """Copies and pickles walk through the module that they have."""
@@ -47,12 +49,12 @@ class ModuleLayout:
 
     def stands(self) -> bool:
         """Whether the module still holds the same layers, parameters and buffers."""
-        if any(self._empty):
+        # Long loops in C alone: this is asked several times a step, of deep modules too.
+        if list(map(len, self._dicts)) != self._sizes:
             return False
-        for held, names, values in self._full:
-            if list(held) != names or not all(map(operator.is_, held.values(), values)):
-                return False
-        return True
+        held = chain.from_iterable(map(dict.values, self._dicts))
+        same = all(map(operator.is_, held, self._values))
+        return same and list(chain.from_iterable(self._dicts)) == self._keys
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """As `named_buffers`."""

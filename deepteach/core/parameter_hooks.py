@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.shards import is_shard, over_ranks, own
+from deepteach.shards import any_shard, is_shard, over_ranks, own
 from deepteach.tree import Params
 
 
@@ -27,7 +27,8 @@ class ParameterHooks:
     def arrange(self, parameters: Params) -> None:
         """Before a batch: stand around the hooks that are there now."""
         self._flags.clear()
-        self._split = [leaf for leaf in parameters.values() if is_shard(leaf)][:1]
+        split = any_shard(parameters.values())
+        self._split = [leaf for leaf in parameters.values() if is_shard(leaf)][:1] if split else []
         self._versions = {name: leaf._version for name, leaf in parameters.items()}
         for name, leaf in parameters.items():
             hooks: Any = leaf._backward_hooks

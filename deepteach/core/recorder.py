@@ -241,8 +241,7 @@ class Recorder(Trained):
         name = self._names.get(id(leaf))
         if self.pending is not None and name is not None and leaf.grad is not None:
             # A second gradient that is not added to the first: those of this batch were cleared.
-            self._passed_back &= not self._audit.replaced(name, leaf)
-            self._audit.at_accumulation(name, leaf)
+            self._passed_back &= not self._audit.at_accumulation(name, leaf)
 
     def _before_backward(self, batch: int, scale: Tensor) -> Tensor | None:
         if batch != self._batch or self.pending is None:

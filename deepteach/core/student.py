@@ -176,7 +176,10 @@ class Student:
 
     def buffers(self) -> Params:
         """Copies of the module's buffers as they are now."""
-        return {name: leaf.detach().clone() for name, leaf in self.layout.buffers()}
+        return {
+            name: leaf.detach().clone() if leaf.requires_grad else leaf.clone()
+            for name, leaf in self.layout.buffers()
+        }
 
     @torch.no_grad()
     def restore_buffers(self, saved: Params) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +30,8 @@ class Trained:
         self.student, self.optimizer, self.rule = student, optimizer, rule
         self._layout: ModuleLayout | None = None
         self._names: dict[int, str] = {}
+        self._found: _Found | None = None
+        self._slots: _Slots | None = None
         self.learn_names()
 
     def learn_names(self) -> None:
@@ -39,20 +44,28 @@ class Trained:
 
     def parameters(self) -> Params:
         """The student's parameters that the optimizer trains, by name."""
-        named: Params = {}
-        for group in self.optimizer.param_groups:
-            for leaf in group["params"]:
-                if id(leaf) not in self._names:
-                    self.learn_names()
-                if id(leaf) not in self._names:
-                    raise ConfigError(
-                        "the optimizer holds a parameter that is not the student's "
-                        f"(shape {tuple(leaf.shape)}): give it an optimizer of its own, or, where "
-                        "a layer was replaced, make the optimizer and the Coach anew"
-                    )
+        leaves = [leaf for group in self.optimizer.param_groups for leaf in group["params"]]
+        free = [leaf.requires_grad for leaf in leaves]
+        known = self._found
+        if known is None or not known.stands(self._names, leaves, free):
+            named: Params = {}
+            for leaf in leaves:
+                name = self._name(leaf)
                 if leaf.requires_grad:
-                    named[self._names[id(leaf)]] = leaf
-        return named
+                    named[name] = leaf
+            known = self._found = _Found(self._names, leaves, free, named)
+        return dict(known.named)
+
+    def _name(self, leaf: Tensor) -> str:
+        if id(leaf) not in self._names:
+            self.learn_names()
+        if id(leaf) not in self._names:
+            raise ConfigError(
+                "the optimizer holds a parameter that is not the student's "
+                f"(shape {tuple(leaf.shape)}): give it an optimizer of its own, or, where "
+                "a layer was replaced, make the optimizer and the Coach anew"
+            )
+        return self._names[id(leaf)]
 
     def refuse_strangers(self) -> None:
         """Refuse parameters that something else would have to train, and an optimizer of none."""
@@ -71,12 +84,11 @@ class Trained:
 
     def hyper(self, active: Params) -> dict[str, Hyper]:
         """What a step of `active` would use now, by name."""
-        names = {id(leaf): name for name, leaf in active.items()}
+        names = dict(zip(map(id, active.values()), active, strict=True))
         found: dict[str, Hyper] = {}
         for group in self.optimizer.param_groups:
-            shared = None
-            for leaf in group["params"]:
-                name = names.get(id(leaf))
+            shared, params = None, group["params"]
+            for name, leaf in zip(map(names.get, map(id, params)), params, strict=True):
                 if name is None:
                     continue
                 if shared is None or not self.rule.of_groups:
@@ -87,14 +99,10 @@ class Trained:
     def watched(self) -> tuple[list[str], list[Tensor]]:
         """What nothing but a step may move, and its names: the parameters, then the slots."""
         theta, state = self.parameters(), self.optimizer.state
-        names, leaves = list(theta), list(theta.values())
-        for name, leaf in theta.items():
-            held = state.get(leaf, {})
-            for slot in self.rule.slot_names:
-                if isinstance(kept := held.get(slot), Tensor):
-                    names.append(f"{slot}/{name}")
-                    leaves.append(kept)
-        return names, leaves
+        known = self._slots
+        if known is None or not known.stands(theta, state):
+            known = self._slots = _Slots(theta, state, self.rule.slot_names)
+        return known.read()
 
     def state(self) -> State:
         """References to the parameters and the optimizer's buffers as they are."""
@@ -104,3 +112,61 @@ class Trained:
         """What the optimizer holds, by parameter."""
         named = self.parameters() if named is None else named
         return {name: self.optimizer.state.get(leaf, {}) for name, leaf in named.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The parameters by name, and of what optimizer that was found."""
+
+    names: dict[int, str]
+    leaves: list[Tensor]
+    free: list[bool]
+    named: Params
+
+    def stands(self, names: dict[int, str], leaves: list[Tensor], free: list[bool]) -> bool:
+        same = self.names is names and self.free == free and len(self.leaves) == len(leaves)
+        return same and all(map(operator.is_, self.leaves, leaves))
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles have other parameters."""
+        return _nothing, ()
+
+
+class _Slots:
+    """Where the optimizer holds what only its steps may move."""
+
+    def __init__(self, theta: Params, state: Mapping[Tensor, Any], slots: Sequence[str]) -> None:
+        self._theta = dict(theta)
+        self._keys, self._held = list(state), list(state.values())
+        held = {name: state.get(leaf, {}) for name, leaf in theta.items()}
+        self._places = [(part, slot) for part in held.values() for slot in slots]
+        self._names = [f"{slot}/{name}" for name in held for slot in slots]
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles have other parameters."""
+        return _nothing, ()
+
+    def stands(self, theta: Params, state: Mapping[Tensor, Any]) -> bool:
+        """Whether the same parameters have the same places in the optimizer."""
+        return (
+            len(state) == len(self._keys)
+            and len(theta) == len(self._theta)
+            and list(theta) == list(self._theta)
+            and all(map(operator.is_, theta.values(), self._theta.values()))
+            and all(map(operator.is_, state, self._keys))
+            and all(map(operator.is_, state.values(), self._held))
+        )
+
+    def read(self) -> tuple[list[str], list[Tensor]]:
+        """Names and tensors, the parameters first."""
+        names, leaves = list(self._theta), list(self._theta.values())
+        for name, (held, slot) in zip(self._names, self._places, strict=True):
+            kept = held.get(slot)
+            if isinstance(kept, Tensor):
+                names.append(name)
+                leaves.append(kept)
+        return names, leaves
+
+
+def _nothing() -> None:
+    return None
