@@ -32,7 +32,7 @@ def normalise(log_weights: Tensor) -> Tensor:
 
 def counted(log_weights: Tensor, left_out: Tensor | None) -> Tensor:
     """Log weights that leave those samples out."""
-    return log_weights if left_out is None else torch.where(left_out, NOTHING, log_weights)
+    return log_weights if left_out is None else log_weights.masked_fill(left_out, NOTHING)
 
 
 def effective_fraction(weights: Tensor, count: int | Tensor | None = None) -> Tensor:

@@ -173,7 +173,8 @@ class Recorder(Trained):
             refuse_bad_losses(held)
         weights = objective.weights(omega, snapshot)
         value = objective.value(omega, snapshot, weights, held)
-        step = Step((seen,), held, weights.detach(), value.detach(), {}, None)
+        plain = weights.detach() if weights.requires_grad else weights
+        step = Step((seen,), held, plain, value.detach(), {}, None)
         if not one:
             self.totals = totals(self.ranks, step)
         # What is not finite among the weights is so in the sum that they make.

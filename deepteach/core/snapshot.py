@@ -98,10 +98,13 @@ class Snapshot:
 
     def detach(self) -> Snapshot:
         """The same without a graph: what is held constant."""
+        if "_detached" in vars(self):
+            return self
         found = Snapshot(
             *(self.internal.detach(), self.logits.detach(), self.labels, self.losses.detach()),
             *(self.clock, self.index, self.group),
         )
+        vars(found)["_detached"] = True
         for name in ("_ignored", "_count"):
             if name in vars(self):
                 vars(found)[name] = vars(self)[name]

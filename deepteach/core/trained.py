@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -139,8 +140,12 @@ class _Slots:
         self._theta = dict(theta)
         self._keys, self._held = list(state), list(state.values())
         held = {name: state.get(leaf, {}) for name, leaf in theta.items()}
-        self._places = [(part, slot) for part in held.values() for slot in slots]
-        self._names = [f"{slot}/{name}" for name in held for slot in slots]
+        self._parts = [part for part in held.values() for _ in slots]
+        self._slots = [slot for _ in held for slot in slots]
+        self._slot_names = [f"{slot}/{name}" for name in held for slot in slots]
+        self._kinds: list[type] = []
+        self._tensors: list[bool] = []
+        self._names: list[str] = []
 
     def __reduce__(self) -> tuple:
         """Copies and pickles have other parameters."""
@@ -159,13 +164,12 @@ class _Slots:
 
     def read(self) -> tuple[list[str], list[Tensor]]:
         """Names and tensors, the parameters first."""
-        names, leaves = list(self._theta), list(self._theta.values())
-        for name, (held, slot) in zip(self._names, self._places, strict=True):
-            kept = held.get(slot)
-            if isinstance(kept, Tensor):
-                names.append(name)
-                leaves.append(kept)
-        return names, leaves
+        found: list[Any] = list(map(dict.get, self._parts, self._slots))
+        kinds = list(map(type, found))
+        if kinds != self._kinds or not self._names:
+            self._kinds, self._tensors = kinds, [issubclass(kind, Tensor) for kind in kinds]
+            self._names = [*self._theta, *compress(self._slot_names, self._tensors)]
+        return self._names, [*self._theta.values(), *compress(found, self._tensors)]
 
 
 def _nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,6 @@ class Teacher(Reading):
         self.width = width
 
     def forward(self, snapshot: Snapshot) -> Tensor:
-        dtype = next(self.score.parameters()).dtype
+        dtype = cast(nn.Linear, next(iter(self.score))).weight.dtype
         columns = [feature(snapshot).to(dtype) for feature in self._each_feature()]
         return nn.functional.logsigmoid(self.score(torch.cat(columns, 1)).squeeze(1))
