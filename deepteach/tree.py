@@ -39,8 +39,14 @@ def norm(tree: Params) -> float:
     if any_shard(tree.values()):
         square = norm({name: own(leaf) for name, leaf in tree.items()}) ** 2
         return float(over_ranks(torch.tensor(square, dtype=torch.float64), tree.values())) ** 0.5
-    leaves = [torch.linalg.vector_norm(leaf.detach()).double() for leaf in tree.values()]
-    return float(torch.linalg.vector_norm(torch.stack(leaves))) if leaves else 0.0
+    leaves = list(tree.values())
+    if not leaves:
+        return 0.0
+    with torch.no_grad():
+        each = list(torch._foreach_norm(leaves))  # pyright: ignore[reportPrivateImportUsage]
+        if len({leaf.dtype for leaf in leaves}) > 1:
+            each = [leaf.double() for leaf in each]
+        return float(torch.linalg.vector_norm(torch.stack(each).double()))
 
 
 def distance(left: Params, right: Params) -> float:

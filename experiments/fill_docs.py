@@ -38,8 +38,8 @@ def number(text: str, digits: int) -> str:
     return f"{float(text):.{digits}f}" if text and float(text) else ""
 
 
-def bench() -> str:
-    rows = read("results/bench.csv")
+def bench(path: str = "results/bench.csv") -> str:
+    rows = read(path)
     plain = [row for row in rows if row["row"] == "plain"]
     said = "\n".join(
         f"{first['student']}, batch {first['batch']}, K = {first['interval']}, "
@@ -203,6 +203,7 @@ def beyond() -> str:
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "bench": ("docs/performance.md", bench),
+    "bench_small": ("docs/performance.md", lambda: bench("results/bench_small.csv")),
     "precision": ("docs/performance.md", precision),
     "costs": ("docs/methods.md", costs),
     "methods": ("docs/methods.md", methods),

@@ -149,23 +149,20 @@ def _now(device: torch.device, clock: Callable[[], float]) -> float:
 
 
 def update_table(rows: Sequence[UpdateCost], title: str) -> TextTable:
-    """The measured rows; an empty cell where a row has no such figure."""
-    columns = (
-        "student",
-        "batch",
-        "row",
-        "optimizer",
-        "B",
-        "ratio",
-        "range",
-        "update",
-        "peak MiB",
-        "added",
-    )
+    """The measured rows; an empty cell where a row has no such figure.
+
+    The title names the student, or a column where there are several.
+    """
+    students = [f"{row.student}, {row.batch}" for row in rows]
+    several = len(set(students)) > 1
+    columns = ("row", "optimizer", "B", "ratio", "range", "update", "peak MiB", "added")
+    if several:
+        columns = ("student, batch", *columns)
+    else:
+        title = f"{rows[0].student}, batch {rows[0].batch}: {title}" if rows else title
     cells = tuple(
         (
-            row.student,
-            str(row.batch),
+            *([student] if several else []),
             row.row,
             row.optimizer,
             str(row.window or ""),
@@ -175,6 +172,6 @@ def update_table(rows: Sequence[UpdateCost], title: str) -> TextTable:
             "" if row.peak_mib is None else f"{row.peak_mib:.0f}",
             "" if row.extra_mib is None else f"{row.extra_mib:.0f}",
         )
-        for row in rows
+        for student, row in zip(students, rows, strict=True)
     )
     return TextTable(title, columns, cells)

@@ -318,9 +318,11 @@ def prior_log_odds(given: Tensor) -> Tensor:
 
 def _splits(part: Tensor, folds: int) -> list[tuple[Tensor, Tensor]]:
     """Places of (those held out, the rest) for every part that leaves something on both sides."""
-    masks = [part == fold for fold in range(folds)]
-    pairs = [(held.nonzero().squeeze(1), (~held).nonzero().squeeze(1)) for held in masks]
-    return [(held, rest) for held, rest in pairs if len(held) and len(rest)]
+    own = part == torch.arange(folds, device=part.device).unsqueeze(1)
+    sizes = own.sum(1).tolist()
+    held = own.nonzero()[:, 1].split(sizes)
+    rest = own.logical_not().nonzero()[:, 1].split([len(part) - size for size in sizes])
+    return [(a, b) for a, b in zip(held, rest, strict=True) if len(a) and len(b)]
 
 
 def _complete(member: Tensor) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ import deepteach as dt
 from deepteach.core import forward_mode
 from deepteach.core.layout import ModuleLayout, layout_of
 from deepteach.core.module_state import ModuleState
+from deepteach.core.optim import rule_for
 from deepteach.core.tally import LONGEST, UNREAD, Tally
-from deepteach.tree import all_finite
+from deepteach.core.trained import Trained
+from deepteach.tree import all_finite, norm
 
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.is_nonzero.default}
@@ -186,6 +189,95 @@ def test_forward_mode_loads_rules_where_they_are_needed() -> None:
         assert slope is not None and want.tangent is not None
         assert torch.equal(slope, want.tangent)
         assert torch.equal(value, want.primal)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_a_norm_of_many_is_that_of_each(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    for size in (1, 3, 1000, 70001):
+        tree = {str(i): torch.randn(size + i, 2, generator=g).to(dtype) for i in range(4)}
+        tree["across"] = torch.randn(2, size, generator=g).to(dtype).t()
+        for mixed in (False, True):
+            if mixed:
+                tree["other"] = torch.randn(size, generator=g).to(torch.bfloat16)
+            each = [torch.linalg.vector_norm(leaf).double() for leaf in tree.values()]
+            assert norm(tree) == float(torch.linalg.vector_norm(torch.stack(each)))
+    assert norm({}) == 0
+
+
+def emptied(optimizer: torch.optim.Optimizer, leaf: nn.Parameter) -> None:
+    optimizer.state[leaf] = {}
+
+
+OPTIMIZERS_CHANGE = {
+    "a slot replaced": lambda o, p: o.state[p].update(exp_avg=torch.zeros_like(p)),
+    "a slot gone": lambda o, p: o.state[p].pop("exp_avg"),
+    "no tensor": lambda o, p: o.state[p].update(exp_avg=None),
+    "a state emptied": emptied,
+    "a state dropped": lambda o, p: o.state.pop(p),
+    "all dropped": lambda o, p: o.state.clear(),
+    "loaded": lambda o, p: o.load_state_dict(copy.deepcopy(o.state_dict())),
+    "frozen": lambda o, p: p.requires_grad_(False),
+    "not trained": lambda o, p: o.param_groups[0]["params"].pop(),
+    "another order": lambda o, p: o.param_groups[0]["params"].reverse(),
+}
+
+
+def watched_plainly(trained: Trained) -> tuple[list[str], list[Tensor]]:
+    """What `watched` says, looked up one by one."""
+    named = {id(leaf): name for name, leaf in trained.student.module.named_parameters()}
+    leaves = [p for g in trained.optimizer.param_groups for p in g["params"] if p.requires_grad]
+    found = {named[id(leaf)]: leaf for leaf in leaves}
+    for leaf in leaves:
+        for slot in trained.rule.slot_names:
+            kept = trained.optimizer.state.get(leaf, {}).get(slot)
+            if isinstance(kept, Tensor):
+                found[f"{slot}/{named[id(leaf)]}"] = kept
+    return list(found), list(found.values())
+
+
+@pytest.mark.parametrize("change", OPTIMIZERS_CHANGE)
+def test_what_is_watched_is_found_again_after_a_change(change: str) -> None:
+    module = Small()
+    optimizer = torch.optim.Adam(list(module.parameters()), 0.1)
+    trained = Trained(dt.Student(module, "fc"), optimizer, rule_for(optimizer))
+    for _ in range(2):
+        assert trained.watched()[0] == watched_plainly(trained)[0]
+        nn.functional.cross_entropy(module(batch()[0]), batch()[1]).backward()
+        optimizer.step()
+    before = trained.watched()
+    OPTIMIZERS_CHANGE[change](optimizer, module.fc.weight)
+    (names, leaves), want = trained.watched(), watched_plainly(trained)
+    assert names == want[0] and all(a is b for a, b in zip(leaves, want[1], strict=True))
+    assert [id(leaf) for leaf in leaves] != [id(leaf) for leaf in before[1]]
+
+
+@pytest.mark.cuda
+def test_a_step_without_an_update_waits_four_times_for_a_device() -> None:
+    """For the numbers that `test_a_step_without_an_update_reads_four_numbers` counts on the CPU."""
+    module = Small().cuda()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+    teacher = dt.Teacher([dt.TrustedProbe()]).cuda()
+    coach = dt.Coach(dt.Student(module, "fc"), optimizer, teacher, interval=50)
+    batches = [tuple(leaf.cuda() for leaf in batch(number)) for number in range(7)]
+    valid: Any = tuple(leaf.cuda() for leaf in batch(9, 24))
+    coach.trust(valid)
+    for number, (x, y) in enumerate(batches):
+        watches = number in (2, 5, 6)
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn" if watches else mode)
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                optimizer.zero_grad()
+                coach.loss(x, y).backward()
+                optimizer.step()
+                coach.update(valid)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+        waits = [w for w in said if "synchroniz" in str(w.message)]
+        if watches:
+            assert len(waits) <= 4, [f"{w.filename}:{w.lineno}" for w in waits]
 
 
 def test_finite_numbers_whose_norm_is_not() -> None:
