@@ -116,13 +116,14 @@ def test_a_layer_inside_vmap_is_named() -> None:
 
 def test_a_rate_of_dropout_that_changes_within_a_window_is_among_the_causes() -> None:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.1), nn.Linear(5, 2))
+    dropout = nn.Dropout(0.1)
+    module = nn.Sequential(nn.Linear(6, 5), dropout, nn.Linear(5, 2))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     coach = dt.Coach(
         dt.Student(module, "2"), optimizer, dt.Teacher([dt.Loss()]), interval=2, window=2
     )
     step(coach)
-    module[1].p = 0.6
+    dropout.p = 0.6
     step(coach)
     with pytest.raises(dt.ReplayError, match="was changed since .*dropout"):
         coach.meta_gradient(X, Y)
