@@ -232,6 +232,7 @@ def _alike(one: str, other: str) -> bool:
     """Whether two texts are the same label: numbers by value, several labels in any order."""
     if one == other or set(_parts(one)) == set(_parts(other)):
         return True
+    one, other = one.replace(",", "."), other.replace(",", ".")  # a file may have decimal commas
     return is_number(one) and is_number(other) and bool(np.isclose(float(one), float(other), 1e-4))
 
 

@@ -88,6 +88,17 @@ def test_csv(separator: str) -> None:
     pandas.testing.assert_frame_equal(found, expected(frame()), check_dtype=False, rtol=1e-6)
 
 
+def test_targets_with_decimal_commas_are_the_runs_own() -> None:
+    values = [f"{v:.2f}" for v in DRAW.uniform(1, 2, N)]
+    lines = [f"{x:.2f};{v}".replace(".", ",") for x, v in zip(X[:, 0], values, strict=True)]
+    Path("mine.csv").write_text("a;label\n" + "\n".join(lines) + "\n")
+    rows = load("csv:mine.csv", 0, task="regression").rows.tolist()
+    a_run("csv:mine.csv", values, rows, {}, task="regression")
+    cleaned("out.csv")
+    kept = Path("out.csv").read_text().splitlines()
+    assert kept == ["a;label", *(line for row, line in enumerate(lines) if row not in ISSUES)]
+
+
 def test_parquet() -> None:
     table = frame(CODES.astype(np.int16))
     table.to_parquet("mine.parquet")
