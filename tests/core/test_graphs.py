@@ -291,6 +291,21 @@ def test_as_many_as_fit(alive: Callable[[], int], monkeypatch: pytest.MonkeyPatc
     assert alive() == 2
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_graph_takes_is_known_after_a_resume(kind: Any, alive: Callable[[], int]) -> None:
+    run = bench(NORM, Setting(window=4, interval=6, warmup=0))
+    coach = run.coach(kind(graphs="auto"))
+    steps(run, coach, range(6))
+    assert coach.update(run.valid) is not None
+    saved = copy.deepcopy((run.module.state_dict(), run.optimizer.state_dict(), coach.state_dict()))
+    other = bench(NORM, Setting(window=4, interval=6, warmup=0))
+    fresh = other.coach(kind(graphs="auto"))
+    for one, tree in zip((other.module, other.optimizer, fresh), saved, strict=True):
+        one.load_state_dict(tree)
+    steps(other, fresh, range(6))
+    assert alive() == 3
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 

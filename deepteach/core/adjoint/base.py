@@ -231,10 +231,11 @@ class AbstractAdjoint:
 
     def state_dict(self) -> dict[str, Any]:
         """What it has learned, for a checkpoint."""
-        return {}
+        return {} if (size := self.graph_memory.bytes) is None else {"graph": size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
+        self.graph_memory.bytes = state.get("graph")
 
     def spare(self, window: int) -> int:
         """Steps before the window to remember as well."""
@@ -352,8 +353,7 @@ class AbstractAdjoint:
         if place is not None:
             return window.graphs.pop(place)  # it can be differentiated once
         graph = self.derived(window.objective).linearised(theta, step, window.omega)
-        allowed = self.allowed(theta)
-        guards.compare_losses(graph.losses, step, allowed, window.objective.ranks)
+        guards.compare_losses(graph.losses, step, self.allowed(theta), window.objective.ranks)
         return graph
 
     def _check_state(self, theta: Params, position: int) -> None:

@@ -46,7 +46,7 @@ def check_movement(
     bound = slack * movement + 100 * eps * norm(end)
     error = norm(apart)
     if not error <= bound and rounding is not None:
-        apart = tree_map(lambda off, own: (off.abs() - own).clamp(min=0), apart, rounding())
+        apart = tree_map(lambda off, least: (off.abs() - least).clamp(min=0), apart, rounding())
         error = norm(apart)
     if not error <= bound:
         raise ReplayError(
@@ -70,11 +70,11 @@ def check_step(
 
     def rounding() -> Params:
         count = max(sum(leaf.numel() for leaf in gradient.values()), 1)
-        own = 100 * norm(gradient) / count**0.5
-        blur = {name: _blur(leaf, own) for name, leaf in gradient.items()}
+        scale = 100 * norm(gradient) / count**0.5
+        changes = {name: _rounding_of(leaf, scale) for name, leaf in gradient.items()}
         found = {name: torch.zeros_like(leaf) for name, leaf in reached.items()}
-        for change in (torch.add, torch.sub):
-            other = rule.step(held, tree_map(change, gradient, blur), hyper).theta
+        for shifted in (torch.add, torch.sub):
+            other = rule.step(held, tree_map(shifted, gradient, changes), hyper).theta
             off = tree_map(lambda left, right: (left - right).abs(), other, reached)
             found = tree_map(torch.maximum, found, off)
         return found
@@ -82,7 +82,7 @@ def check_step(
     check_movement(held.theta, end, reached, slack, rounding)
 
 
-def _blur(gradient: Tensor, scale: float) -> Tensor:
+def _rounding_of(gradient: Tensor, scale: float) -> Tensor:
     """The rounding of a gradient's entries. What a batch does not reach is 0, and repeats so."""
     size = scale * torch.finfo(gradient.dtype).eps
     nothing = not anywhere(not bool((own(gradient).abs() <= size).all()), (gradient,))

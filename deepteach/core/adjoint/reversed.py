@@ -171,12 +171,11 @@ class Reversed(AbstractAdjoint):
             self.keeping = True
 
     def state_dict(self) -> dict[str, Any]:
-        size = self.graph_memory.bytes
-        return {"keeping": self.keeping, **({} if size is None else {"graph": size})}
+        return {"keeping": self.keeping, **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.keeping = state.get("keeping", False)
-        self.graph_memory.bytes = state.get("graph")
 
     def _kept(self) -> Checkpointed:
         """Crosses a window of which all states are kept, or some."""
