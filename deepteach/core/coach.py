@@ -49,7 +49,7 @@ from deepteach.core.trusted_batches import Trusted, TrustedBatches
 from deepteach.core.update import ROUNDING, UNFITTED, UpdateRecord, descend, warn_of_collapse
 from deepteach.core.validation import Validation
 from deepteach.distributed.collectives import PERIOD, Ranks, here, shown
-from deepteach.errors import ConfigError, NumericError, ReplayError
+from deepteach.errors import ConfigError, DeepTeachError, NumericError, ReplayError
 from deepteach.names import brief
 from deepteach.rng import generator_states, same_states, untouched
 from deepteach.tree import Params, all_finite, norm, zeros_like
@@ -492,7 +492,8 @@ class Coach:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; load the student and its optimizer first.
 
-        What was saved, on whatever device, goes to where the student is. Raises ConfigError.
+        What was saved, on whatever device, goes to where the student is. Raises ConfigError, or
+        DataError where it is of another number of ranks.
         """
         state = moved(state, next(iter(self.recorder.parameters().values())).device)
         try:
@@ -504,6 +505,8 @@ class Coach:
             self._fitted = state.get("fitted", True)
             self.ledger.load_state_dict(state)
             self.recorder.load_state_dict(state)
+        except DeepTeachError:  # some are ValueErrors, too, and have a remedy of their own
+            raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ConfigError(
                 f"this is no state of a Coach with this teacher ({brief(error)}): load what "

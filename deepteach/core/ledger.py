@@ -58,14 +58,17 @@ class Ledger:
         return visits[visits > 0]
 
     def __getitem__(self, index: Tensor | int) -> Tensor:
-        """The mean weights of these samples; NaN where one was never seen."""
+        """The mean weights of these samples; NaN where one was never seen. Raises ConfigError."""
         sums, visits = self._whole()
         try:
-            asked = torch.as_tensor(index).cpu().long()
+            asked = torch.as_tensor(index).cpu()
+            if asked.dtype == torch.bool or asked.is_floating_point() or asked.is_complex():
+                raise TypeError("no whole numbers")
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"the ledger is asked for {str(index)[:40]!r}: give an index, or a tensor of some"
             ) from error
+        asked = asked.long()
         inside = (asked >= 0) & (asked < len(visits))
         if not inside.any():
             return torch.full(asked.shape, torch.nan, dtype=torch.float64)

@@ -75,6 +75,14 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: step(coach_of(), index=INDEX).ledger[0:3],  # type: ignore[index]
         "a tensor of some",
     ),
+    "a mask of the ledger": (
+        lambda: step(coach_of(), index=INDEX).ledger[INDEX > 3],
+        "a tensor of some",
+    ),
+    "fractions of the ledger": (
+        lambda: step(coach_of(), index=INDEX).ledger[torch.tensor([0.5])],
+        "a tensor of some",
+    ),
     "a huge index of the ledger": (
         lambda: step(coach_of(), index=INDEX).ledger[2**70],
         "asked for",
@@ -88,6 +96,15 @@ def test_it_is_one_line(name: str) -> None:
     with pytest.raises(DeepTeachError) as caught:
         call()
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_refusal_while_a_state_is_loaded_keeps_its_remedy() -> None:
+    coach = coach_of()
+    state = coach.state_dict()
+    coach.optimizer.param_groups[0]["maximize"] = True
+    with pytest.raises(ConfigError, match="maximize") as caught:
+        coach.load_state_dict(state)
+    assert "no state of a Coach" not in str(caught.value)
 
 
 def test_an_index_for_which_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
