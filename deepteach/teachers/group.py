@@ -27,7 +27,7 @@ class Group(Feature):
 
     Where nobody can know which sources help, that is easily learned. The last column is that
     of the trusted samples that ride along in a batch (group -1): the trusted set is one more
-    source.
+    source. `deep`'s own teacher, `log_linear.LogLinear`, does not read it: they count 1 there.
 
     Args:
         count: sources; groups are 0..count-1, or -1.
@@ -36,7 +36,8 @@ class Group(Feature):
             them count beside trusted samples. None: the numbers as they are.
 
     Raises:
-        ConfigError: a batch without `group`, or groups out of range, when they are first seen.
+        ConfigError: not a share a source; a batch without `group`, or groups out of range, when
+            they are first seen.
     """
 
     unit = 0.5  # learned twice as fast as other numbers: nothing is known of a source at first
@@ -49,6 +50,8 @@ class Group(Feature):
         self.width = count + 1
         columns = torch.eye(count + 1)
         if shares is not None:
+            if len(shares) != count:
+                raise ConfigError(f"Group({count}) takes a share a source, got {len(shares)}")
             columns[:count, :count] -= torch.tensor(shares)
         self.register_buffer("columns", columns, persistent=False)
 

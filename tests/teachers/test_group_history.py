@@ -39,6 +39,14 @@ def test_group_needs_the_sources() -> None:
         dt.Group(2)(snapshot(LOGITS, LABELS))
     with pytest.raises(ConfigError, match="1 or more"):
         dt.Group(0)
+    with pytest.raises(ConfigError, match=r"Group\(2\) takes a share a source, got 1"):
+        dt.Group(2, [1.0])
+
+
+def test_shares_are_taken_off_the_sources_alone() -> None:
+    seen = snapshot(LOGITS, LABELS, group=torch.tensor([1, 0, -1]))
+    found = dt.Group(2, [0.25, 0.75])(seen)
+    assert found.tolist() == [[-0.25, 0.25, 0], [0.75, -0.75, 0], [0, 0, 1]]
 
 
 def test_history_is_the_mean_over_visits() -> None:
