@@ -53,7 +53,7 @@ def at_once(inputs: Samples) -> int:
 
     So that looking at large images takes no more memory than training on a batch of them.
     """
-    return max(1, min(CHUNK, NUMBERS_AT_ONCE // math.prod(inputs.shape[1:])))
+    return max(1, min(CHUNK, NUMBERS_AT_ONCE // max(math.prod(inputs.shape[1:]), 1)))
 
 
 def accuracy(module: nn.Module, inputs: Samples, labels: Tensor) -> float:

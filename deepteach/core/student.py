@@ -110,6 +110,12 @@ class Student:
         return known
 
     @property
+    def compiled(self) -> bool:
+        """Whether the module, or a layer of it, runs by `torch.compile`."""
+        inner = any(layer._compiled_call_impl is not None for layer in self.layout.layers)
+        return inner or self._outer is not self.module
+
+    @property
     def _layer(self) -> nn.Module:
         """It may have been replaced since."""
         return self.module.get_submodule(self.internal)
@@ -167,7 +173,12 @@ class Student:
         Raises:
             ConfigError: they are, in a way that cannot be looked back through.
         """
-        self.shards = shards_of(self._outer, self.module, ranks)
+        self.shards = shards_of(self.module, ranks)
+        if self.shards.split and self.compiled:
+            raise ConfigError(
+                "a sharded student's passes run as they are written: give the module without "
+                "torch.compile"
+            )
 
     def trained(self) -> Params:
         """Copies of the parameters that require a gradient, for passes that may write to them."""

@@ -129,8 +129,8 @@ class _Found:
         return same and all(map(operator.is_, self.leaves, leaves))
 
     def __reduce__(self) -> tuple:
-        """Copies and pickles have other parameters."""
-        return _nothing, ()
+        """Copies and pickles have other parameters: None stands there."""
+        return type(None), ()
 
 
 class _Slots:
@@ -148,8 +148,8 @@ class _Slots:
         self._names: list[str] = []
 
     def __reduce__(self) -> tuple:
-        """Copies and pickles have other parameters."""
-        return _nothing, ()
+        """Copies and pickles have other parameters: None stands there."""
+        return type(None), ()
 
     def stands(self, theta: Params, state: Mapping[Tensor, Any]) -> bool:
         """Whether the same parameters have the same places in the optimizer."""
@@ -170,7 +170,3 @@ class _Slots:
             self._kinds, self._tensors = kinds, [issubclass(kind, Tensor) for kind in kinds]
             self._names = [*self._theta, *compress(self._slot_names, self._tensors)]
         return self._names, [*self._theta.values(), *compress(found, self._tensors)]
-
-
-def _nothing() -> None:
-    return None

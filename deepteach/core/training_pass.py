@@ -109,7 +109,7 @@ class TrainingPass:
         asked = f"drop graphs={self.adjoint.graphs!r}"
         if self.recorder.accumulates:
             raise ConfigError(f"a step of several passes hands over no graph: {asked}")
-        if _compiled(self.student):
+        if self.student.compiled:
             raise ConfigError(
                 f"a compiled pass cannot be differentiated twice, so that those with graphs would "
                 f"run uncompiled: {asked}, or torch.compile"
@@ -129,10 +129,3 @@ class TrainingPass:
                 "outside torch.autocast, or accept that with "
                 "adjoint=Stored(mixed_precision=True, tolerance=0.1)"
             )
-
-
-def _compiled(student: Student) -> bool:
-    """Whether the module, or a layer of it, runs by `torch.compile`."""
-    outer = student._outer
-    inner = any(layer._compiled_call_impl is not None for layer in outer.modules())
-    return inner or outer is not student.module

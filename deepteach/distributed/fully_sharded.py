@@ -281,8 +281,8 @@ class _Join(torch.autograd.Function):
         return None, None, *(found[name] for name in ctx.names)
 
 
-def shards_of(outer: nn.Module, module: nn.Module, ranks: Ranks) -> Unsplit:
-    """How the module is split over ranks; `outer` is it, or compiled from it.
+def shards_of(module: nn.Module, ranks: Ranks) -> Unsplit:
+    """How the module is split over ranks.
 
     Raises:
         ConfigError: it is split in a way that cannot be looked back through.
@@ -298,13 +298,6 @@ def shards_of(outer: nn.Module, module: nn.Module, ranks: Ranks) -> Unsplit:
         layer.reshard()  # a pass of its own leaves the outermost one whole
     if not any_shard(module.parameters()):
         return Unsplit()
-    if outer is not module or any(
-        getattr(layer, "_compiled_call_impl", None) for layer in module.modules()
-    ):
-        raise ConfigError(
-            "a sharded student's passes run as they are written: give the module without "
-            "torch.compile"
-        )
     return FullySharded(module, ranks)
 
 

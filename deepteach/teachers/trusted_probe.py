@@ -302,12 +302,8 @@ class _Classes:
         self.known = torch.cat([known, torch.zeros_like(known[:1])])
 
     def __reduce__(self) -> tuple:
-        """Copies find their own, from their own numbers."""
-        return _nothing, ()
-
-
-def _nothing() -> None:
-    return None
+        """Copies find their own, from their own numbers: None stands there."""
+        return type(None), ()
 
 
 def prior_log_odds(given: Tensor) -> Tensor:

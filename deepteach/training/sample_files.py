@@ -17,11 +17,11 @@ from deepteach.runs.weights import Weights
 from deepteach.training.evaluate import Trust
 from deepteach.training.weight_history import WeightHistory
 
-SUSPECTS_SHOWN = 240
-"""Samples of which the report shows the input, to be judged; of large ones fewer, but"""
-FEWEST_SHOWN = 48
+SUSPECTS_SHOWN, FEWEST_SHOWN = 240, 48
+"""Samples of which the report shows the input, to be judged: at most, and at least."""
+
 SHOWN_BYTES = 2**24
-"""and what their inputs take in the file at most, where they are more than the fewest."""
+"""Between the two, as many as take so much in the file."""
 
 AT_ONCE = 512
 """Samples that are shown at a time: as Python's own objects they take ten times their text."""
