@@ -24,6 +24,7 @@ from deepteach.data.readers import load
 from deepteach.data.sheets import last_as_label, read_sheet, separator_of, special_columns
 from deepteach.data.splits import PARTS
 from deepteach.data.tasks.multilabel import BETWEEN
+from deepteach.data.texts import Texts
 from deepteach.data.validation import is_number
 from deepteach.errors import ConfigError, DataError
 
@@ -109,6 +110,7 @@ def _rows(path: Path, change: Change, moved: Callable[[list[str], list[str]], li
     special = special_columns(path, sheet.header, change.group)
     last_as_label(path, sheet.header, special)
     label, count = special["label"], len(sheet)
+    commas = sheet.separator != "," and _with_commas(sheet.column(label))
     del sheet
     change.refuse_fewer(path, count)
     text = io.StringIO()
@@ -124,7 +126,8 @@ def _rows(path: Path, change: Change, moved: Callable[[list[str], list[str]], li
         for row, cells in enumerate(lines):
             change.refuse_other(path, row, cells[at].strip())
             if row in change.labels:
-                cells[at] = change.labels[row]
+                new = change.labels[row]
+                cells[at] = new.replace(".", ",") if commas else new
             if row not in change.dropped:
                 writer.writerow(moved(cells, header))
     return text.getvalue().encode()
@@ -234,6 +237,11 @@ def _alike(one: str, other: str) -> bool:
         return True
     one, other = one.replace(",", "."), other.replace(",", ".")  # a file may have decimal commas
     return is_number(one) and is_number(other) and bool(np.isclose(float(one), float(other), 1e-4))
+
+
+def _with_commas(labels: Texts) -> bool:
+    """Whether labels are numbers with decimal commas, which one with a point would not fit."""
+    return labels.hold(",") and all(is_number(label.replace(",", ".")) for label in labels)
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -93,11 +93,14 @@ def test_targets_with_decimal_commas_are_the_runs_own() -> None:
     lines = [f"{x:.2f};{v}".replace(".", ",") for x, v in zip(X[:, 0], values, strict=True)]
     Path("mine.csv").write_text("a;label\n" + "\n".join(lines) + "\n")
     rows = load("csv:mine.csv", 0, task="regression").rows.tolist()
-    a_run("csv:mine.csv", values, rows, {}, task="regression")
+    checked = next(row for row in rows if row not in ISSUES)
+    a_run("csv:mine.csv", values, rows, {checked: "1.234"}, task="regression")
     cleaned("out.csv")
     kept = Path("out.csv").read_text().splitlines()
+    lines[checked] = lines[checked].partition(";")[0] + ";1,234"
     gone = set(ISSUES) & set(rows)  # others were split off as trusted
     assert gone and kept == ["a;label", *(x for row, x in enumerate(lines) if row not in gone)]
+    load("csv:out.csv", 0, task="regression")  # which refuses points among commas
 
 
 def test_parquet() -> None:
