@@ -210,14 +210,19 @@ def first() -> str:
     lines = []
     for name in VERDICTS:
         for row in run_so_far(name)[1][0].rows:
-            setting, seeds, plain, best, its, deep, _, _, gain, interval = row
+            setting, seeds, plain, best, paired, its, deep, _, _, gain, interval = row
             if int(seeds) < LEAST_SEEDS:
                 continue
             shown = [f"{100 - float(error.split()[0]):.1f}" for error in (plain, its, deep)]
+            low, found, high = interval.partition(" to ")
+            if found and (float(low) > 0 or float(high) < 0):
+                place = 2 if float(low) > 0 else 1
+                shown[place] = f"**{shown[place]}**"
             rule = f"{shown[1]} ({best.partition(' (')[0]})"
+            own = seeds if paired == seeds else f"{seeds} (gain: {paired})"
             change = f"{gain.split()[0]} ({interval})"
             situation = setting.partition(" (")[0]
-            lines.append([situation, seeds, shown[0], rule, f"**{shown[2]}**", change])
+            lines.append([situation, own, shown[0], rule, shown[2], change])
     return table(
         "what the training set is like | seeds | plain | best untaught | deep | gain", lines
     )

@@ -16,8 +16,8 @@ from deepteach.reproduction.cell import Role
 from deepteach.reproduction.figures import Rows, by_seed, ranking
 
 VERDICT_HEAD = (
-    "setting", "n", "plain, error %", "best untaught row", "its error %", "deep, error %",
-    "gain over plain", "95 % interval", "gain over best untaught", "its interval",
+    "setting", "n", "plain, error %", "best untaught row", "its n", "its error %",
+    "deep, error %", "gain over plain", "95 % interval", "gain over best untaught", "its interval",
 )  # fmt: skip
 ROWS_HEAD = (
     "row", "n", "last, error %", "EMA at last", "gain over plain", "deep's gain over it",
@@ -100,9 +100,9 @@ def _verdict(setting: _Setting) -> tuple[str, ...]:
     plain, deep = setting.names("plain"), setting.names("deep")
     over = setting.gain(plain[0], deep[0]) if plain and deep else None
     best = _best_untaught(setting, deep[0]) if deep else None
-    untaught = (UNKNOWN,) * 2
+    untaught = (UNKNOWN,) * 3
     if best is not None:
-        untaught = (_shown(best[0]), _errors(setting, best[0]))
+        untaught = (_shown(best[0]), str(best[1].n), _errors(setting, best[0]))
     return (
         setting.title,
         str(over.n) if over else "0",
