@@ -1,4 +1,4 @@
-"""From a name that a user writes to the object meant: a known one, or `package.module:name`."""
+"""Names: from one that a user writes to the object meant, and how they stand in messages."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ def hint(name: str, known: Iterable[str]) -> str:
     swapped = [other for other in among if sorted(other) == sorted(name)]  # rl is lr, not world
     near = swapped or difflib.get_close_matches(name, among, n=1, cutoff=cutoff)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def first_few(items: Sequence[str], most: int = 5) -> str:
+    """The first ones, at most so many, then how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
 
 
 def known(what: str, name: str, among: Mapping[str, T]) -> T:

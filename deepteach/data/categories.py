@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepteach.data.tasks.base import first_five
 from deepteach.errors import DataError
+from deepteach.names import first_few
 
 MOST = 100
 """Categories of a column; a name, a date or a number of a customer has more."""
@@ -96,7 +96,7 @@ def notes_of(found: Sequence[Categories]) -> list[str]:
     """What to tell of the columns of text of a table; of unseen categories it warns, too."""
     if not found:
         return []
-    shown = "; ".join(f"{one.name} ({first_five(one.names)})" for one in found[:5])
+    shown = "; ".join(f"{one.name} ({first_few(one.names)})" for one in found[:5])
     more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
     notes = [
         f"columns of text become 0 and 1 for each category of the training rows: {shown}{more}"

@@ -19,7 +19,7 @@ from deepteach.data.splits import PARTS, part_named
 from deepteach.data.validation import as_array
 from deepteach.data.written_back import Change
 from deepteach.errors import ConfigError, DataError
-from deepteach.names import brief, hint
+from deepteach.names import brief, first_few, hint
 
 _LABELS = ("label", "labels", "label_ids")
 _TRUTH = "label_clean"
@@ -171,8 +171,8 @@ def opened(
         if columns.classes is not None:
             if classes not in (None, columns.classes):
                 raise DataError(
-                    f"the classes of {name} are {_few(columns.classes)}, and those of {named} "
-                    f"{_few(classes)}: give both the same, by cast_column"
+                    f"the classes of {name} are {first_few(columns.classes)}, and those of {named} "
+                    f"{first_few(classes)}: give both the same, by cast_column"
                 )
             classes, named = columns.classes, named or name
         if columns.unused:
@@ -299,7 +299,7 @@ def _label_in(keys: Mapping[str, Any], features: Mapping[str, Any], name: str) -
     if len(classes) == 1:
         return classes[0]
     raise DataError(
-        f"{name} has no column 'label' ({_few(tuple(keys))}): say which one it is, by "
+        f"{name} has no column 'label' ({first_few(tuple(keys))}): say which one it is, by "
         f"rename_column({(classes or ['...'])[0]!r}, 'label')"
     )
 
@@ -385,7 +385,3 @@ def _parsed(kind: Any, old: Any, text: str) -> Any:
     if isinstance(old, bool | int):
         return type(old)(float(text))
     return float(text) if isinstance(old, float) else text
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -15,6 +15,7 @@ from deepteach.data.source import Asked, Read
 from deepteach.data.splits import PARTS, part_named
 from deepteach.data.texts import Files, TextsMaker
 from deepteach.errors import ConfigError, DataError
+from deepteach.names import first_few
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp"),
@@ -57,11 +58,11 @@ def folder(path: Path, asked: Asked) -> Read:
     files, owners, bounds = _listed(roots, names)
     classes = [name for i, name in enumerate(names) if (owners == i).any()]
     if empty := [name for name in names if name not in classes]:
-        notes.append(f"class folders without an image are not used: {_some(empty)}")
+        notes.append(f"class folders without an image are not used: {first_few(empty, 3)}")
     notes.extend(_left_out(roots))
     trained = owners[slice(*bounds["train"])]
     if lacking := [name for name in classes if not (trained == names.index(name)).any()]:
-        notes.append(f"no training image of {_some(lacking)}")
+        notes.append(f"no training image of {first_few(lacking, 3)}")
     shown = ", ".join(f"{n} = {i}" for i, n in enumerate(classes[:10]))
     notes.append(f"classes: {shown}" + (", ..." if len(classes) > 10 else ""))
     layout, told = Layout.of(files, asked.image_size)
@@ -147,15 +148,16 @@ def _roots(path: Path) -> tuple[dict[str, Path], list[str]]:
         inside = [[d.name for d in _folders(path / name)] for name in beside]
         alike = len(inside) > 1 and len(inside[0]) > 1 and all(n == inside[0] for n in inside)
         note = (
-            f"classes {_some(beside)} hold folders of the same names ({_some(inside[0])}): if they "
-            "are parts, call them train, valid and test"
+            f"classes {first_few(beside, 3)} hold folders of the same names "
+            f"({first_few(inside[0], 3)}): if they are parts, call them train, valid and test"
         ) if alike else None  # fmt: skip
         return {"train": path}, [] if note is None else [note]
     if "train" not in roots:
         named = ", ".join(place.name for place in roots.values())
         raise DataError(f"{path} has {named} but no train: expected {path}/train")
     parts = {part: roots[part] for part in PARTS if part in roots}
-    return parts, [f"folders beside the parts are not used: {_some(beside)}"] if beside else []
+    unused = f"folders beside the parts are not used: {first_few(beside, 3)}"
+    return parts, [unused] if beside else []
 
 
 def _left_out(roots: dict[str, Path]) -> list[str]:
@@ -165,9 +167,11 @@ def _left_out(roots: dict[str, Path]) -> list[str]:
     outside = [f.name for root in roots.values() for f in root.iterdir() if _is_image(f)]
     notes = []
     if others:
-        notes.append(f"{len(others)} files that are no images are not used: {_some(others)}")
+        notes.append(f"{len(others)} files that are no images are not used: {first_few(others, 3)}")
     if outside:
-        notes.append(f"{len(outside)} images in no class folder are not used: {_some(outside)}")
+        notes.append(
+            f"{len(outside)} images in no class folder are not used: {first_few(outside, 3)}"
+        )
     return notes
 
 
@@ -197,9 +201,3 @@ def _is_image(file: Path) -> bool:
 
 def _passed_over(place: Path) -> bool:
     return place.name.startswith(".") or place.name.lower() in _SYSTEM
-
-
-def _some(names: list[str]) -> str:
-    """The first three, then how many more."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

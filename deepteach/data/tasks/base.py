@@ -43,12 +43,6 @@ def few(count: int) -> Told:
     return Told(note, warn=True)
 
 
-def first_five(items: Sequence[str]) -> str:
-    """The first five, then how many more."""
-    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-    return ", ".join(items[:5]) + more
-
-
 @dataclass(frozen=True)
 class Coded:
     """The labels of all parts as a training reads them, and their task."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepteach.data.labels import encode, labels_of
 from deepteach.data.noise import CLASS_NOISE, NoiseOf
-from deepteach.data.tasks.base import Coded, Parts, Task, Told, first_five
+from deepteach.data.tasks.base import Coded, Parts, Task, Told
 from deepteach.data.tasks.metrics import ACCURACY, Metric
 from deepteach.data.validation import (
     Numbers,
@@ -22,7 +22,7 @@ from deepteach.data.validation import (
     refuse_out_of_range,
 )
 from deepteach.errors import ConfigError, DataError
-from deepteach.names import hint
+from deepteach.names import first_few, hint
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Classification(Task):
 
     def _called(self, labels: list[int]) -> str:
         names = self.names or [str(label) for label in range(self.classes)]
-        shown = first_five([in_message(names[label]) for label in labels])
+        shown = first_few([in_message(names[label]) for label in labels])
         return f"{'class' if len(labels) == 1 else 'classes'} {shown}"
 
     def refuse_rare(self, codes: np.ndarray) -> None:
@@ -138,4 +138,4 @@ class Classification(Task):
         for code, name in enumerate(names):  # spreadsheets write 3.0
             if is_number(text) and is_number(name) and float(text) == float(name):
                 return code
-        raise ValueError(f"label {text!r} is no class ({first_five(names)}){hint(text, names)}")
+        raise ValueError(f"label {text!r} is no class ({first_few(names)}){hint(text, names)}")

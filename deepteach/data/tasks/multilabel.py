@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.data.noise import MULTILABEL_NOISE, NoiseOf
-from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task, Told, few, first_five
+from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task, Told, few
 from deepteach.data.tasks.metrics import MICRO_F1, Metric
 from deepteach.data.validation import Numbers, as_array, in_message, place
 from deepteach.errors import DataError
+from deepteach.names import first_few
 
 BETWEEN = "|"
 """What stands between the labels of a sample in text."""
@@ -90,7 +91,7 @@ class MultiLabel(Task):
         constant = np.flatnonzero((trusted == trusted[0]).all(0))
         if len(constant):
             names = self.names or [str(label) for label in range(self.classes)]
-            shown = first_five([in_message(names[label]) for label in constant])
+            shown = first_few([in_message(names[label]) for label in constant])
             note = (
                 f"all validation samples agree on {'label' if len(constant) == 1 else 'labels'} "
                 f"{shown}: the teacher learns nothing there"
@@ -141,7 +142,7 @@ class MultiLabel(Task):
         strange = sorted(said - set(names))
         if strange:
             raise ValueError(
-                f"label {strange[0]!r} is none of {first_five(names)}: write them with {BETWEEN} "
+                f"label {strange[0]!r} is none of {first_few(names)}: write them with {BETWEEN} "
                 f"between, and {NO_LABEL} for none"
             )
         return [float(name in said) for name in names]
