@@ -20,6 +20,8 @@ Trusted = Iterable | tuple | Callable[[], tuple]
 class TrustedBatches:
     """A batch `(x, y)`, an iterable of batches read again and again, or a function that makes one.
 
+    What a function returns is up to it: its batches are not taken back, nor its place resumed.
+
     A DataLoader draws its order from the global generator. Here it draws from a private
     stream instead, so reading trusted data never shifts the user's random numbers, and a
     resumed run reads the same batches.

@@ -55,7 +55,7 @@ def deep(
       classes exclude each other. Several labels that hold by themselves were predicted worse
       with shifts (micro F1 .76 for .91): what sharpens a logit now is learned as a shift;
     - *riding*: trusted samples train along (`Riding`), by turns; the others teach meanwhile. They
-      count as much as a training sample on average; a taught number for them went astray.
+      count as much as a training sample on average; a taught number for them cost accuracy.
 
     `without` leaves one of them out, `history` adds what the student said of a sample before.
     With `features=probe` it is the former default: the trusted probe, read by a linear teacher

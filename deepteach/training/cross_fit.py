@@ -42,7 +42,7 @@ def cross_fitted(
         teacher: as in `train`; copied for every fold.
         folds: 2 or more.
         classes: their number, unless it is to be read off the labels.
-        settings: as in `train`, but for what is written or trained beside.
+        settings: as in `train`, but for `decisions` and what is written or trained beside.
 
     Raises:
         DataError: data that cannot be trained on.
@@ -55,6 +55,10 @@ def cross_fitted(
         raise ConfigError("cross_fitted needs trusted samples: give valid_data")
     if settings.get("out") is not None:
         raise ConfigError("cross_fitted writes no run: leave out out")
+    if settings.get("decisions") is not None:
+        raise ConfigError(
+            "cross_fitted judges every sample under its given label: leave out decisions"
+        )
     settings = {"data": "arrays", **from_loader(train_data), **settings}
     settings |= {"baseline": False, "beside": ()}
     config, overrides = configured(model, teacher, settings)

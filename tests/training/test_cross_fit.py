@@ -89,6 +89,7 @@ def test_other_tasks(task: str, labels: Any, outputs: int, width: int) -> None:
         ({"folds": 1}, "folds must be 2 or more"), ({"out": "a"}, "writes no run"),
         ({"valid_data": None}, "give valid_data"), ({"folds": 200}, "needs a class of as many"),
         ({"task": "regression"}, "no probabilities"),
+        ({"decisions": "checked.csv"}, "leave out decisions"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused(change: dict[str, Any], words: str) -> None:
