@@ -145,7 +145,7 @@ def workers_of(child: Child) -> list[int]:
 
 
 def gone(child: Child) -> bool:
-    """Whether nobody of its group runs soon. One that ended but was not waited for does not count."""
+    """Whether nobody of its group runs soon; zombies, which have ended, do not count."""
     end = time.monotonic() + ALL_GONE
     while time.monotonic() < end:
         states = [

@@ -161,7 +161,7 @@ class MethodRun:
             )
 
     def _evaluations(self) -> float:
-        """Seconds that the run's evaluations will take, by one of them; 0 where all is read."""
+        """Seconds that the run's evaluations will take, by one of them; 0 where they read files."""
         if readable(self.data.x_train) is not None:
             return 0.0
         started = now(self.loop)
