@@ -72,10 +72,6 @@ class Quality:
     taught_steps: float
     update_steps: float
 
-    def overhead(self, interval: int) -> float:
-        """What teaching adds to plain training, as a fraction of it."""
-        return self.taught_steps - 1 + self.update_steps / interval
-
 
 def measure(case: Case, adjoint: AbstractAdjoint, window: int) -> Quality:
     """Train copies for a few steps and look back through `window` of them."""
