@@ -38,8 +38,12 @@ class Schedule:
         return self.batch_size * self.accumulate
 
     def parts(self, count: int) -> int:
-        """In how many batches of nearly one size the `count` samples of a step are passed."""
-        return min(self.accumulate, -(-count // self.batch_size))
+        """In how many batches of nearly one size the `count` samples of a step are passed.
+
+        None of them is of one sample, which has no batch statistics, unless all are.
+        """
+        least = min(self.batch_size, 2)
+        return max(1, min(self.accumulate, -(-count // self.batch_size), count // least))
 
     def rate(self, step: int, per_epoch: int) -> float:
         """Factor on every learning rate at a step (from 0), above 0.

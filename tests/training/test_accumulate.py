@@ -14,6 +14,7 @@ from toy import Probe, arrays
 
 import deepteach as dt
 from deepteach.errors import ConfigError
+from deepteach.training.schedule import Schedule
 from deepteach.training.signals import Interrupted
 
 A = arrays(train=100, valid=40, test=30)
@@ -71,6 +72,15 @@ def test_four_batches_are_one_large_one(options: dict[str, Any]) -> None:
 def test_a_rest_is_passed_in_equal_parts() -> None:
     _, sizes = trained(16, 4)  # 64 samples, then 36
     assert sizes[:7] == [16, 16, 16, 16, 12, 12, 12]
+
+
+@pytest.mark.parametrize(
+    ("batch", "count", "parts"),
+    [(2, 3, 1), (2, 5, 2), (2, 8, 4), (3, 4, 2), (1, 3, 3), (1, 1, 1), (4, 1, 1), (4, 16, 4)],
+)
+def test_no_part_is_of_one_sample_unless_all_are(batch: int, count: int, parts: int) -> None:
+    schedule = Schedule(1, batch, milestones=(), interval=1, window=1, valid_batch=1, accumulate=4)
+    assert schedule.parts(count) == parts
 
 
 def test_resumed_within_an_epoch(tmp_path: Path) -> None:
