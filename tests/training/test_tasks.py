@@ -188,13 +188,13 @@ REFUSES = ("focal", "paper", "l2t-loss", "gce", "elr", "jtt", "mentornet-dd", "c
 @pytest.mark.parametrize("case", ["regression", "multilabel", "binary", "soft"])
 def test_a_method_that_cannot_read_the_labels_says_which_can(case: str) -> None:
     for name in SERVES:
-        made = trained(case, count=224, epochs=1, batch_size=12, interval=1, method=name)
+        made = trained(case, count=250, epochs=1, batch_size=12, interval=1, method=name)
         assert made.summary["method"] == name
     for name in REFUSES:
         with pytest.raises(
             ConfigError, match="(does not serve task|each class has).*: use deep, mwn or"
         ):
-            trained(case, count=224, epochs=1, batch_size=12, method=name)
+            trained(case, count=250, epochs=1, batch_size=12, method=name)
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
