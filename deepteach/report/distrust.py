@@ -47,11 +47,8 @@ def _ranked(title: str, kind: str, of: NDArray[np.str_], weights: Weights) -> Te
 
 
 def _confused(weights: Weights) -> TextTable:
-    suggested = np.where(weights.issue, weights.predicted, weights.given)
-    if weights.suggested is not None:
-        suggested = weights.suggested
-    pairs = Counter(zip(weights.given.tolist(), suggested.tolist(), strict=True))
-    names = class_order(np.concatenate([weights.given, suggested]))
+    pairs = Counter(zip(weights.given.tolist(), weights.suggested.tolist(), strict=True))
+    names = class_order(np.concatenate([weights.given, weights.suggested]))
     title = "Given against suggested labels"
     if len(names) <= MATRIX:
         rows = tuple((name, *(str(pairs[name, other]) for other in names)) for name in names)

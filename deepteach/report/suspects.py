@@ -65,12 +65,11 @@ def _listed(
     rows: Weights, images: list[str], raw: NDArray[Any] | None
 ) -> tuple[tuple[Suspect, ...], TextTable]:
     count = 0 if raw is None else min(_ROW_FEATURES, raw.shape[1])
-    suggested = rows.predicted if rows.suggested is None else rows.suggested
     blank = np.full(len(rows), "", dtype=np.str_)
     group, path = (blank if column is None else column for column in (rows.group, rows.path))
     found = tuple(
         Suspect(
-            int(rows.index[i]), str(rows.given[i]), str(rows.predicted[i]), str(suggested[i]),
+            int(rows.index[i]), str(rows.given[i]), str(rows.predicted[i]), str(rows.suggested[i]),
             str(rows.true[i]), f"{rows.weight[i]:.4g}", f"{rows.loss[i]:.4g}", str(group[i]),
             str(path[i]), images[i] if images else "",
             tuple(f"{raw[i, j]:.4g}" for j in range(count)) if raw is not None else (),

@@ -69,9 +69,8 @@ def workbench_of(run: Run, suspects: tuple[Suspect, ...]) -> Workbench | None:
         return None
     weights = run.weights
     free = run.summary.get("task") in _FREE_TASKS
-    known = [weights.given, weights.predicted]
-    known += [] if weights.suggested is None else [weights.suggested]
-    classes = () if free else class_order(np.concatenate(known))
+    known = np.concatenate([weights.given, weights.predicted])
+    classes = () if free else class_order(known)
     return Workbench(
         run_key=_run_key(run),
         suspects=suspects,

@@ -19,7 +19,7 @@ from deepteach.runs.storage import one_line
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]\d+)?")
 _NEEDED = ("index", "given_label", "predicted_label", "weight", "loss")
-_OPTIONAL = {"suggested": "suggested_label", "group": "group", "path": "path"}
+_OPTIONAL = ("group", "path")
 _COLUMNS = {  # of weights.csv, in its order
     "index": "index",
     "path": "path",
@@ -38,17 +38,17 @@ class Weights:
     """The final weight of every training sample, in the order of their index.
 
     All columns are `(n,)`. Labels are kept as text: a class is a number or a name.
-    `true` is "" where the truth is unknown. The optional ones are None where the run has no
-    such column: the label that the run suggests, the source of a sample, and its file.
+    `suggested` is the given label where the run suggests no other, `true` is "" where the truth
+    is unknown. The source of a sample and its file are None where the run has no such column.
     """
 
     index: NDArray[np.int64]
     given: NDArray[np.str_]
     predicted: NDArray[np.str_]
+    suggested: NDArray[np.str_]
     weight: NDArray[np.float64]
     loss: NDArray[np.float64]
     true: NDArray[np.str_]
-    suggested: NDArray[np.str_] | None = None
     group: NDArray[np.str_] | None = None
     path: NDArray[np.str_] | None = None
 
@@ -73,8 +73,6 @@ class Weights:
         sample less than plain training does (1); a quantity must also be missed by far more than
         most are (`Task.suggested`). No threshold is to be chosen: both must speak against it.
         """
-        if self.suggested is None:
-            return (self.predicted != self.given) & (self.weight < 1)
         return self.suggested != self.given
 
     @property
@@ -151,8 +149,12 @@ def read_weights(path: Path) -> Weights:
         return np.array([row.get(name) or "" for row in rows], dtype=np.str_)
 
     given, predicted, true = map(text, ("given_label", "predicted_label", "true_label"))
-    optional = {key: text(name) for key, name in _OPTIONAL.items() if name in names}
-    found = Weights(index, given, predicted, weight, loss, true, **optional)
+    if "suggested_label" in names:
+        suggested = text("suggested_label")
+    else:  # as they are suggested where labels are classes
+        suggested = np.where((predicted != given) & (weight < 1), predicted, given)
+    optional = {name: text(name) for name in _OPTIONAL if name in names}
+    found = Weights(index, given, predicted, suggested, weight, loss, true, **optional)
     return found.take(np.argsort(index, kind="stable"))
 
 

@@ -15,8 +15,8 @@ def weights(
     columns = {name: np.array(column) for name, column in more.items()}
     n = len(given)
     return Weights(
-        np.arange(n), np.array(given), np.array(suggested), np.array(weight), np.zeros(n),
-        np.full(n, ""), np.array(suggested), **columns,
+        np.arange(n), np.array(given), np.array(suggested), np.array(suggested),
+        np.array(weight), np.zeros(n), np.full(n, ""), **columns,
     )  # fmt: skip
 
 
@@ -37,16 +37,6 @@ def test_classes_and_sources_are_ranked_and_confused() -> None:
     assert confused.rows[1] == ("dog", "1", "1", "0")
     assert [row[0] for row in sources.rows] == ["b", "c", "a"]
     assert distrust_tables(found, classes=False) == (sources,)
-
-
-def test_runs_without_suggestions_go_by_prediction_and_weight() -> None:
-    found = Weights(
-        np.arange(3), np.array(["0", "0", "1"]), np.array(["1", "1", "1"]),
-        np.array([0.5, 1.5, 1.0]), np.zeros(3), np.full(3, ""),
-    )  # fmt: skip
-    classes, confused = distrust_tables(found)
-    assert classes.rows[0][:3] == ("0", "2", "1")
-    assert confused.rows == (("0", "1", "1"), ("1", "0", "1"))
 
 
 def test_many_classes_are_cut_and_said() -> None:

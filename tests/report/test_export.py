@@ -21,7 +21,9 @@ def weights(values: list[float], true: bool = True) -> Weights:
     labels = np.array([str(i % 3) for i in range(n)])
     known = labels if true else np.array([""] * n)
     loss = np.linspace(0, 1, n)
-    return Weights(np.arange(n) * 2, labels, labels[::-1], np.array(values), loss, known)
+    return Weights(
+        np.arange(n) * 2, labels, labels[::-1], labels, np.array(values), loss, known
+    )  # fmt: skip
 
 
 def test_the_least_trusted_is_first_and_ties_keep_their_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -20,7 +21,7 @@ from deepteach.errors import ConfigError, DataError
 from deepteach.report.export import ranked
 from deepteach.runs.reader import Run, open_run
 from deepteach.runs.sample_table import SampleTable
-from deepteach.runs.weights import Weights
+from deepteach.runs.weights import Weights, read_weights
 from deepteach.training.api import Result, run
 
 COLUMNS = ["is_label_issue", "label_quality", "given_label", "predicted_label"]
@@ -105,8 +106,8 @@ def test_the_sampler_draws_rows_by_weight(result: Result) -> None:
 class Table(SampleTable):
     def __init__(self, given: list[str], weight: list[float], index: list[int]) -> None:
         labels, column = np.array(given), np.array(weight)
-        unknown = np.array([""] * len(given))
-        self.weights = Weights(np.array(index), labels, labels[::-1], column, column, unknown)
+        other, unknown = labels[::-1], np.array([""] * len(given))
+        self.weights = Weights(np.array(index), labels, other, labels, column, column, unknown)
 
 
 @pytest.mark.parametrize(
@@ -125,12 +126,13 @@ def test_labels_keep_what_they_say(given: list[str], kind: str) -> None:
     assert "true_label" not in frame and frame.index.tolist() == [2, 5, 9]
 
 
-def test_runs_without_suggestions_are_judged_by_the_same_rule() -> None:
-    table = Table(["a", "b", "b", "a"], [0.5, 1.2, 0.5, 0.9], [0, 1, 2, 3])
-    assert table.weights.issue.tolist() == [False] * 4
-    table = Table(["a", "b", "b"], [0.5, 1.2, 1.3], [0, 1, 2])
-    assert table.weights.issue.tolist() == [True, False, False]
-    assert table.clean_indices().tolist() == [1, 2]
+def test_runs_without_suggestions_are_judged_by_the_same_rule(tmp_path: Path) -> None:
+    lines = ["0,a,b,0.5,1", "1,b,a,1.2,1", "2,a,b,1.0,1", "3,b,b,0.5,1"]
+    head = "index,given_label,predicted_label,weight,loss"
+    (tmp_path / "weights.csv").write_text("\n".join([head, *lines]) + "\n")
+    found = read_weights(tmp_path / "weights.csv")
+    assert found.issue.tolist() == [True, False, False, False]
+    assert found.suggested.tolist() == ["b", "b", "a", "b"]
 
 
 def test_rows_of_other_parts_are_never_drawn() -> None:

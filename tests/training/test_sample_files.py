@@ -42,7 +42,7 @@ def test_rows_groups_and_suggestions(tmp_path: Path) -> None:
     assert found.index.tolist() == sorted(data.rows.tolist())
     assert found.weight.tolist() == pytest.approx(trust.weight.flip(0).tolist(), rel=1e-5)
     assert found.group is not None and "".join(found.group) == "aaacbacbacba"
-    assert found.suggested is not None and found.path is None
+    assert found.path is None
     for given, predicted, suggested, weight in zip(
         found.given, found.predicted, found.suggested, found.weight, strict=True
     ):
