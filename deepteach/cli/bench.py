@@ -14,7 +14,7 @@ def add(parser: Parser, full: bool) -> None:
     parser.add_argument(
         "--student",
         metavar="NAMES",
-        help="with commas between; its own inputs have mlp-64 (64 numbers) and resnet8-16",
+        help="with commas between: mlp-64, resnet8-16, or any that takes images of 3x32x32",
     )
     parser.add_argument("--batch_size", type=int, metavar="N", help="default: the student's own")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
