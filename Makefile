@@ -24,9 +24,9 @@ $(STAMP): pyproject.toml
 demo: install
 	$(RUN)/deepteach train
 
-# A file's tests share fixtures, so each file stays with one process.
+# A file's tests share fixtures, so each file stays with one process; the longest begin first.
 test: install
-	$(RUN)/python -m pytest -n auto --dist loadfile $(PYTEST)
+	$(RUN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 # The same tests, and which lines they reach: a third slower, so `make test` does without.
 coverage:

@@ -24,7 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:.torch.jit.script")
 
 
+LONGEST = ("test_soak", "test_runner", "test_gpu_script", "test_distributed", "test_sharded")
+"""Files that are begun first, so that no process is left alone with one of them at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     for item in items:
         if item.get_closest_marker("cuda") and not CUDA:
             item.add_marker(NO_CUDA)
