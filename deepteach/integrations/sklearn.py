@@ -188,14 +188,8 @@ class TaughtEstimator(BaseEstimator):
             **(self.settings or {}),
         }
         teacher = copy.deepcopy(self.teacher)
-        config, overrides = configured(model, teacher, settings)
-        return run(
-            config,
-            data,
-            module=None if isinstance(model, str) else model,
-            teacher=None if isinstance(teacher, str) else teacher,
-            overrides=overrides,
-        )
+        config, own = configured(model, teacher, settings)
+        return run(config, data, **own)
 
 
 class TeachClassifier(ClassifierMixin, TaughtEstimator):

@@ -52,12 +52,15 @@ class Riding(Curriculum):
         if len(riding) == 0:
             return rows
         generator = stream(training.seed, "riders", training.step)
-        count = self.added(training, len(rows))
+        count = self._count(training, len(riding), len(rows))
         drawn = torch.randint(len(riding), (count,), generator=generator)
         return torch.cat([rows, len(training.y) + riding[drawn]])
 
     def added(self, training: TrainingView, count: int) -> int:
-        riding = int(self._riding(training).sum())
+        return self._count(training, int(self._riding(training).sum()), count)
+
+    def _count(self, training: TrainingView, riding: int, count: int) -> int:
+        """How many of `riding` samples are added to a batch of `count`."""
         often = 0.0 if self.whole else riding / len(training.y)
         share = self.share or max(RIDING_SHARE, often)
         return max(1, round(share * count)) if riding else 0

@@ -186,7 +186,7 @@ def train(
     given_loggers = [] if logger is None else [*logger] if several else [logger]
     if names := [one for one in given_loggers if isinstance(one, str)]:
         settings["logger"] = names
-    config, overrides = configured(model, teacher, settings)
+    config, own = configured(model, teacher, settings)
     data = assembled(config, model, given, y_clean, classes)
     for note in data.notes:
         if note.startswith(("no x_valid", "task ")):
@@ -196,9 +196,7 @@ def train(
     return run(
         config,
         data,
-        module=None if isinstance(model, str) else model,
-        teacher=None if isinstance(teacher, str) else teacher,
-        overrides=overrides,
+        **own,
         resume=resume,
         watch=watch,
         loggers=[logger_of(one) for one in given_loggers if not isinstance(one, str)],
@@ -247,8 +245,10 @@ def assembled(
 
 def configured(
     model: nn.Module | str, teacher: Any, settings: dict[str, Any]
-) -> tuple[Config, Overrides]:
-    """The configuration of a run on data at hand, and the objects that stand for names in it.
+) -> tuple[Config, dict[str, Any]]:
+    """The configuration of a run on data at hand, and what `run` takes in place of names in it.
+
+    That is `module` and `teacher`, None where they are names, and `overrides`.
 
     Raises:
         ConfigError: a setting that is unknown, or has no meaning for such data.
@@ -270,7 +270,11 @@ def configured(
     values["student"] = model if isinstance(model, str) else "custom"
     if values.get("out") is not None:
         values["out"] = os.fspath(values["out"])
-    return make(values), Overrides(**own)
+    return make(values), {
+        "module": None if isinstance(model, str) else model,
+        "teacher": None if isinstance(teacher, str) else teacher,
+        "overrides": Overrides(**own),
+    }
 
 
 def run(

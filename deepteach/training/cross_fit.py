@@ -61,7 +61,7 @@ def cross_fitted(
         )
     settings = {"data": "arrays", **from_loader(train_data), **settings}
     settings |= {"baseline": False, "beside": ()}
-    config, overrides = configured(model, teacher, settings)
+    config, own = configured(model, teacher, settings)
     given = {"train_data": train_data, "valid_data": valid_data, "test_data": None}
     data = assembled(config, model, given, None, classes)
     data.task.probabilities(torch.zeros(1, data.task.outputs))  # refuses before anything is trained
@@ -71,13 +71,8 @@ def cross_fitted(
     for fold in range(folds):
         held = parts == fold
         rest, left_out = ((~held).nonzero().squeeze(1), held.nonzero().squeeze(1))
-        result = run(
-            config,
-            data.only(rest),
-            module=None if isinstance(model, str) else copy.deepcopy(model),
-            teacher=None if isinstance(teacher, str) else copy.deepcopy(teacher),
-            overrides=overrides,
-        )
+        fresh = {name: copy.deepcopy(own[name]) for name in ("module", "teacher")}
+        result = run(config, data.only(rest), **{**own, **fresh})
         student = result.model if result.model_ema is None else result.model_ema
         said = logits(student, select(data.x_train, left_out))
         if found is None:
