@@ -237,7 +237,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "results": ("docs/results.md", results),
     "layers": ("docs/correctness.md", layers),
     "refused": ("docs/correctness.md", refused),
-    "beyond": ("docs/results.md", beyond),
+    "beyond": ("docs/beyond.md", beyond),
     "first": ("README.md", first),
 }
 
