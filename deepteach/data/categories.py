@@ -21,7 +21,9 @@ MOST = 100
 MISSING = ("", "na", "n/a", "<na>", "nan", "null", "none", "?", "-")
 """What stands for no value, in small letters."""
 
-_NEARLY = re.compile(r"[+-]?[\d., ']*\d[\d., ']*([eE][+-]?\d+)?\s*[%$€£]?")
+_NEARLY = re.compile(
+    r"\(?[+\-\u2212]?\s*[$€£]?\s*[+\-\u2212]?[\d.,\s'\u2019]*\d[\d.,\s'\u2019]*([eE][+-]?\d+)?\s*[%$€£]?\)?"
+)
 _TRUTH = ("true", "false")
 
 
@@ -39,7 +41,7 @@ class Categories:
 def is_text(cells: Sequence[str]) -> bool:
     """Whether none of the cells could be meant as a number, and some have a value.
 
-    1,200 or 12 % are badly written numbers, which no category may be made of; 25-34 is none.
+    1,200 or 12 % or (5) are badly written numbers, which no category may be made of; 25-34 is none.
     """
     some = False
     for cell in cells:

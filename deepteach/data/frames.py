@@ -43,11 +43,7 @@ def index_notes(xs: Mapping[str, Any], ys: Mapping[str, Any]) -> list[str]:
     """
     for name, y in ys.items():
         x_name = "x_train" if name == "y_clean" else f"x{name[1:]}"
-        x = _index(xs.get(x_name))
-        own = _index(y)
-        if x is None or own is None or len(x) != len(own) or (x == own).all():
-            continue
-        if set(x.tolist()) == set(own.tolist()):
+        if index_elsewhere(xs.get(x_name), y):
             raise DataError(
                 f"{x_name} and {name} have the same index in another order: align them, e.g. "
                 f"{name}.loc[{x_name}.index]"
@@ -56,6 +52,14 @@ def index_notes(xs: Mapping[str, Any], ys: Mapping[str, Any]) -> list[str]:
     if index is None or index.tolist() == list(range(len(index))):
         return []
     return ["rows of the data frame are numbered by their place, from 0, not by its index"]
+
+
+def index_elsewhere(x: Any, y: Any) -> bool:
+    """Whether two frames or series have the same index in another order."""
+    one, other = _index(x), _index(y)
+    if one is None or other is None or len(one) != len(other) or (one == other).all():
+        return False
+    return sorted(map(str, one.tolist())) == sorted(map(str, other.tolist()))
 
 
 def refuse_columns(xs: Mapping[str, Any]) -> None:

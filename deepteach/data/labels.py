@@ -7,18 +7,23 @@ mistake, and fractions. n samples, C classes.
 
 from __future__ import annotations
 
+import warnings
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
+from deepteach.data.categories import MISSING
 from deepteach.data.validation import (
     ENCODE,
     Numbers,
     as_array,
     in_message,
     is_missing,
+    is_number,
     place,
     refuse_out_of_range,
 )
@@ -148,7 +153,30 @@ def _encode_text(ys: Mapping[str, np.ndarray], classes: int | None, numbers: Num
         _refuse_lone(coded, told, numbers)
     count = max(2, len(told) if classes is None else classes)
     more = tuple(str(label) for label in range(len(told), count))
-    return Labels(coded, count, told + more, (sorted_order(told),))
+    notes = [sorted_order(told), *(odd := _odd_names(told))]
+    for note in odd:
+        warnings.warn(note, UserWarning, stacklevel=2)
+    return Labels(coded, count, told + more, tuple(notes))
+
+
+def _odd_names(names: tuple[str, ...]) -> list[str]:
+    """What to warn of: names that may be one in two spellings, or none at all."""
+    alike: dict[Any, list[str]] = defaultdict(list)
+    for name in names:
+        plain = " ".join(name.casefold().split())
+        alike[Decimal(plain) if is_number(plain) else plain].append(name)
+    notes = [
+        f"labels {' and '.join(repr(in_message(name)) for name in several[:5])} are classes of "
+        "their own: write them alike if they are one"
+        for several in alike.values()
+        if len(several) > 1
+    ]
+    return notes + [
+        f"label {in_message(name)!r} is a class of its own: remove such rows if it says that there "
+        "is no label"
+        for name in names
+        if name.strip().lower() in MISSING
+    ]
 
 
 def _count(ys: Mapping[str, np.ndarray], classes: int | None, first: int, numbers: Numbers) -> int:

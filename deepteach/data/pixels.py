@@ -36,6 +36,7 @@ class _Header:
     mode: str
     size: tuple[int, int]  # (w, h), as it is to be looked at
     turned: bool  # by its EXIF mark
+    several: bool  # in one file
     cut: bool  # 16 bits a channel of colour, of which Pillow gives the 8 high ones
 
 
@@ -44,13 +45,15 @@ class Layout:
     """What all images of a set become, found in their headers.
 
     Bytes `(h, w, c)`; or, where grey images have more than 8 bits, floats 0..255 `(c, h, w)`,
-    each image divided by the greatest number of its depth, so that nothing is clipped.
+    each image divided by the greatest number of its depth, so that nothing is clipped. Images of
+    floats none of which is above 1 have a range of their own, in which 1 is white.
     """
 
     size: tuple[int, int]  # (w, h)
     grey: bool
     deep: bool  # whether any has more than 8 bits
     bits: int  # of the deepest
+    unit: bool = False  # whether floats are of 0..1
 
     @property
     def sample_bytes(self) -> int:
@@ -75,18 +78,34 @@ class Layout:
             DataError: a file is no image, or damaged as far as its header tells.
         """
         headers: Counter[_Header] = Counter()
-        top = 0.0
+        whole, floats = 0.0, 0.0  # the greatest numbers
+        odd: tuple[str, float] | None = None  # the first image of floats beyond 0..1
         for place, file in enumerate(files):
             header = _named(_header, file, where(place))
             headers[header] += 1
-            if header.mode in _DEEP:
-                top = max(top, _named(_greatest, file, where(place)))
+            if header.mode not in _DEEP:
+                continue
+            top, fractions = _named(_greatest, file, where(place))
+            if header.mode == "F":
+                floats = max(floats, top)
+                if fractions and top > 1 and odd is None:
+                    odd = f"{where(place)}{file}", top
+            else:
+                whole = max(whole, top)
+        unit = 0 < floats <= 1
+        if odd is not None and any(header.mode != "F" for header in headers):
+            raise DataError(
+                f"{odd[0]} holds fractions up to {odd[1]:.6g}, beside images of whole numbers: which "
+                "of its numbers is white cannot be known; save all images in one format"
+            )
+        top = whole if unit else max(whole, floats)
         bits = next((b for b in (8, 10, 12, 14, 16) if top < 2**b), 32)
         grey = all(header.mode in _GREY for header in headers)
         deep = sum(count for header, count in headers.items() if header.mode in _DEEP)
         first = next(iter(headers))  # they are in the order of their first image
-        layout = cls(first.size if size is None else (size, size), grey, deep > 0, bits)
-        return layout, _notes(headers, layout.size, deep, bits)
+        side = first.size if size is None else (size, size)
+        layout = cls(side, grey, deep > 0, bits, unit)
+        return layout, _notes(headers, layout)
 
     def read(self, file: Path) -> tuple[np.ndarray, bool]:
         """Pixels of one image, and whether white was laid under it.
@@ -110,7 +129,8 @@ class Layout:
             alpha = image.mode in _ALPHA or "transparency" in image.info
         through = False
         if image.mode in _DEEP:
-            numbers = np.asarray(image, np.float32) * (255 / (2**self.bits - 1))
+            own = self.unit and image.mode == "F"
+            numbers = np.asarray(image, np.float32) * (255 / (1 if own else 2**self.bits - 1))
             plain = Image.fromarray(numbers)
         else:
             plain, through = _flat(image, alpha)
@@ -120,6 +140,8 @@ class Layout:
             plain = plain.resize(self.size, Image.Resampling.BILINEAR)
         found = np.asarray(plain)
         found = found if found.ndim == 3 else found[:, :, None]
+        if not self.grey:
+            found = np.broadcast_to(found, (*found.shape[:2], 3))  # a deep one among others
         if self.deep:  # floats are taken as they are
             return np.moveaxis(found, 2, 0).astype(np.float32), through
         return found, through
@@ -173,19 +195,26 @@ def _named(read: Callable[[Path], Any], file: Path, before: str) -> Any:
         raise DataError(f"{before}{error}") from error
 
 
-def _notes(headers: Counter[_Header], size: tuple[int, int], deep: int, bits: int) -> list[str]:
+def _notes(headers: Counter[_Header], layout: Layout) -> list[str]:
+    size, bits = layout.size, layout.bits
+
     def those(are: Callable[[_Header], bool]) -> int:
         return sum(number for header, number in headers.items() if are(header))
 
     count, notes = headers.total(), []
     if odd := those(lambda header: header.size != size):
         notes.append(f"{odd} of {count} images were resized to {size[0]}x{size[1]}")
-    if deep:
+    floats = those(lambda header: header.mode == "F") if layout.unit else 0
+    if floats:
+        notes.append(f"{floats} of {count} images are floats of 0..1: scaled to 0..255")
+    if deep := those(lambda header: header.mode in _DEEP) - floats:
         notes.append(f"{deep} of {count} images have {bits} bits a pixel: scaled to 0..255")
     if cut := those(lambda header: header.cut):
         notes.append(f"{cut} of {count} images have 16 bits a channel: the 8 high bits are read")
     if turned := those(lambda header: header.turned):
         notes.append(f"{turned} of {count} images were turned upright by their EXIF mark")
+    if several := those(lambda header: header.several):
+        notes.append(f"{several} of {count} files hold more than one image: the first is read")
     if cmyk := those(lambda header: header.mode == "CMYK"):
         notes.append(f"{cmyk} of {count} images were converted from CMYK")
     return notes
@@ -199,7 +228,8 @@ def _header(file: Path) -> _Header:
             size = (height, width) if orientation in _ROTATIONS else (width, height)
             turned = orientation in range(2, 9)
             mode = image.mode
-            return _Header(mode, size, turned, image.format == "PNG" and _is_cut(file, mode))
+            several = bool(getattr(image, "is_animated", False))
+            return _Header(mode, size, turned, several, image.format == "PNG" and _is_cut(file, mode))
     except Exception as error:
         raise _unreadable(file, error) from error
 
@@ -210,8 +240,8 @@ def _is_cut(file: Path, mode: str) -> bool:
         return raw.read(25)[24:] == b"\x10" and mode not in _DEEP
 
 
-def _greatest(file: Path) -> float:
-    """The greatest number in an image of one deep channel."""
+def _greatest(file: Path) -> tuple[float, bool]:
+    """The greatest number in an image of one deep channel, and whether any is a fraction."""
     try:
         with Image.open(file) as image:
             numbers = np.asarray(image, np.float64)
@@ -219,7 +249,7 @@ def _greatest(file: Path) -> float:
         raise _unreadable(file, error) from error
     if numbers.min() < 0 or not np.isfinite(numbers).all():
         raise DataError(f"{file} holds {numbers.min()}: expected pixels of 0 or more")
-    return float(numbers.max())
+    return float(numbers.max()), bool((numbers != np.trunc(numbers)).any())
 
 
 def _flat(image: Image.Image, alpha: bool) -> tuple[Image.Image, bool]:
@@ -235,4 +265,4 @@ def _flat(image: Image.Image, alpha: bool) -> tuple[Image.Image, bool]:
 
 def _unreadable(file: Path, error: Exception) -> DataError:
     text = " ".join(str(error).split())
-    return DataError(f"{file} cannot be read as an image: {text}")
+    return DataError(f"{file} cannot be read as an image ({text}): save it anew, or remove it")

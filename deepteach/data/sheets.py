@@ -1,6 +1,7 @@
 """Read csv files, as spreadsheets and data frames write them, as named columns of text.
 
-Read: separators , ; tab and |, an index column, an empty last column. Each of these is told.
+Read: what `dialect` tells apart, columns of an index, columns without name and cells. Each of
+these is told. Rows without cells are passed over, and are not numbered.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from deepteach.data.dialect import Dialect
 from deepteach.data.memory import refuse_too_large
 from deepteach.data.splits import PARTS, parts_named
 from deepteach.data.texts import Texts, TextsMaker
-from deepteach.data.validation import is_number
+from deepteach.data.validation import in_message, is_number, plain_number
 from deepteach.errors import DataError
 from deepteach.names import brief, hint
 
 SPECIAL = ("label", "label_clean", "split")
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
+_NAMELESS = re.compile(r"(Unnamed: \d+(\.\d+)?)?")  # as pandas calls them when it writes them again
+_INDEX = re.compile(r"(Unnamed: 0(\.\d+)?)?")
 _TEXT = 10
 """Times the size of a file that short cells take as text, and the numbers that they are."""
 _AT_ONCE = 1024
@@ -42,7 +45,7 @@ class Sheet:
     header: list[str]
     columns: list[Texts]
     lines: np.ndarray
-    separator: str
+    dialect: Dialect
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -50,11 +53,10 @@ class Sheet:
     def column(self, name: str) -> Texts:
         return self.columns[self.header.index(name)]
 
-    def without(self, place: int) -> Sheet:
-        """The same without one column."""
-        rest = [i for i in range(len(self.header)) if i != place]
-        header, columns = [self.header[i] for i in rest], [self.columns[i] for i in rest]
-        return Sheet(self.path, header, columns, self.lines, self.separator)
+    def only(self, places: Sequence[int]) -> Sheet:
+        """The same with some of the columns."""
+        header, columns = [self.header[i] for i in places], [self.columns[i] for i in places]
+        return Sheet(self.path, header, columns, self.lines, self.dialect)
 
 
 def read_sheet(path: Path) -> tuple[Sheet, list[str]]:
@@ -69,19 +71,18 @@ def read_sheet(path: Path) -> tuple[Sheet, list[str]]:
 def _read(path: Path) -> Sheet:
     try:
         refuse_too_large(_TEXT * path.stat().st_size, f"{path} as text")
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            separator = separator_of(file.readline())
-            file.seek(0)
-            reader = csv.reader(file, delimiter=separator, strict=True)
-            header = [cell.strip() for cell in next(reader, [])]
+        dialect = Dialect.of(path)
+        with dialect.open(path) as file:
+            rows = dialect.rows(file)
+            header = names_in(next(rows, (1, []))[1])
             columns, lines = [TextsMaker() for _ in header], array("q")
-            rows = _rows(path, reader, header, separator, lines)
-            while part := list(islice(rows, _AT_ONCE)):
-                for column, cells in zip(columns, zip(*part, strict=True), strict=True):
-                    column.extend(cells)
+            cells = _cells(path, rows, header, dialect, lines)
+            while part := list(islice(cells, _AT_ONCE)):
+                for column, own in zip(columns, zip(*part, strict=True), strict=True):
+                    column.extend(own)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: expected a csv file") from error
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise DataError(
             f"{path} cannot be read as csv ({brief(error)}): save it as UTF-8"
         ) from error
@@ -89,30 +90,39 @@ def _read(path: Path) -> Sheet:
         raise DataError(f"{path} cannot be read as csv ({brief(error)})") from error
     if not lines:
         raise DataError(f"{path} has no rows below its header")
-    cells = [column.done() for column in columns]
-    return Sheet(path, header, cells, np.array(lines), separator)
+    return Sheet(path, header, [column.done() for column in columns], np.array(lines), dialect)
 
 
-def _rows(
-    path: Path, reader: Any, header: list[str], separator: str, lines: array[int]
+def names_in(header: Sequence[str]) -> list[str]:
+    """The names of columns, each in one line."""
+    return [" ".join(cell.split()) for cell in header]
+
+
+def _cells(
+    path: Path,
+    rows: Iterator[tuple[int, list[str]]],
+    header: list[str],
+    dialect: Dialect,
+    lines: array[int],
 ) -> Iterator[list[str]]:
-    """The cells of each row that is not empty; the line that it ends on is noted."""
-    for row in reader:
-        if not row:
-            continue
-        if len(row) != len(header):
+    """The cells of each row; the line that it ends on is noted.
+
+    Empty cells behind the last name may be there in some rows, and not in others.
+    """
+    width = len(header)
+    named = max((i + 1 for i, name in enumerate(header) if name), default=0)
+    for line, row in rows:
+        if len(row) > width and not any(cell.strip() for cell in row[width:]):
+            row = row[:width]
+        elif named <= len(row) < width:
+            row = [*row, *[""] * (width - len(row))]
+        if len(row) != width:
             raise DataError(
-                f"{path} line {reader.line_num} has {len(row)} cells, the header has "
-                f"{len(header)} (separated by {_SEPARATORS[separator]}): give every row as many"
+                f"{path} line {line} has {len(row)} cells, the header has {width} (separated by "
+                f"{dialect.called}): give every row as many"
             )
-        lines.append(reader.line_num)
+        lines.append(line)
         yield [cell.strip() for cell in row]
-
-
-def separator_of(header: str) -> str:
-    """The sign that parts the header into most cells; quoted cells hold none."""
-    counts = {sign: len(next(csv.reader([header], delimiter=sign), [])) for sign in _SEPARATORS}
-    return max(counts, key=lambda sign: counts[sign])
 
 
 def _named(sheet: Sheet) -> tuple[Sheet, list[str]]:
@@ -124,20 +134,25 @@ def _named(sheet: Sheet) -> tuple[Sheet, list[str]]:
                 f"{path} line 1 holds the number '{cell}': expected a header row with the "
                 "names of the columns"
             )
-    if sheet.separator != ",":
-        notes.append(f"the cells of {path.name} are separated by {_SEPARATORS[sheet.separator]}")
-    last = len(sheet.header) - 1
-    if last > 0 and not sheet.header[last] and not any(sheet.columns[last]):
-        sheet = sheet.without(last)
-        notes.append("the last column has no name and no cells: not used")
-    if len(sheet.header) > 1 and sheet.header[0] in ("", "Unnamed: 0"):
+    if sheet.dialect.separator != ",":
+        notes.append(f"the cells of {path.name} are separated by {sheet.dialect.called}")
+    bare = [
+        i
+        for i, name in enumerate(sheet.header)
+        if _NAMELESS.fullmatch(name) and not any(sheet.columns[i])
+    ]
+    if bare and len(bare) < len(sheet.header):
+        where = "the last column has" if bare == [len(sheet.header) - 1] else f"{len(bare)} columns have"
+        sheet = sheet.only([i for i in range(len(sheet.header)) if i not in bare])
+        notes.append(f"{where} no name and no cells: not used")
+    while len(sheet.header) > 1 and _INDEX.fullmatch(sheet.header[0]):
         cell, count = Counter(sheet.columns[0]).most_common(1)[0]
         if count > 1:
             raise DataError(
                 f"{path} line 1: the first column has no name, and is no index, for it repeats "
-                f"'{cell}': name it, or remove it"
+                f"'{in_message(cell)}': name it, or remove it"
             )
-        sheet = sheet.without(0)
+        sheet = sheet.only(range(1, len(sheet.header)))
         notes.append("the first column has no name: an index of the rows, not used")
     for cell in sheet.header:
         if not cell or sheet.header.count(cell) > 1:
@@ -236,7 +251,7 @@ def groups_in(sheet: Sheet, column: str | None) -> Texts | None:
 
 
 def labels_in(sheet: Sheet, special: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """By label and label_clean, and what to tell: numbers where all are that, else text.
+    """By label and label_clean, and what to tell: numbers where all are that, else text (01, too).
 
     They are coded by `from_arrays`. Where cells are not parted by commas, 0,5 is a number.
     """
@@ -254,7 +269,7 @@ def labels_in(sheet: Sheet, special: dict[str, str]) -> tuple[dict[str, np.ndarr
     notes = []
     commas = sorted(name for name in names if "," in name)
     points = {name: name.replace(",", ".") for name in names}
-    if commas and sheet.separator != "," and all(map(is_number, points.values())):
+    if commas and sheet.dialect.separator != "," and all(map(is_number, points.values())):
         if any("." in name for name in names) or all(map(THOUSANDS.fullmatch, commas)):
             raise DataError(
                 f"{sheet.path}: the label '{commas[0]}' holds a comma that may part decimals or "
@@ -263,7 +278,7 @@ def labels_in(sheet: Sheet, special: dict[str, str]) -> tuple[dict[str, np.ndarr
         notes.append(f"commas in labels are read as decimal points, e.g. '{commas[0]}'")
         given = {k: [points[label] for label in labels] for k, labels in given.items()}
         names = set(points.values())
-    if not all(map(is_number, names)):
+    if not all(map(plain_number, names)):
         return {k: np.array(list(labels)) for k, labels in given.items()}, notes
     numbers = {k: np.fromiter(map(float, v), float, len(v)) for k, v in given.items()}
     for key, values in numbers.items():

@@ -25,7 +25,7 @@ from deepteach.data.sheets import (
     special_columns,
 )
 from deepteach.data.source import Asked, Read
-from deepteach.data.validation import is_number
+from deepteach.data.validation import in_message, is_number
 from deepteach.errors import DataError
 
 _TRUTH = {"True": 1.0, "False": 0.0, "TRUE": 1.0, "FALSE": 0.0, "true": 1.0, "false": 0.0}
@@ -120,7 +120,7 @@ def _decimal_comma(sheet: Sheet, columns: list[str]) -> str | None:
     row, cell = first
     if not plain or points or thousands:
         raise DataError(
-            f"{sheet.path} line {sheet.lines[row]}: '{cell}' holds a comma that may part "
+            f"{sheet.path} line {sheet.lines[row]}: '{in_message(cell)}' holds a comma that may part "
             "decimals or thousands: write numbers with a point, and without separators"
         )
     return cell
@@ -131,7 +131,7 @@ def _no_number(sheet: Sheet, column: str) -> str:
     cells = sheet.column(column)
     odd = [row for row, cell in enumerate(cells) if not (cell in _TRUTH or _is_number(cell))]
     row, cell = odd[0], cells[odd[0]]
-    where = f"{_Lines(sheet)(row)}: column '{column}' is '{cell}'"
+    where = f"{_Lines(sheet)(row)}: column '{column}' is '{in_message(cell)}'"
     if cell.lower() not in MISSING:
         return (
             f"{where}, expected a number as in {len(cells) - len(odd)} of {len(cells)} rows: "

@@ -5,6 +5,7 @@ Symbols: n samples, c channels, h height, w width, d columns.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sized
 from typing import Any
 
@@ -51,6 +52,14 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return "_" not in text
+
+
+_CODE = re.compile(r"[+-]?(0\d+|\d{16,})")  # floats have 15 digits exactly
+
+
+def plain_number(text: str) -> bool:
+    """Whether a label is a number and no code: 01, 007 and numbers of twenty digits are codes."""
+    return is_number(text) and text.isascii() and not _CODE.fullmatch(text)
 
 
 def is_missing(item: Any) -> bool:

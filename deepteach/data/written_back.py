@@ -12,7 +12,9 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -21,11 +23,12 @@ from deepteach.data.archives import npz
 from deepteach.data.dataset import Data
 from deepteach.data.images import image_files
 from deepteach.data.readers import load
-from deepteach.data.sheets import last_as_label, read_sheet, separator_of, special_columns
+from deepteach.data.sheets import last_as_label, names_in, read_sheet, special_columns
 from deepteach.data.splits import PARTS
-from deepteach.data.tasks.multilabel import BETWEEN
+from deepteach.data.tasks.multilabel import BETWEEN, MultiLabel
+from deepteach.data.tasks.regression import Regression
 from deepteach.data.texts import Texts
-from deepteach.data.validation import is_number
+from deepteach.data.validation import is_number, plain_number
 from deepteach.errors import ConfigError, DataError
 
 
@@ -38,7 +41,7 @@ class Change:
             is refused.
         dropped: rows that go.
         labels: labels that others get, as weights.csv shows them.
-        task: what the labels are, as `--task` says it.
+        task: what the labels were in the run, as `--task` says it.
         group: the column of sources, as `--group` says it.
     """
 
@@ -48,9 +51,33 @@ class Change:
     task: str = "auto"
     group: str | None = None
 
+    @cached_property
+    def _rounding(self) -> np.ndarray:
+        """`(d,)` by how much quantities in weights.csv may differ from those that were given."""
+        if self.task != Regression.name or not self.given:
+            return np.zeros(1)
+        values = np.array([list(map(float, text.split())) for text in self.given.values()])
+        return 2e-6 * (np.abs(values.mean(0)) + values.std(0) + np.finfo(float).tiny)
+
+    def _alike(self, one: str, other: str) -> bool:
+        """Whether two texts are the same label.
+
+        Several labels in any order; numbers by value, 2.0 is 2, quantities but for the digits
+        that weights.csv has. But 01 is not 1, which is another label where both are text.
+        """
+        if one == other:
+            return True
+        if self.task == MultiLabel.name:
+            return set(_parts(one)) == set(_parts(other))
+        ones, others = (text.replace(",", ".").split() for text in (one, other))
+        if len(ones) != len(others) or not all(map(plain_number, (*ones, *others))):
+            return False
+        apart = np.abs(np.array(ones, float) - np.array(others, float))
+        return bool((apart <= self._rounding).all())
+
     def refuse_other(self, path: Path | str, row: int, label: str) -> None:
         """Raise DataError where a row does not have the label that it had."""
-        if row in self.given and not _alike(label, self.given[row]):
+        if row in self.given and not self._alike(label, self.given[row]):
             raise DataError(
                 f"row {row} of {path} is labelled {label!r}, and was {self.given[row]!r} in the "
                 "run: the data have changed since; train again"
@@ -109,28 +136,27 @@ def _rows(path: Path, change: Change, moved: Callable[[list[str], list[str]], li
     sheet, _ = read_sheet(path)
     special = special_columns(path, sheet.header, change.group)
     last_as_label(path, sheet.header, special)
-    label, count = special["label"], len(sheet)
-    commas = sheet.separator != "," and _with_commas(sheet.column(label))
+    dialect, label, count = sheet.dialect, special["label"], len(sheet)
+    commas = dialect.separator != "," and _with_commas(sheet.column(label))
     del sheet
     change.refuse_fewer(path, count)
-    text = io.StringIO()
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        separator = separator_of(file.readline())
-        file.seek(0)
-        lines = (row for row in csv.reader(file, delimiter=separator) if row)
-        writer = csv.writer(text, delimiter=separator, lineterminator="\n")
-        names = next(lines)
-        writer.writerow(names)
-        header = [name.strip() for name in names]
+
+    def lines(file: IO[str]) -> Iterator[list[str]]:
+        rows = (cells for _, cells in dialect.rows(file))
+        names = next(rows)
+        yield names
+        header = names_in(names)
         at = header.index(label)
-        for row, cells in enumerate(lines):
+        for row, cells in enumerate(rows):
             change.refuse_other(path, row, cells[at].strip())
             if row in change.labels:
                 new = change.labels[row]
                 cells[at] = new.replace(".", ",") if commas else new
             if row not in change.dropped:
-                writer.writerow(moved(cells, header))
-    return text.getvalue().encode()
+                yield moved(cells, header)
+
+    with dialect.open(path) as file:
+        return dialect.written(lines(file))
 
 
 def _folder(path: Path, change: Change, out: Path) -> bytes:
@@ -229,14 +255,6 @@ def _relabelled(y: np.ndarray, change: Change, data: Data) -> np.ndarray:
 def _from(out: Path, file: Path) -> str:
     """A file as it is named from where `out` is; an absolute name stays."""
     return str(file) if file.is_absolute() else os.path.relpath(file, out.parent)
-
-
-def _alike(one: str, other: str) -> bool:
-    """Whether two texts are the same label: numbers by value, several labels in any order."""
-    if one == other or set(_parts(one)) == set(_parts(other)):
-        return True
-    one, other = one.replace(",", "."), other.replace(",", ".")  # a file may have decimal commas
-    return is_number(one) and is_number(other) and bool(np.isclose(float(one), float(other), 1e-4))
 
 
 def _with_commas(labels: Texts) -> bool:

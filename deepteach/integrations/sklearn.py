@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from deepteach.core.predict import logits
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.data.dataset import Data, from_arrays
+from deepteach.data.frames import index_elsewhere
 from deepteach.data.inputs import RawInputs
 from deepteach.data.splits import stratified_split
 from deepteach.data.tasks.base import Task
@@ -95,7 +96,17 @@ class TaughtEstimator(BaseEstimator):
         self.settings = settings
 
     @staticmethod
-    def _refuse_halves(X_valid: Any, y_valid: Any) -> None:
+    def _look_at(X: Any, y: Any, X_valid: Any, y_valid: Any) -> None:
+        """Raises ConfigError; warns of rows that are another pair by place than by index."""
+        for name, x, labels in (("", X, y), ("_valid", X_valid, y_valid)):
+            if index_elsewhere(x, labels):
+                warnings.warn(
+                    f"X{name} and y{name} have the same index in another order; rows and labels go "
+                    f"together by their place, as everywhere in scikit-learn: give y{name}.loc"
+                    f"[X{name}.index] if they belong together by the index",
+                    UserWarning,
+                    stacklevel=3,
+                )
         if (X_valid is None) != (y_valid is None):
             raise ConfigError("X_valid and y_valid go together: give both or neither")
 
@@ -225,7 +236,7 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
             DataError: data that cannot be trained on.
             ConfigError: one trusted part without the other, or settings that do not go together.
         """
-        self._refuse_halves(X_valid, y_valid)
+        self._look_at(X, y, X_valid, y_valid)
         y = y.toarray() if hasattr(y, "toarray") else y
         shape = np.asarray(y).shape  # of anything that turns into an array
         several = len(shape) == 2 and shape[1] > 1
@@ -316,7 +327,7 @@ class TeachRegressor(RegressorMixin, TaughtEstimator):
             DataError: data that cannot be trained on.
             ConfigError: one trusted part without the other, or settings that do not go together.
         """
-        self._refuse_halves(X_valid, y_valid)
+        self._look_at(X, y, X_valid, y_valid)
         checked, targets = validate_data(
             self, X, y, allow_nd=True, dtype="numeric", ensure_min_samples=2, y_numeric=True,
             multi_output=True,

@@ -10,6 +10,7 @@ import numpy as np
 
 from deepteach.data.decisions import decisions_of
 from deepteach.data.huggingface_datasets import without_rows
+from deepteach.data.tasks.registry import AUTO
 from deepteach.data.written_back import Change, written_back
 from deepteach.errors import ConfigError
 from deepteach.runs.reader import Run
@@ -39,7 +40,7 @@ def write_cleaned(run: Run, out: Path) -> str:
             "labels in the file: clean the data of a run without that"
         )
     decided = _decided(run.path)
-    change = _change(run, decided, str(run.config.get("task", "auto")), run.config.get("group"))
+    change = _change(run, decided, run.config.get("group"))
     write_atomic(out, written_back(str(spec), change, out))
     by_hand = sum(label is None for label in decided.values())
     issues = len(run.weights.index) - len(run.clean_indices())
@@ -86,15 +87,15 @@ def _decided(folder: Path) -> Mapping[int, str | None]:
 def _change(
     run: SampleTable,
     decided: Mapping[int, str | None],
-    task: str = "auto",
     group: str | None = None,
 ) -> Change:
     weights = run.weights
+    summary: Mapping[str, Any] = getattr(run, "summary", {})
     issues = np.setdiff1d(weights.index, run.clean_indices()).tolist()
     return Change(
         given=dict(zip(weights.index.tolist(), weights.given.tolist(), strict=True)),
         dropped=frozenset([*issues, *(row for row, label in decided.items() if label is None)]),
         labels={row: label for row, label in decided.items() if label is not None},
-        task=task,
+        task=str(summary.get("task", AUTO)),
         group=group,
     )

@@ -86,17 +86,13 @@ class SampleTable:
 def _typed(shown: dict[str, NDArray[np.str_]]) -> dict[str, NDArray[Any]]:
     """Labels as whole numbers or floats, where that loses nothing; else text."""
     texts = {text for column in shown.values() for text in np.unique(column).tolist()}
-    for kind in (int, float):
+    for kind, spelt in ((int, "d"), (float, ".10g")):
         try:
             values = {text: kind(text) for text in texts}
         except ValueError:
             continue
-        whole = kind is not int or all(str(value) == text for text, value in values.items())
-        if (
-            whole
-            and len(set(values.values())) == len(texts)
-            and np.isfinite([*values.values()]).all()
-        ):
+        kept = all(format(value, spelt) == text for text, value in values.items())  # not of 01
+        if kept and np.isfinite([*values.values()]).all():
             return {name: column.astype(kind) for name, column in shown.items()}
     return {name: column.astype(object) for name, column in shown.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,3 +247,73 @@ def test_sixteen_bits_of_colour_are_told(tmp_path: Path) -> None:
     data = load(f"folder:{tmp_path}", seed=0)
     np.testing.assert_allclose(last(data), 200, atol=1e-3)
     assert "1 of 50 images have 16 bits a channel: the 8 high bits are read" in data.notes
+
+
+def floats_among(root: Path, white: float, others: Any, *, whole: bool = False) -> Data:
+    """Thirty float images of 0..`white` a class, and thirty that `others` makes of bytes."""
+    for i in range(120):
+        place = root / ("ant", "bee")[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng(i).integers(0, 256, (4, 5)).astype(np.uint8)
+        pixels[0, 0] = 255
+        if i % 4 < 2:
+            own = pixels / 255 * white
+            own = np.round(own) if whole else own
+            Image.fromarray(own.astype(np.float32)).save(place / f"{i:03d}.tif")
+        else:
+            others(pixels).save(place / f"{i:03d}.png")
+    return load(f"folder:{root}", seed=0)
+
+
+def sixteen(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels.astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "1", "16 bits", "F"])
+def test_floats_of_one_are_brought_to_the_range_of_bytes(tmp_path: Path, mode: str) -> None:
+    def other(pixels: np.ndarray) -> Image.Image:
+        return sixteen(pixels) if mode == "16 bits" else Image.fromarray(pixels).convert(mode)
+
+    def as_floats(pixels: np.ndarray) -> Any:
+        class Saved:
+            def save(self, path: Path) -> None:
+                Image.fromarray((pixels / 255).astype(np.float32)).save(path.with_suffix(".tiff"))
+
+        return Saved()
+
+    data = floats_among(tmp_path, 1.0, as_floats if mode == "F" else other)
+    shown = (data.x_train[:] * data.scale + data.mean)[:, 0]
+    order = [i for k in range(2) for i in range(k, 120, 2)]
+    for row, got in zip(data.rows.tolist(), shown, strict=True):
+        i = order[row]
+        if mode == "1" and i % 4 >= 2:
+            continue
+        expected = rng(i).integers(0, 256, (4, 5))
+        expected[0, 0] = 255
+        np.testing.assert_allclose(got, expected, atol=0.1)
+    count = 120 if mode == "F" else 60
+    assert f"{count} of 120 images are floats of 0..1: scaled to 0..255" in data.notes
+
+
+@pytest.mark.parametrize("white", [254.7, 3.7, 65000.5])
+def test_fractions_beside_whole_numbers_are_refused(tmp_path: Path, white: float) -> None:
+    words = f"000.tif holds fractions up to {white:.6g}, beside images of whole numbers"
+    refused(lambda: floats_among(tmp_path / "a", white, Image.fromarray), words)
+    refused(lambda: floats_among(tmp_path / "b", white, sixteen), words)
+
+
+def test_whole_numbers_as_floats_are_as_deep_as_the_others(tmp_path: Path) -> None:
+    data = floats_among(tmp_path, 65535.0, sixteen, whole=True)
+    shown = (data.x_train[:] * data.scale + data.mean)[:, 0]
+    np.testing.assert_allclose(shown[:, 0, 0], 255, atol=1e-2)
+    assert "120 of 120 images have 16 bits a pixel: scaled to 0..255" in data.notes
+
+
+def test_files_of_several_images_are_told(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (5, 4), (200, 10, k)) for k in range(3)]
+    place = tmp_path / "train" / "bee" / "zz.tif"
+    place.parent.mkdir(parents=True)
+    frames[0].save(place, save_all=True, append_images=frames[1:])
+    data = one_of_each(tmp_path, RED, RED, "zy.png")
+    assert "1 of 50 files hold more than one image: the first is read" in data.notes
+    np.testing.assert_allclose(last(data)[:, 1, 1], (200, 10, 0), atol=1)

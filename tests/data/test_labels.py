@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from data_cases import refused, same, table
+from data_cases import refused, rng, same, table
 
 from deepteach.data.dataset import Data, from_arrays
+from deepteach.data.readers import load
 
 torch.set_num_threads(1)
 
@@ -151,3 +153,63 @@ def test_pandas_indexes_go_by_place() -> None:
     assert same(data, from_arrays(part.to_numpy(), y.loc[part.index].to_numpy()))
     assert same(from_arrays(part, y.loc[part.index].to_numpy()), data)
     assert not any("data frame" in note for note in from_arrays(x, y).notes)
+
+
+@pytest.mark.parametrize("spellings", [("01", "02", "03"), ("1", "02", "3"), ("007", "7a", "x")])
+@pytest.mark.parametrize("source", ["csv", "parquet", "npz", "arrays"])
+def test_codes_keep_their_spelling(tmp_path: Path, spellings: tuple[str, ...], source: str) -> None:
+    y = np.array(spellings)[np.arange(120) % 3]
+    x = rng().normal(size=(120, 2))
+    if source == "arrays":
+        data = from_arrays(x, y.tolist())
+    else:
+        file = tmp_path / f"a.{source}"
+        if source == "npz":
+            np.savez(file, x_train=x, y_train=y)
+        else:
+            pandas = pytest.importorskip("pandas")
+            table = pandas.DataFrame(x, columns=["a", "b"]).assign(label=y)
+            table.to_csv(file) if source == "csv" else table.to_parquet(file)
+        data = load(f"{source}:{file}", seed=0)
+    assert data.label_names == tuple(sorted(spellings))
+    assert set(data.task.shown(data.y_train)) == set(spellings)
+    assert data.task.given_back(data.y_train).tolist() == y[data.rows.numpy()].tolist()
+
+
+LONG = ("12345678901234567", "12345678901234568")
+
+
+@pytest.mark.parametrize(
+    "names", [("1", "01"), ("1", "01", "1.0"), ("Yes", "yes", "no"), ("a b", "a  b"), LONG]
+)
+def test_two_spellings_of_one_label_are_never_merged_in_silence(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("a,label\n" + "".join(f"{i},{names[i % len(names)]}\n" for i in range(120)))
+    if names == LONG:
+        data = load(f"csv:{file}", seed=0)
+    else:
+        with pytest.warns(UserWarning, match="are classes of their own: write them alike"):
+            data = load(f"csv:{file}", seed=0)
+    assert data.classes == len(names) and set(data.label_names or ()) == set(names)
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "None", "null", "?", "-", "n/a"])
+def test_a_word_for_nothing_among_names_is_told(tmp_path: Path, word: str) -> None:
+    names = ("cat", word)
+    file = tmp_path / "a.csv"
+    file.write_text("a,label\n" + "".join(f"{i},{names[i % 2]}\n" for i in range(120)))
+    with pytest.warns(UserWarning, match="is a class of its own: remove such rows if it says"):
+        data = load(f"csv:{file}", seed=0)
+    assert data.label_names is not None and set(data.label_names) == set(names)
+
+
+def test_numbers_that_are_written_as_codes_are_quantities_where_that_is_said(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("a,label\n" + "".join(f"{i},{i:03d}\n" for i in range(120)))
+    data = load(f"csv:{file}", seed=0, task="regression")
+    shown = data.task.given_back(data.y_train)
+    np.testing.assert_allclose(shown, data.rows.numpy(), atol=1e-3)

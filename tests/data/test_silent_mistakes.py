@@ -148,3 +148,53 @@ def test_lazy_layers_in_train_are_told_to_see_a_batch_first() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(flat(X).shape[1], 8), torch.nn.LazyLinear(3))
     with pytest.raises(Exception, match=r"lazy layers.*module\(x\)"):
         train(model, (flat(X), Y), (flat(XV), YV), **SHORT)
+
+
+BYTES = np.random.default_rng(1).integers(0, 256, (90, 1, 6, 6)).astype(np.uint8)
+PIXELS = {
+    "bytes": BYTES,
+    "floats of 255": BYTES.astype(np.float32),
+    "floats of 1": (BYTES / 255).astype(np.float32),
+    "doubles of 1": BYTES / 255,
+}
+
+
+@pytest.mark.parametrize("as_given", [False, True])
+@pytest.mark.parametrize("odd", ["x_train", "x_valid", "x_test"])
+@pytest.mark.parametrize("large", ["bytes", "floats of 255"])
+@pytest.mark.parametrize("small", ["floats of 1", "doubles of 1"])
+def test_pixels_of_two_ranges(odd: str, large: str, small: str, as_given: bool) -> None:
+    def parts(kind: Callable[[str], str]) -> dict[str, Any]:
+        rows = {"x_train": slice(60), "x_valid": slice(60, 90), "x_test": slice(60, 90)}
+        return {name: PIXELS[kind(name)][where] for name, where in rows.items()}
+
+    y = {"y_train": Y, "y_valid": YV, "y_test": YV, "as_given": as_given}
+    other = parts(lambda name: small if name == odd else large)
+    if odd == "x_train":
+        words = f"x_train has pixels of 0..1 ({other['x_train'].dtype}), and x_valid of 0..255"
+    else:
+        words = f"{odd} has pixels of 0..1 ({other[odd].dtype}), and x_train of 0..255"
+    refused(lambda: from_arrays(**other, **y), words)
+    for kind in (large, small):
+        from_arrays(**parts(lambda _, kind=kind: kind), **y)
+
+
+def test_small_numbers_in_tables_are_no_pixels() -> None:
+    x = np.random.default_rng(0).random((90, 4)) * np.array([1, 1, 1, 300])
+    built(x_train=x[:60], x_valid=x[60:] * np.array([1, 1, 1, 0.003]))
+
+
+def test_pixels_of_two_ranges_in_datasets() -> None:
+    class Items:
+        def __init__(self, x: Any, y: Any) -> None:
+            self.x, self.y = x, y
+
+        def __len__(self) -> int:
+            return len(self.x)
+
+        def __getitem__(self, i: int) -> Any:
+            return self.x[i], int(self.y[i])
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))
+    lazy, trusted = Items(BYTES[:60], Y), Items(PIXELS["floats of 1"][60:], YV)
+    refused(lambda: train(model, lazy, trusted, epochs=1), "x_valid has pixels of 0..1")

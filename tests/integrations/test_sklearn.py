@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from sklearn.base import clone
@@ -217,3 +218,25 @@ def test_a_random_state_object() -> None:
     for state in (None, np.random.RandomState(0)):
         made = quick(epochs=1, random_state=state).fit(X, Y, X_valid=XV, y_valid=YV)
         assert made.predict(XT).shape == (100,)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "regressor"])
+@pytest.mark.parametrize("where", ["X", "X_valid"])
+def test_an_index_in_another_order_is_warned_of(kind: str, where: str) -> None:
+    """Rows go by place, as in scikit-learn; a series in another order says that it may be wrong."""
+    draw = np.random.default_rng(0)
+    x = pandas.DataFrame(draw.normal(size=(90, 2)), columns=["a", "b"])
+    y = pandas.Series((x["a"] > 0).astype(int) if kind == "classifier" else x["a"])
+    parts = {"X": x[:60], "y": y[:60], "X_valid": x[60:], "y_valid": y[60:]}
+    made = dt.TeachClassifier if kind == "classifier" else dt.TeachRegressor
+
+    def fitted(**changes: Any) -> Any:
+        return made(epochs=1, batch_size=20).fit(**{**parts, **changes}).predict(x)
+
+    plain = fitted()
+    name = where.replace("X", "y")
+    other = parts[name].sample(frac=1, random_state=0)
+    with pytest.warns(UserWarning, match=rf"{where} and {name} have the same index in another"):
+        by_place = fitted(**{name: other})
+    np.testing.assert_array_equal(by_place, fitted(**{name: other.to_numpy()}))
+    np.testing.assert_array_equal(plain, fitted(**{name: parts[name].reset_index(drop=True)}))

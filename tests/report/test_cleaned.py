@@ -14,6 +14,7 @@ from PIL import Image
 from toy import Command, command
 
 from deepteach.data.readers import load
+from deepteach.data.written_back import Change
 from deepteach.errors import ConfigError, DataError
 from deepteach.report.cleaned import write_cleaned
 from deepteach.runs.reader import open_run
@@ -246,3 +247,46 @@ def test_data_that_have_changed_are_not_written() -> None:
     with pytest.raises(DataError, match="mine.csv has 50 rows, and had 60 or more"):
         cleaned("clean.csv")
     assert not Path("clean.csv").exists()
+
+
+OTHERS: dict[str, tuple[str, str, str]] = {
+    "whole numbers": ("10000", "10001", "classification"),
+    "numbers of fifteen digits": ("123456789012345", "123456789012346", "classification"),
+    "numbers of twenty digits": ("1" * 20, "1" * 19 + "2", "classification"),
+    "codes": ("01", "1", "classification"),
+    "names": ("a|b", "b|a", "classification"),
+    "years as targets": ("2001", "2002", "regression"),
+    "small targets": ("0.5", "0.50002", "regression"),
+    "sets": ("a|b", "a|c", "multilabel"),
+}
+SAME: dict[str, tuple[str, str, str]] = {
+    "floats": ("3.0", "3", "classification"),
+    "decimal commas": ("0,5", "0.5", "regression"),
+    "signs": ("+1", "1", "classification"),
+    "more digits than are shown": ("1234567.891", "1234568", "regression"),
+    "many digits": ("0.30000000000000004", "0.3", "regression"),
+    "sets": ("b|a", "a|b", "multilabel"),
+}
+
+
+@pytest.mark.parametrize("kind", [*OTHERS, *SAME])
+def test_a_label_that_is_another_now(kind: str) -> None:
+    """`--clean` refuses a file whose labels are not those of the run: exactly, not nearly."""
+    now, then, task = {**OTHERS, **SAME}[kind]
+    change = Change({0: then, 1: then}, frozenset(), {}, task)
+    if (now, then, task) == SAME.get(kind):
+        change.refuse_other("a.csv", 0, now)
+    else:
+        with pytest.raises(DataError, match="the data have changed since; train again"):
+            change.refuse_other("a.csv", 0, now)
+
+
+def test_labels_that_are_near_are_not_the_same_in_a_file() -> None:
+    labels = np.array([10000, 10001, 10002])[CODES]
+    frame(labels).to_csv("mine.csv", index=False)
+    a_run("csv:mine.csv", list(map(str, labels)))
+    swapped = labels.copy()
+    swapped[4] += 1 if swapped[4] < 10002 else -1
+    frame(swapped).to_csv("mine.csv", index=False)
+    with pytest.raises(DataError, match="row 4 of mine.csv is labelled '1000"):
+        cleaned("clean.csv")

@@ -52,7 +52,7 @@ class Regression(Task):
     def read(cls, value: Any, name: str, numbers: Numbers | None = None) -> np.ndarray:
         y = as_array(value)
         try:
-            y = y.astype(np.float64) if y.dtype.kind in "buifO" else y
+            y = y.astype(np.float64) if y.dtype.kind in "buifOU" else y  # 007 of a file is text
         except (TypeError, ValueError):
             pass  # refused below
         if y.dtype.kind != "f" or y.ndim not in (1, 2) or 0 in y.shape:
