@@ -73,6 +73,8 @@ JTT = TableMethod("jtt")
 GCE, ELR, CLEANLAB = TableMethod("gce"), TableMethod("elr"), TableMethod("cleanlab")
 MWN, PAPER = TableMethod("mwn", role="taught"), TableMethod("paper", role="taught")
 DEFAULT = TableMethod("deep", role="deep", headline=True)
+UNTAUGHT = TableMethod("deep+control=untaught", "never taught", headline=True)
+"""Its own untaught parts: what it knows without a meta-gradient."""
 FORMER = TableMethod("deep+features=probe", "probe alone", role="taught")
 ABLATIONS = (
     *(TableMethod(f"deep+without={part}", f"without {part}", role="ablation")
@@ -83,11 +85,14 @@ ABLATIONS = (
 NO_SOURCES = TableMethod("deep+without=sources", "without sources", role="ablation")
 """The same, where sources are known."""
 
-COMMON = (PLAIN, DEFAULT, TUNED_AT_LAST, RIDING, MERGED, PROBE, LONGER, MWN, PAPER, FORMER)
+COMMON = (
+    *(PLAIN, DEFAULT, UNTAUGHT, TUNED_AT_LAST, RIDING),
+    *(MERGED, PROBE, LONGER, MWN, PAPER, FORMER),
+)
 SOURCES = (*COMMON, MEANS, JTT, GCE)
 IMBALANCE = (*COMMON, ADJUSTED, ADJUSTED_TUNED, ADJUSTED_RIDING, BALANCED)
 LABELS = (*COMMON, GCE, ELR, CLEANLAB)
-FEW = (PLAIN, DEFAULT, TUNED_AT_LAST, RIDING, MERGED, PROBE)
+FEW = (PLAIN, DEFAULT, UNTAUGHT, TUNED_AT_LAST, RIDING, MERGED, PROBE)
 """Of a curve over the size of the trusted set."""
 
 

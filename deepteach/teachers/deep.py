@@ -27,7 +27,7 @@ from deepteach.teachers.trusted_regression import TrustedRegression
 from deepteach.teachers.trusted_set import FineTuned
 from deepteach.teachers.uniform import Uniform
 
-Control = Literal["none", "shuffled", "frozen", "random-features", "random-gradient"]
+Control = Literal["none", "shuffled", "frozen", "random-features", "random-gradient", "untaught"]
 
 
 UPDATES = 300
@@ -61,14 +61,19 @@ def deep(
     With `features=probe` it is the former default: the trusted probe, read by a linear teacher
     (an MLP was no more accurate and ranked wrong labels far worse, LOG.md). `fine_tune` is the
     share of the epochs, the last ones, that train on the trusted set alone. A `control` takes
-    one part of its signal away; if it does as well, that part did nothing.
+    one part of its signal away; if it does as well, that part did nothing. `untaught` takes all
+    of the meta-gradient: evidence weighs by its ratio of densities as it is, shifts stay at their
+    start, sources count alike.
 
     Raises:
         ConfigError: both at once, or a frozen teacher without `teacher_from`.
     """
     if fine_tune and control != "none":
         raise ConfigError("fine_tune and control cannot be combined: choose one")
-    whole = _of_probe(context) if features == "probe" else _of_parts(context, without, history)
+    if features == "probe":
+        whole = _of_probe(context)
+    else:
+        whole = _of_parts(context, without, history, evidence=float(control == "untaught"))
     if fine_tune:
         return replace(whole, curriculum=FineTuned(fine_tune))
     match control:
@@ -83,6 +88,8 @@ def deep(
             return replace(whole, make_optimizer=_noisy_adam(context.seed))
         case "frozen":
             return _frozen(context.teacher_from)
+        case "untaught":
+            return replace(whole, teacher=whole.teacher.requires_grad_(False))
 
 
 def _probe(context: MethodContext) -> Probe:
@@ -93,7 +100,9 @@ def _of_probe(context: MethodContext) -> Method:
     return Method(Teacher([_probe(context)]), teacher_rate=3e-2)
 
 
-def _of_parts(context: MethodContext, without: Part, history: bool) -> Method:
+def _of_parts(
+    context: MethodContext, without: Part, history: bool, evidence: float = 0.0
+) -> Method:
     read: list[Feature] = []
     if without != "sources" and context.groups:
         count = sum(context.group_counts)
@@ -102,7 +111,7 @@ def _of_parts(context: MethodContext, without: Part, history: bool) -> Method:
         read.append(TrustedRatio(_probe(context)))
     if history:
         read.append(History())
-    teacher: AbstractTeacher = LogLinear(read) if read else Uniform()
+    teacher: AbstractTeacher = LogLinear(read, evidence=evidence) if read else Uniform()
     if without != "shifts" and context.task.exclusive:
         start = first_shift(context)
         teacher = ClassShift(context.task.outputs, start=start, weighing=teacher)

@@ -16,10 +16,10 @@ from deepteach.teachers.reading import Reading
 class LogLinear(Reading):
     """w = exp(sum_j a_j f_j / s_j), f the features side by side and s their units.
 
-    All a_j start at 0, so teaching begins as plain training, and what is never moved stays
-    plain. For `evidence`, of which more speaks for the given label, a_j stays at 0 or above: a
-    step's gain comes from what is not learned yet, and would else turn trust upside down (the
-    short-horizon bias of Wu et al., ICLR 2018).
+    All a_j start at 0 unless `evidence` is given, so teaching begins as plain training, and what
+    is never moved stays plain. For a feature that is `evidence`, of which more speaks for the
+    given label, a_j stays at 0 or above: a step's gain comes from what is not learned yet, and
+    would else turn trust upside down (the short-horizon bias of Wu et al., ICLR 2018).
 
     A trusted sample that rides along in a batch counts 1. A number of its own was taught at first
     and grew to 30: what pulls towards the few trusted samples lowers the next trusted loss, and
@@ -27,15 +27,17 @@ class LogLinear(Reading):
 
     Args:
         features: what it reads of a sample.
+        evidence: where the numbers of features that are `evidence` start.
 
     Raises:
         ConfigError: no features, or something that is not a `Feature`.
     """
 
-    def __init__(self, features: Sequence[Feature]) -> None:
+    def __init__(self, features: Sequence[Feature], *, evidence: float = 0.0) -> None:
         super().__init__(features)
         self.factors = nn.ParameterList(
-            nn.Parameter(torch.zeros(feature.width)) for feature in features
+            nn.Parameter(torch.full((feature.width,), evidence if feature.evidence else 0.0))
+            for feature in features
         )
 
     def forward(self, snapshot: Snapshot) -> Tensor:

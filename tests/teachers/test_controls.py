@@ -15,9 +15,10 @@ import deepteach as dt
 from deepteach.data.dataset import Data
 from deepteach.runs.checkpoint import Store
 from deepteach.teachers.controls import RandomNumbers, Shuffled, noise_gradients
+from deepteach.teachers.trusted_ratio import TrustedRatio
 from deepteach.training.evaluate import noise_auroc
 
-CONTROLS = ("shuffled", "random-features", "random-gradient")
+CONTROLS = ("shuffled", "random-features", "random-gradient", "untaught")
 
 
 @pytest.mark.parametrize("control", CONTROLS)
@@ -77,6 +78,22 @@ def test_shuffling_ends_the_ranking_of_wrong_labels(data: Data) -> None:
         weights = torch.stack([end.weights for end in on(training)]).mean(0)
         auroc[text] = noise_auroc(weights, wrong)
     assert auroc["deep"] > 0.8 and abs(auroc["deep+control=shuffled"] - 0.5) < 0.12
+
+
+def test_untaught_weighs_by_the_ratio_of_densities_as_it_is(data: Data) -> None:
+    """The default's own parts, whose numbers are where they began, after updates that fit them."""
+    training = trained(data, "deep+control=untaught", epochs=2)
+    started = [leaf.clone() for leaf in training.coach.teacher.parameters()]
+    on(training)
+    teacher = training.coach.teacher
+    assert training.coach.last_record is not None and started
+    assert all(map(torch.equal, started, teacher.parameters()))
+    ratio = next(layer for layer in teacher.modules() if isinstance(layer, TrustedRatio))
+    batch = training.coach.look(data.x_train[:20], data.y_train[:20])
+    said = ratio(batch).squeeze(1)
+    assert float(ratio.slope) > 0 and said.std() > 0
+    weights = training.coach.weights(data.x_train[:20], data.y_train[:20])
+    torch.testing.assert_close(weights, 20 * said.softmax(0), check_dtype=False)
 
 
 def test_random_features_know_nothing_of_the_sample() -> None:
