@@ -1,0 +1,124 @@
+"""How a csv file is written: its encoding, its separator, what stands before its header."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from deepteach.errors import DataError
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_MARKS = (
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+)
+_SAYS = re.compile(r'"?sep=([^"\r\n])"?[,;\t|]*', re.IGNORECASE)
+_MOST_LINES = 1000
+"""Of a header, whose quoted cells may hold line breaks."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one file is written.
+
+    Args:
+        encoding: by its byte order mark; UTF-8 without one.
+        separator: between cells.
+        first: the line before the header that names the separator, as Excel reads it; "" else.
+        newline: at the end of lines.
+    """
+
+    encoding: str
+    separator: str
+    first: str
+    newline: str
+
+    @classmethod
+    def of(cls, path: Path) -> Dialect:
+        """That of a file.
+
+        Raises:
+            DataError: it is UTF-16 without a mark.
+            OSError, UnicodeDecodeError: it cannot be read.
+        """
+        encoding = _encoding(path)
+        with open(path, newline="", encoding=encoding) as file:
+            line = file.readline()
+            newline = "\r\n" if line.endswith("\r\n") else "\n"
+            said = _SAYS.fullmatch(line.strip("\r\n"))
+            if said is not None:
+                return cls(encoding, said[1], line, newline)
+            return cls(encoding, _separator(_record(line, file)), "", newline)
+
+    @property
+    def called(self) -> str:
+        """What the separator is called."""
+        return SEPARATORS.get(self.separator, repr(self.separator))
+
+    def open(self, path: Path) -> IO[str]:
+        """The file, from its header on."""
+        file = open(path, newline="", encoding=self.encoding)  # noqa: SIM115 - handed on
+        if self.first:
+            file.readline()
+        return file
+
+    def rows(self, file: IO[str], *, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
+        """The rows that hold something, and the line of the file that each ends on.
+
+        Raises:
+            csv.Error: a quoted cell that does not end.
+        """
+        reader = csv.reader(file, delimiter=self.separator, strict=strict)
+        before = bool(self.first)
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield reader.line_num + before, row
+
+    def written(self, rows: Iterator[list[str]]) -> bytes:
+        """Rows, the header first, as a file like this one."""
+        text = io.StringIO()
+        text.write(self.first)
+        csv.writer(text, delimiter=self.separator, lineterminator=self.newline).writerows(rows)
+        return text.getvalue().encode(self.encoding)
+
+
+def _encoding(path: Path) -> str:
+    with open(path, "rb") as file:
+        start = file.read(64)
+    for mark, encoding in _MARKS:
+        if start.startswith(mark):
+            return encoding
+    if b"\x00" in start:
+        raise DataError(
+            f"{path} cannot be read as csv (it holds zero bytes, as UTF-16 does): save it as UTF-8"
+        )
+    return "utf-8"
+
+
+def _record(line: str, file: IO[str]) -> str:
+    """A line, and those after it in which a quoted cell goes on."""
+    for _ in range(_MOST_LINES):
+        if line.count('"') % 2 == 0:
+            break
+        more = file.readline()
+        if not more:
+            break
+        line += more
+    return line
+
+
+def _separator(header: str) -> str:
+    """The sign that parts the header into most cells; quoted cells hold none."""
+
+    def cells(sign: str) -> int:
+        return len(next(csv.reader(io.StringIO(header, newline=""), delimiter=sign), []))
+
+    return max(SEPARATORS, key=cells)
