@@ -95,8 +95,8 @@ class Layout:
         unit = 0 < floats <= 1
         if odd is not None and any(header.mode != "F" for header in headers):
             raise DataError(
-                f"{odd[0]} holds fractions up to {odd[1]:.6g}, beside images of whole numbers: which "
-                "of its numbers is white cannot be known; save all images in one format"
+                f"{odd[0]} holds fractions up to {odd[1]:.6g}, beside images of whole numbers: "
+                "which of its numbers is white cannot be known; save all images in one format"
             )
         top = whole if unit else max(whole, floats)
         bits = next((b for b in (8, 10, 12, 14, 16) if top < 2**b), 32)
@@ -229,7 +229,8 @@ def _header(file: Path) -> _Header:
             turned = orientation in range(2, 9)
             mode = image.mode
             several = bool(getattr(image, "is_animated", False))
-            return _Header(mode, size, turned, several, image.format == "PNG" and _is_cut(file, mode))
+            cut = image.format == "PNG" and _is_cut(file, mode)
+            return _Header(mode, size, turned, several, cut)
     except Exception as error:
         raise _unreadable(file, error) from error
 

@@ -142,7 +142,8 @@ def _named(sheet: Sheet) -> tuple[Sheet, list[str]]:
         if _NAMELESS.fullmatch(name) and not any(sheet.columns[i])
     ]
     if bare and len(bare) < len(sheet.header):
-        where = "the last column has" if bare == [len(sheet.header) - 1] else f"{len(bare)} columns have"
+        last = bare == [len(sheet.header) - 1]
+        where = "the last column has" if last else f"{len(bare)} columns have"
         sheet = sheet.only([i for i in range(len(sheet.header)) if i not in bare])
         notes.append(f"{where} no name and no cells: not used")
     while len(sheet.header) > 1 and _INDEX.fullmatch(sheet.header[0]):

@@ -120,8 +120,8 @@ def _decimal_comma(sheet: Sheet, columns: list[str]) -> str | None:
     row, cell = first
     if not plain or points or thousands:
         raise DataError(
-            f"{sheet.path} line {sheet.lines[row]}: '{in_message(cell)}' holds a comma that may part "
-            "decimals or thousands: write numbers with a point, and without separators"
+            f"{sheet.path} line {sheet.lines[row]}: '{in_message(cell)}' holds a comma that may "
+            "part decimals or thousands: write numbers with a point, and without separators"
         )
     return cell
 

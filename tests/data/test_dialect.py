@@ -78,7 +78,10 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "latin": ("ä,b,label\n1,2,u\n".encode("latin-1"), "save it as UTF-8"),
     "more cells than names": (PLAIN + "1,2,u,3\n", "line 122 has 4 cells, the header has 3"),
     "behind sep=": ("sep=,\n" + PLAIN + "1,2\n", "line 123 has 2 cells, the header has 3"),
-    "thousands": (german(PLAIN) + "1.234,5;2;u\n", "holds a comma that may part decimals or thousands"),
+    "thousands": (
+        german(PLAIN) + "1.234,5;2;u\n",
+        "holds a comma that may part decimals or thousands",
+    ),
     "thousands in quotes": (PLAIN + '"1,234",2,u\n', "line 122: '1,234' holds a comma"),
     "thousands by spaces": (PLAIN + "1 234,2,u\n", "column 'a' is '1 234', expected a number"),
     "thousands by narrow spaces": (
