@@ -30,6 +30,17 @@ Name = tuple[str, str]
 
 
 @dataclass(frozen=True)
+class Standing:
+    """Where the default teacher stands in one setting: its gains, None where a row is missing."""
+
+    title: str
+    over_plain: Gain | None
+    best: Name | None
+    """The untaught row, plain training aside, over which it gains least."""
+    over_best: Gain | None
+
+
+@dataclass(frozen=True)
 class _Setting:
     """The rows of one setting by name and seed."""
 
@@ -72,6 +83,15 @@ def claimed(rows: Rows, scale: str) -> tuple[TextTable, ...]:
     return verdict, *(_rows(setting) for setting in settings)
 
 
+def standings(rows: Rows) -> list[Standing]:
+    """Of every setting of one table's rows.
+
+    Raises:
+        DataError: a figure that is not a number.
+    """
+    return [_standing(setting) for setting in _settings(rows)]
+
+
 def _settings(rows: Rows) -> list[_Setting]:
     roles: dict[Name, Role] = {
         (row.method.partition("+")[0], row.variant): row.role
@@ -96,21 +116,26 @@ def _best_untaught(setting: _Setting, deep: Name) -> tuple[Name, Gain] | None:
     return min(found.items(), key=lambda item: item[1].mean) if found else None
 
 
-def _verdict(setting: _Setting) -> tuple[str, ...]:
+def _standing(setting: _Setting) -> Standing:
     plain, deep = setting.names("plain"), setting.names("deep")
     over = setting.gain(plain[0], deep[0]) if plain and deep else None
     best = _best_untaught(setting, deep[0]) if deep else None
+    return Standing(setting.title, over, *(best or (None, None)))
+
+
+def _verdict(setting: _Setting) -> tuple[str, ...]:
+    plain, deep, found = setting.names("plain"), setting.names("deep"), _standing(setting)
     untaught = (UNKNOWN,) * 3
-    if best is not None:
-        untaught = (_shown(best[0]), str(best[1].n), _errors(setting, best[0]))
+    if found.best is not None and found.over_best is not None:
+        untaught = (_shown(found.best), str(found.over_best.n), _errors(setting, found.best))
     return (
         setting.title,
-        str(over.n) if over else "0",
+        str(found.over_plain.n) if found.over_plain else "0",
         _errors(setting, plain[0]) if plain else UNKNOWN,
         *untaught,
         _errors(setting, deep[0]) if deep else UNKNOWN,
-        *_gain(over),
-        *_gain(best[1] if best else None),
+        *_gain(found.over_plain),
+        *_gain(found.over_best),
     )
 
 

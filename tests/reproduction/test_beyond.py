@@ -187,6 +187,10 @@ def test_the_claim_against_scipy() -> None:
     assert line["95 % interval"] == f"{low:+.2f} to {high:+.2f}" and line["n"] == "5"
     # The probe is behind by 1.17 on its three seeds, fine-tuning by 2.00 on five.
     assert line["best untaught row"] == "probe (fixed weights)" and line["its n"] == "3"
+    (standing,) = claims.standings(made_up())
+    assert standing.best == ("probe", "fixed weights") and standing.title == line["setting"]
+    assert standing.over_best is not None and standing.over_best.n == 3
+    assert standing.over_plain is not None and standing.over_plain.mean == gained.mean()
     over = np.array(ERRORS["probe", "fixed weights"]) - deep[:3]
     low, high = stats.t.interval(0.95, 2, over.mean(), stats.sem(over))
     assert line["gain over best untaught"] == f"{over.mean():+.2f} ± {over.std(ddof=1):.2f}"
