@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepteach.data.frames import index_notes, refuse_columns
+from deepteach.data.frames import columns_of, index_notes, refuse_columns
 from deepteach.data.lazy import LazyRows
 from deepteach.data.ranges import refuse_two_ranges
 from deepteach.data.repeats import Keys, Repeats
@@ -29,6 +29,7 @@ from deepteach.data.validation import (
     as_array,
     features,
     groups_of,
+    label_array,
     refuse_lengths,
     refuse_non_finite,
     row_numbers,
@@ -64,6 +65,7 @@ class Data:
     label_names: tuple[str, ...] | None = None  # by label, where the user's were not 0..C-1
     notes: tuple[str, ...] = ()  # what the user must be told
     task: Task = cast(Task, None)  # what the labels are; classes unless given
+    columns: tuple[Any, ...] | None = None  # of the frame that x_train was
     decisions: str = ""  # what a person has decided of single rows, and was done, as a csv
 
     def __post_init__(self) -> None:
@@ -154,8 +156,10 @@ def from_arrays(
         if (raw[x] is None) != (given[y] is None):
             present, absent = (y, x) if raw[x] is None else (x, y)
             raise DataError(f"{present} is given without {absent}: give both or neither")
-    refuse_columns(raw)
-    notes = index_notes(raw, given)
+    refuse_columns(raw, "x_train")
+    refuse_columns(given, "y_train")
+    notes = index_notes(raw, {**given, "group_train": group_train})
+    given = {k: None if v is None else label_array(v, k) for k, v in given.items()}
     xs: dict[str, Any] = {
         k: v if isinstance(v, LazyRows) else features(v, k, as_given=as_given)
         for k, v in raw.items()
@@ -233,6 +237,7 @@ def from_arrays(
         group_names=group_names,
         label_names=labels.task.names,
         task=labels.task,
+        columns=None if (columns := columns_of(x_train)) is None else tuple(columns),
     )
     return replace(data, notes=(*notes, *check(data, split_off=split_off, keys=keys)))
 

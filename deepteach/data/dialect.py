@@ -20,6 +20,13 @@ _MARKS = (
     (b"\xfe\xff", "utf-16"),
     (b"\xef\xbb\xbf", "utf-8-sig"),
 )
+_PACKED = {
+    b"PK\x03\x04": "a workbook or a zip archive",
+    b"\xd0\xcf\x11\xe0": "a workbook",
+    b"\x1f\x8b": "a gzip archive",
+    b"PAR1": "a parquet file",
+}
+_PACKED_REMEDY = "save it as csv, unpack it, or name it as what it is (parquet:PATH)"
 _SAYS = re.compile(r'"?sep=([^"\r\n])"?[,;\t|]*', re.IGNORECASE)
 _MOST_LINES = 1000
 """Of a header, whose quoted cells may hold line breaks."""
@@ -96,6 +103,9 @@ def _encoding(path: Path) -> str:
     for mark, encoding in _MARKS:
         if start.startswith(mark):
             return encoding
+    for mark, called in _PACKED.items():
+        if start.startswith(mark):
+            raise DataError(f"{path} is {called}, and no csv file: {_PACKED_REMEDY}")
     if b"\x00" in start:
         raise DataError(
             f"{path} cannot be read as csv (it holds zero bytes, as UTF-16 does): save it as UTF-8"

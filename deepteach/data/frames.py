@@ -39,10 +39,10 @@ def numbers_of(value: Any, x: np.ndarray, name: str) -> np.ndarray:
 def index_notes(xs: Mapping[str, Any], ys: Mapping[str, Any]) -> list[str]:
     """What to tell about the indexes of data frames: samples go by their place.
 
-    Raises DataError where labels hold the index of their samples in another order.
+    Raises DataError where labels, or sources, hold the index of their samples in another order.
     """
     for name, y in ys.items():
-        x_name = "x_train" if name == "y_clean" else f"x{name[1:]}"
+        x_name = "x_train" if name in ("y_clean", "group_train") else f"x{name[1:]}"
         if index_elsewhere(xs.get(x_name), y):
             raise DataError(
                 f"{x_name} and {name} have the same index in another order: align them, e.g. "
@@ -62,32 +62,43 @@ def index_elsewhere(x: Any, y: Any) -> bool:
     return sorted(map(str, one.tolist())) == sorted(map(str, other.tolist()))
 
 
-def refuse_columns(xs: Mapping[str, Any]) -> None:
-    """Raises DataError where a frame's columns have other names, or another order, than x_train's.
+def refuse_columns(parts: Mapping[str, Any], first: str) -> None:
+    """Raises DataError where a frame's columns have other names, or another order, than `first`'s.
 
     Columns are taken by their place.
     """
-    own = _columns(xs["x_train"])
-    for name, x in xs.items():
-        other = _columns(x)
-        if own is None or other is None or own == other:
-            continue
-        if sorted(map(str, own)) == sorted(map(str, other)):
-            raise DataError(
-                f"{name} has the columns of x_train in another order: give {name}[x_train.columns]"
-            )
-        odd = [str(column) for column in other if column not in own] or ["fewer"]
+    own = columns_of(parts[first])
+    for name, part in parts.items():
+        if name != first:
+            refuse_other_columns(own, first, part, name)
+
+
+def refuse_other_columns(own: list[Any] | None, first: str, part: Any, name: str) -> None:
+    """The same of one frame, `own` being the columns of `first`."""
+    other = columns_of(part)
+    if own is None or other is None or own == other:
+        return
+    if sorted(map(str, own)) == sorted(map(str, other)):
         raise DataError(
-            f"{name} has other columns than x_train ({', '.join(odd[:3])}): give both the same"
+            f"{name} has the columns of {first} in another order: give {name}[{first}.columns]"
         )
+    if _counted(own) or _counted(other):
+        return
+    odd = [str(column) for column in other if column not in own] or ["fewer"]
+    raise DataError(
+        f"{name} has other columns than {first} ({', '.join(odd[:3])}): give both the same"
+    )
 
 
-def _columns(value: Any) -> list[Any] | None:
-    """The names of a frame's columns; None where they are only counted."""
+def columns_of(value: Any) -> list[Any] | None:
+    """The names of a frame's columns; None of what has none."""
     columns = getattr(value, "columns", None)
-    if columns is None or callable(columns) or all(isinstance(c, int) for c in columns):
-        return None
-    return list(columns)
+    return None if columns is None or callable(columns) else list(columns)
+
+
+def _counted(columns: list[Any]) -> bool:
+    """Whether columns have no names, and only numbers."""
+    return all(isinstance(column, int) for column in columns)
 
 
 def _index(value: Any) -> np.ndarray | None:

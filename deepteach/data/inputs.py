@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from deepteach.data.dataset import Data
+from deepteach.data.frames import refuse_other_columns
 from deepteach.data.scaling import normalised, whole
 from deepteach.data.validation import features, refuse_non_finite
 from deepteach.errors import DataError
@@ -23,6 +24,7 @@ class RawInputs:
         keeps: whole numbers stay as they are.
         as_given: as in `from_arrays`.
         shape: of one sample.
+        columns: of the data frame that the training samples were.
     """
 
     mean: Tensor
@@ -30,15 +32,18 @@ class RawInputs:
     keeps: bool
     as_given: bool
     shape: tuple[int, ...]
+    columns: tuple[Any, ...] | None = None
 
     @classmethod
     def of(cls, data: Data, *, as_given: bool) -> RawInputs:
         """Those of a problem."""
         keeps = not data.x_valid.is_floating_point()
-        return cls(data.mean, data.scale, keeps, as_given, data.input_shape)
+        return cls(data.mean, data.scale, keeps, as_given, data.input_shape, data.columns)
 
     def __call__(self, x: Any) -> Tensor:
-        """Raises DataError: samples of another shape, or numbers that are not finite."""
+        """Raises DataError: samples of another shape, other columns, or not finite."""
+        own = None if self.columns is None else list(self.columns)
+        refuse_other_columns(own, "x_train", x, "x")
         found = features(x, "x", as_given=self.as_given)
         if found.shape[1:] != self.shape:
             raise DataError(

@@ -171,12 +171,25 @@ def _odd_names(names: tuple[str, ...]) -> list[str]:
         for several in alike.values()
         if len(several) > 1
     ]
-    return notes + [
-        f"label {in_message(name)!r} is a class of its own: remove such rows if it says that there "
-        "is no label"
-        for name in names
-        if name.strip().lower() in MISSING
-    ]
+    return (
+        notes
+        + [
+            f"label {in_message(name)!r} is a class of its own: remove such rows if it says that "
+            "there is no label"
+            for name in names
+            if name.strip().lower() in MISSING
+        ]
+        + [
+            f"label {in_message(name)!r} is one class: say task=multilabel if it is several labels"
+            for name in [name for name in names if _several(name, names)][:1]
+        ]
+    )
+
+
+def _several(name: str, names: tuple[str, ...]) -> bool:
+    """Whether a name is made of others, with a bar between."""
+    parts = [part.strip() for part in name.split("|")]
+    return len(parts) > 1 and any(part in names for part in parts)
 
 
 def _count(ys: Mapping[str, np.ndarray], classes: int | None, first: int, numbers: Numbers) -> int:

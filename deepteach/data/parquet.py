@@ -10,7 +10,7 @@ import numpy as np
 
 from deepteach.data.categories import categories_of, notes_of
 from deepteach.data.memory import refuse_too_large
-from deepteach.data.sheets import by_part, last_as_label, special_columns
+from deepteach.data.sheets import by_part, last_as_label, row_numbers_note, special_columns
 from deepteach.data.source import Asked, Read
 from deepteach.data.splits import parts_named
 from deepteach.errors import ConfigError, DataError
@@ -44,6 +44,8 @@ def parquet(path: Path, asked: Asked) -> Read:
     if table.num_rows == 0:
         raise DataError(f"{path} has no rows")
     header = [name for name in table.column_names if not name.startswith("__index_level_")]
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise DataError(f"{path} has two columns '{twice[0]}': give each a name of its own")
     special = special_columns(path, header, asked.group)
     notes = last_as_label(path, header, special)
     parts = _parts(path, special.get("split"), table)
@@ -58,6 +60,8 @@ def parquet(path: Path, asked: Asked) -> Read:
         text[name].columns if name in text else _numbers(path, name, column)
         for name, column in features.items()
     ]
+    for name, values in zip(features, columns, strict=True):
+        notes.extend(row_numbers_note(name, values[:, 0]))
     x = np.concatenate(columns, 1, dtype=np.float64)
     labels = {
         key: _objects(table[special[key]]) for key in ("label", "label_clean") if key in special

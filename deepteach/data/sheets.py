@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from deepteach.data.categories import MISSING
 from deepteach.data.dialect import Dialect
 from deepteach.data.memory import refuse_too_large
 from deepteach.data.splits import PARTS, parts_named
@@ -31,6 +32,12 @@ SPECIAL = ("label", "label_clean", "split")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 _NAMELESS = re.compile(r"(Unnamed: \d+(\.\d+)?)?")  # as pandas calls them when it writes them again
 _INDEX = re.compile(r"(Unnamed: 0(\.\d+)?)?")
+_FEW = 20
+"""Different labels that are numbers, for one that is none: it is a mistake then, and no class."""
+_NUMBERING = re.compile(
+    r"(?i:(.*[\W_])?(id|index|idx|row|nr|no|number|key|#)|level_0)|.*[a-z]I[Dd]"
+)
+"""Names of columns that say which row it is."""
 _TEXT = 10
 """Times the size of a file that short cells take as text, and the numbers that they are."""
 _AT_ONCE = 1024
@@ -157,7 +164,10 @@ def _named(sheet: Sheet) -> tuple[Sheet, list[str]]:
         notes.append("the first column has no name: an index of the rows, not used")
     for cell in sheet.header:
         if not cell or sheet.header.count(cell) > 1:
-            raise DataError(f"{path} line 1: column name '{cell}' is empty or repeated")
+            raise DataError(
+                f"{path} line 1: column name '{cell}' is empty or repeated: give each column "
+                "a name of its own"
+            )
     return sheet, notes
 
 
@@ -202,7 +212,10 @@ def last_as_label(path: Path, header: Sequence[str], special: dict[str, str]) ->
         special["label"] = rest[-1]
         notes.append(f"{GUESSED}'{rest[-1]}', holds the labels")
     if not set(header) - set(special.values()):
-        raise DataError(f"{path} has no feature column beside '{special['label']}'")
+        raise DataError(
+            f"{path} has no feature column beside '{in_message(special['label'])}': give it one, "
+            "and part the cells of a csv by commas, semicolons, tabs or bars"
+        )
     return notes
 
 
@@ -267,6 +280,7 @@ def labels_in(sheet: Sheet, special: dict[str, str]) -> tuple[dict[str, np.ndarr
                 f"{len(labels)} are): give it, or remove the row"
             )
     names = {label for labels in given.values() for label in labels}
+    _refuse_no_numbers(sheet, given, names)
     notes = []
     commas = sorted(name for name in names if "," in name)
     points = {name: name.replace(",", ".") for name in names}
@@ -290,6 +304,30 @@ def labels_in(sheet: Sheet, special: dict[str, str]) -> tuple[dict[str, np.ndarr
                 f"'{given[key][wrong[0]]}' is no finite number: give it, or remove the row"
             )
     return numbers, notes
+
+
+def _refuse_no_numbers(sheet: Sheet, given: dict[str, Sequence[str]], names: set[str]) -> None:
+    """Raises DataError where labels are numbers, but for words of no value or very few others."""
+    odd = {name for name in names if not is_number(name.replace(",", "."))}
+    missing = {name for name in odd if name.lower() in MISSING}
+    if not odd or len(odd) == len(names) or (odd != missing and len(names) < _FEW * len(odd)):
+        return
+    key, row = next((k, i) for k, v in given.items() for i, name in enumerate(v) if name in odd)
+    count = sum(name in odd for name in given[key])
+    raise DataError(
+        f"{sheet.path} line {sheet.lines[row]}: the label is '{in_message(given[key][row])}', "
+        f"expected a number as in {len(sheet) - count} of {len(sheet)} rows: correct it, or remove "
+        "the row"
+    )
+
+
+def row_numbers_note(name: str, values: np.ndarray) -> list[str]:
+    """What to tell of a column of features `(n,)` that says which row it is."""
+    if not _NUMBERING.fullmatch(name) or (np.diff(values) != 1).any():
+        return []
+    return [
+        f"column '{name}' numbers the rows, and is used as any other: remove it if it says no more"
+    ]
 
 
 def parts_in(sheet: Sheet, column: str | None) -> np.ndarray:

@@ -22,6 +22,7 @@ from deepteach.data.sheets import (
     last_as_label,
     parts_in,
     read_sheet,
+    row_numbers_note,
     special_columns,
 )
 from deepteach.data.source import Asked, Read
@@ -58,6 +59,8 @@ def table(path: Path, asked: Asked) -> Read:
     read, told = _numbers(sheet, numbers)
     notes.extend([*notes_of(text), *told])
     read |= {one.name: one.columns for one in text}
+    for column in columns:
+        notes.extend(row_numbers_note(column, read[column][:, 0]))
     x = np.concatenate([read[c] for c in columns], 1, dtype=np.float64)
     return by_part(path, parts, lambda part, rows: x[rows], labels, groups), notes
 
@@ -132,6 +135,8 @@ def _no_number(sheet: Sheet, column: str) -> str:
     odd = [row for row, cell in enumerate(cells) if not (cell in _TRUTH or _is_number(cell))]
     row, cell = odd[0], cells[odd[0]]
     where = f"{_Lines(sheet)(row)}: column '{column}' is '{in_message(cell)}'"
+    if len(odd) == len(cells) and cell.lower() not in MISSING:
+        return f"{where}, expected a number: write it as 1234.5, without separators and signs"
     if cell.lower() not in MISSING:
         return (
             f"{where}, expected a number as in {len(cells) - len(odd)} of {len(cells)} rows: "

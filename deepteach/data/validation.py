@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deepteach.data.frames import numbers_of
 from deepteach.errors import DataError
+from deepteach.names import brief
 
 ROWS_AT_ONCE = 1024  # rows held in float64 at a time
 ENCODE = "encode labels as 0..C-1, e.g. with sklearn.preprocessing.LabelEncoder"
@@ -31,6 +32,17 @@ def as_array(value: Any) -> np.ndarray:
             "array.filled(0), or remove their rows"
         )
     return np.asarray(value)
+
+
+def label_array(value: Any, name: str) -> np.ndarray:
+    """Labels of any kind as an array. Raises DataError: samples have different numbers of them."""
+    try:
+        return as_array(value)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{name} is not an array ({brief(error)}): give one label a sample, or for several "
+            "rows of 0 and 1, or text with | between them"
+        ) from error
 
 
 Numbers = Mapping[str, np.ndarray]
@@ -83,7 +95,9 @@ def features(value: Any, name: str, *, as_given: bool = False) -> np.ndarray:
     try:
         x = as_array(value)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{name} is not an array: {error}") from error
+        raise DataError(
+            f"{name} is not an array ({brief(error)}): give every sample the same shape"
+        ) from error
     if x.dtype.kind == "O":
         x = numbers_of(value, x, name)
     if x.dtype.kind not in "buif":
@@ -133,7 +147,15 @@ def groups_of(value: Any, count: int) -> tuple[np.ndarray | None, tuple[str, ...
             "are missing): name every source"
         )
     if groups.dtype.kind not in "buif":
-        groups = np.array([str(item) for item in groups])
+        items = groups.tolist()
+        texts, others = (
+            {str(i) for i in items if isinstance(i, str) is own} for own in (True, False)
+        )
+        if both := sorted(texts & others):
+            raise DataError(
+                f"group_train holds {in_message(both[0])} as text and as a number: write it one way"
+            )
+        groups = np.array([str(item) for item in items])
     names, codes = np.unique(groups, return_inverse=True)
     return codes.astype(np.int64), tuple(map(str, names.tolist()))
 
@@ -183,6 +205,7 @@ def refuse_out_of_range(
         raise DataError(
             f"label {y[wrong[0]] + first} at {place(numbers, name, int(wrong[0]))} is outside "
             f"{first}..{classes - 1 + first} ({classes} classes): correct it, or {ENCODE}"
+            f"{'; of quantities say task=regression' if classes > 20 else ''}"
         )
 
 

@@ -27,7 +27,7 @@ from deepteach.data.map_style import from_loader, part_of
 from deepteach.data.rows import fingerprint, readable
 from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.registry import AUTO
-from deepteach.data.validation import as_array
+from deepteach.data.validation import features
 from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError, DataError
 from deepteach.loggers.base import AbstractLogger
@@ -224,7 +224,11 @@ def assembled(
     reading = Access(config.seed, config.workers, as_given, logging.getLogger("deepteach").info)
     splits = [part_of(source, name, reading) for name, source in taken.given.items()]
     x_train = splits[0][0]
-    kind = x_train.raw_dtype if isinstance(x_train, LazyRows) else as_array(x_train).dtype
+    kind = (
+        x_train.raw_dtype
+        if isinstance(x_train, LazyRows)
+        else features(x_train, "x_train", as_given=as_given).dtype
+    )
     data = from_arrays(
         *splits[0][:2],
         *splits[1][:2],

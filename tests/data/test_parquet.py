@@ -94,3 +94,12 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     refused(lambda: load(spec, 0), "GiB in memory")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     refused(lambda: load(spec, 0), "pip install 'deepteach[parquet]'", ConfigError)
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    own = [pyarrow.array(range(COUNT)) for _ in range(3)]
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_arrays(own, names=["a", "a", "label"]), file)
+    refused(lambda: load(f"parquet:{file}", seed=0), "has two columns 'a': give each a name")

@@ -198,3 +198,67 @@ def test_pixels_of_two_ranges_in_datasets() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))
     lazy, trusted = Items(BYTES[:60], Y), Items(PIXELS["floats of 1"][60:], YV)
     refused(lambda: train(model, lazy, trusted, epochs=1), "x_valid has pixels of 0..1")
+
+
+def named(rows: Any, names: Any) -> Any:
+    pandas = pytest.importorskip("pandas")
+    return pandas.DataFrame(np.asarray(rows), columns=list(names))
+
+
+ROWS: dict[str, Callable[[Any], Any]] = {
+    "one-hot": lambda y: np.eye(3)[np.asarray(y)],
+    "probabilities": lambda y: np.eye(3)[np.asarray(y)] * 0.7 + 0.1,
+    "several labels": lambda y: (np.arange(3 * len(y)).reshape(-1, 3) % 4 > 1).astype(int),
+    "targets": lambda y: np.arange(3.0 * len(y)).reshape(-1, 3) / 7,
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("part", ["y_valid", "y_test", "y_clean"])
+def test_columns_of_labels_are_compared(kind: str, part: str) -> None:
+    """Rows of labels go by the place of their columns, so their names must be the same."""
+    rows, others = ROWS[kind](Y), {"y_valid": YV, "y_test": A["y_test"], "y_clean": Y}
+    ys = {k: named(ROWS[kind](y), "abc") for k, y in others.items()}
+    built(y_train=named(rows, "abc"), x_test=A["x_test"], **ys)
+    swapped = {**ys, part: named(ROWS[kind](others[part]), "acb")}
+    words = f"{part} has the columns of y_train in another order: give {part}[y_train.columns]"
+    refused(lambda: built(y_train=named(rows, "abc"), x_test=A["x_test"], **swapped), words)
+
+
+def test_numbers_of_columns_in_another_order() -> None:
+    width = len(X[0])
+    x = named(X, range(width))
+    words = "x_valid has the columns of x_train in another order"
+    refused(lambda: built(x_train=x, x_valid=named(XV, reversed(range(width)))), words)
+    built(x_train=x, x_valid=named(XV, range(5, 5 + width)))  # only counted
+
+
+def test_samples_to_predict_have_the_columns_of_the_training() -> None:
+    names = list("pqrstuvw")[: len(X[0])]
+    parts = (named(X, names), Y), (named(XV, names), YV)
+    result = train("mlp", *parts, epochs=1, batch_size=20, baseline=False)
+    found = result.predict(named(XV, names))
+    assert (result.predict(np.asarray(XV)) == found).all()
+    words = "x has the columns of x_train in another order: give x[x_train.columns]"
+    refused(lambda: result.predict(named(XV, names[::-1])), words)
+    refused(
+        lambda: result.predict(named(XV, ["z", *names[1:]])), "x has other columns than x_train"
+    )
+
+
+def test_sources_of_another_index_and_of_two_kinds() -> None:
+    pandas = pytest.importorskip("pandas")
+    x, group = pandas.DataFrame(np.asarray(X)), pandas.Series(np.arange(60) % 2)
+    other = group.sample(frac=1, random_state=0)
+    words = "x_train and group_train have the same index in another order"
+    refused(lambda: built(x_train=x, group_train=other), words)
+    assert built(x_train=x, group_train=other.to_numpy()).group is not None
+    mixed = np.array(["1" if i % 2 else 1 for i in range(60)], dtype=object)
+    refused(lambda: built(group_train=mixed), "group_train holds 1 as text and as a number")
+
+
+@pytest.mark.parametrize("task", ["auto", "multilabel", "regression", "classification"])
+def test_labels_of_different_lengths_are_one_line(task: str) -> None:
+    ragged = [["a", "b"] if i % 2 else ["c"] for i in range(60)]
+    refused(lambda: built(y_train=ragged, task=task), "y_train is not an array")
+    refused(lambda: train("mlp", ([[1, 2], [3]] * 30, Y), (XV, YV)), "x_train is not an array")

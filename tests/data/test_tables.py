@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,3 +166,72 @@ def test_pandas_writes_what_is_read(tmp_path: Path) -> None:
         assert same(data, expected) and data.label_names == ("x", "y")
     frame.loc[43, "a"] = np.nan
     refused(lambda: csv_data(tmp_path, frame.to_csv()), "line 5: column 'a' is '', a missing value")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("name", ["id", "ID", "index", "Row", "sample_id", "patientId", "No", "#"])
+@pytest.mark.parametrize("first", [0, 1, 500])
+def test_a_column_that_numbers_the_rows_is_told(
+    tmp_path: Path, kind: str, name: str, first: int
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({name: np.arange(first, first + 120), "b": np.arange(120) % 7 / 3})
+    frame["label"] = np.arange(120) % 2
+    file = tmp_path / f"a.{kind}"
+    note = f"column '{name}' numbers the rows, and is used as any other"
+
+    def told(table: Any) -> bool:
+        table.to_csv(file, index=False) if kind == "csv" else table.to_parquet(file)
+        return any(text.startswith(note) for text in load(f"{kind}:{file}", seed=0).notes)
+
+    assert told(frame)
+    assert not told(frame.assign(**{name: frame[name].to_numpy()[::-1]}))
+    assert not told(frame.rename(columns={name: "humid"}))
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (["n/a"], "line 5: the label is 'n/a', expected a number as in 119 of 120 rows"),
+        (["?", "-"], "line 5: the label is '?', expected a number as in 118 of 120 rows"),
+        (["nan"], "line 5: the label 'nan' is no finite number"),
+        (["12 kg"], "line 5: the label is '12 kg', expected a number as in 119"),
+    ],
+)
+@pytest.mark.parametrize("values", ["classes", "quantities"])
+def test_a_label_that_is_no_number_among_numbers(
+    tmp_path: Path, cells: list[str], words: str, values: str
+) -> None:
+    labels = [str(i % 2) if values == "classes" else f"{i / 7:.3f}" for i in range(120)]
+    labels[3 : 3 + len(cells)] = cells
+    text = "a,label\n" + "".join(f"{i},{label}\n" for i, label in enumerate(labels))
+    if cells == ["12 kg"] and values == "classes":  # 0, 1 and "12 kg" may be classes
+        words = "label 12 kg occurs once in y_train"
+    refused(lambda: csv_data(tmp_path, text), words)
+
+
+def test_a_few_names_beside_numbers_are_classes(tmp_path: Path) -> None:
+    text = "a,label\n" + "".join(f"{i},{('0', '1', 'other')[i % 3]}\n" for i in range(120))
+    assert csv_data(tmp_path, text).label_names == ("0", "1", "other")
+
+
+def test_several_labels_in_a_cell_are_told(tmp_path: Path) -> None:
+    text = "a,label\n" + "".join(f"{i},{('p', 'q', 'p|q')[i % 3]}\n" for i in range(120))
+    with pytest.warns(UserWarning, match="label 'p|q' is one class: say task=multilabel"):
+        csv_data(tmp_path, text)
+
+
+PACKED = {
+    "workbook": (b"PK\x03\x04\x14\x00" + bytes(90), "is a workbook or a zip archive"),
+    "old workbook": (b"\xd0\xcf\x11\xe0" + bytes(90), "is a workbook"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(90), "is a gzip archive"),
+    "parquet": (b"PAR1" + bytes(90), "is a parquet file"),
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_other_files_are_named(tmp_path: Path, kind: str) -> None:
+    content, words = PACKED[kind]
+    file = tmp_path / "a.csv"
+    file.write_bytes(content)
+    refused(lambda: load(f"csv:{file}", seed=0), words)
