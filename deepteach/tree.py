@@ -120,7 +120,7 @@ def _tf32_allowed() -> bool:
 def finite_sum(leaf: Tensor) -> bool:
     """Whether the sum of the entries is finite: then all are, but they may be where it is not."""
     leaf = leaf.detach() if leaf.requires_grad else leaf
-    return math.isfinite(leaf.sum().item())
+    return math.isfinite((leaf.sum() if leaf.dim() else leaf).item())
 
 
 def first_apart(left: Params, right: Params) -> str | None:

@@ -203,11 +203,11 @@ def compare_gradients(gradient: Params, step: Step, tolerance: float) -> None:
 
 def weakly(method: Callable) -> Callable:
     """A bound method that does not keep its object alive."""
-    reference = weakref.WeakMethod(method)
+    owner, function = weakref.ref(method.__self__), method.__func__  # type: ignore[attr-defined]
 
     def call(*args: Any) -> Any:
-        target = reference()
-        return None if target is None else target(*args)
+        target = owner()
+        return None if target is None else function(target, *args)
 
     return call
 

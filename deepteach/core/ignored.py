@@ -41,14 +41,13 @@ def _columns(logits: Tensor, labels: Tensor) -> int:
     )
 
 
-def mean_counted(
-    losses: Tensor, left_out: Tensor | None, count: int | Tensor | None = None
-) -> Tensor:
-    """The mean of the losses that count, a scalar; NaN where none does.
+def not_left_out(left_out: Tensor | None, size: int) -> int | Tensor:
+    """How many of `size` samples count."""
+    return size if left_out is None else (~left_out).sum()
 
-    `count` says how many they are, where it is known.
-    """
+
+def mean_counted(losses: Tensor, left_out: Tensor | None) -> Tensor:
+    """The mean of the losses that count, a scalar; NaN where none does."""
     if left_out is None:
         return losses.mean()
-    count = (~left_out).sum() if count is None else count
-    return torch.where(left_out, 0.0, losses).sum() / count
+    return torch.where(left_out, 0.0, losses).sum() / not_left_out(left_out, len(losses))

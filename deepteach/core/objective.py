@@ -130,23 +130,22 @@ class Objective:
 
     def weights(self, omega: Params, snapshot: Snapshot) -> Tensor:
         """u(omega) of a batch, `(batch,)`; features detached where they are held."""
-        shares = self._shares(*self._log_weights(omega, snapshot))
+        shares = self._shares(self._log_weights(omega, snapshot), snapshot)
         return shares.to(snapshot.losses.dtype)
 
-    def _log_weights(self, omega: Params, snapshot: Snapshot) -> tuple[Tensor, int | Tensor]:
-        """Logarithms of the raw weights, and how many samples count."""
-        left_out, count = snapshot.ignored(), snapshot.count()
+    def _log_weights(self, omega: Params, snapshot: Snapshot) -> Tensor:
+        """Logarithms of the raw weights."""
         seen = snapshot.detach() if self.held else snapshot
-        log_weights = self.taught.call(omega, (seen,))
-        return counted(log_weights, left_out), count
+        return counted(self.taught.call(omega, (seen,)), snapshot.ignored())
 
-    def _shares(self, log_weights: Tensor, count: int | Tensor) -> Tensor:
+    def _shares(self, log_weights: Tensor, snapshot: Snapshot) -> Tensor:
         """u of a batch, in the logarithms' precision; of the whole batch on several ranks."""
         if self.ranks.count > 1:
-            shares, total = self.ranks.shares(log_weights, count)
+            shares, total = self.ranks.shares(log_weights, snapshot.count())
             return shares if self.teacher.normalised else log_weights.exp() / max(total, 1)
         if self.teacher.normalised:
             return normalise(log_weights)
+        count = snapshot.count()
         if isinstance(count, Tensor):
             count = count.clamp(min=1)
         return log_weights.exp() / count
@@ -291,8 +290,8 @@ class Objective:
         omega = {name: leaf.detach().requires_grad_() for name, leaf in omega.items()}
         held = held.detach()
         with torch.enable_grad():
-            log_weights, count = self._log_weights(omega, held)
-            weights = self._shares(log_weights, count).to(held.losses.dtype)
+            log_weights = self._log_weights(omega, held)
+            weights = self._shares(log_weights, held).to(held.losses.dtype)
             if recorded is not None and torch.equal(weights, recorded.weights):
                 self.confirmed.append(recorded)
             if self.teacher.shapes_loss:

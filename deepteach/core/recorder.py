@@ -9,8 +9,7 @@ Long, because all hooks around one step share what is known of it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -255,8 +254,11 @@ class Recorder(Trained):
             return self._audit.at_part(
                 scale, self._accumulation.make_room(self._mass, named), named
             )
-        with self._abandoning():
+        try:
             self._audit.at_backward(scale, named)
+        except (NumericError, ConfigError) as error:
+            self._abandon(error)
+            raise
         if self.ranks.count > 1:
             # When the last gradient has arrived, before backward() returns.
             engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
@@ -299,18 +301,23 @@ class Recorder(Trained):
         active = {n: p for n, p in named.items() if p.grad is not None}
         self.pending = self._accumulation.whole(self.pending, self._mass)
         self._accumulation.clear()
-        with self._abandoning():
-            pending = self.pending
-            self._audit.at_step(active, lambda: self._again(pending).gradient)
-            self.standstill.refuse_written()
-            hyper, used = self.hyper(active), None
-            if self._looks and not self.rule.linear:
-                used = norms([leaf.grad for n in hyper if (leaf := active[n]).grad is not None])
-            self.pending = pending.taken(hyper, used)
-            if self._looks and self._examination.due(named, self.clock.step + 1):
-                again = self._again(self.pending)
-                self._examination.before(self.pending, named, self.state(), again, self.ranks)
+        try:
+            self._complete(self.pending, named, active)
+        except (NumericError, ConfigError) as error:
+            self._abandon(error)
+            raise
         return given
+
+    def _complete(self, pending: Step, named: Params, active: Params) -> None:
+        self._audit.at_step(active, lambda: self._again(pending).gradient)
+        self.standstill.refuse_written(named)
+        hyper, used = self.hyper(active), None
+        if self._looks and not self.rule.linear:
+            used = norms([leaf.grad for n in hyper if (leaf := active[n]).grad is not None])
+        taken = self.pending = pending.taken(hyper, used)
+        if self._looks and self._examination.due(named, self.clock.step + 1):
+            again = self._again(taken)
+            self._examination.before(taken, named, self.state(), again, self.ranks)
 
     def settle(self) -> None:
         """What happened since the newest step: was the student moved, was the step a wrong one?"""
@@ -347,17 +354,12 @@ class Recorder(Trained):
         if not keep:
             self._drop()
 
-    @contextmanager
-    def _abandoning(self) -> Iterator[None]:
+    def _abandon(self, error: Exception) -> None:
         """An error forgets the pending batch, so that the loop can go on with another."""
-        try:
-            yield
-        except NumericError:
+        if isinstance(error, NumericError):
             self.discard()
-            raise
-        except ConfigError:
+        else:
             self._forget()
-            raise
 
     def _forget(self) -> None:
         self.pending = self.graphs.pending = None

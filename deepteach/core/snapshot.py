@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deepteach.core.ignored import ignored
+from deepteach.core.ignored import ignored, not_left_out
 from deepteach.core.nested import joined_batch, rows_of
 
 
@@ -98,32 +98,28 @@ class Snapshot:
 
     def detach(self) -> Snapshot:
         """The same without a graph: what is held constant."""
-        if "_detached" in vars(self):
+        known = vars(self)
+        if "_detached" in known:
             return self
-        found = Snapshot(
-            *(self.internal.detach(), self.logits.detach(), self.labels, self.losses.detach()),
-            *(self.clock, self.index, self.group),
-        )
-        vars(found)["_detached"] = True
-        for name in ("_ignored", "_count"):
-            if name in vars(self):
-                vars(found)[name] = vars(self)[name]
-        return found
+        if "_held" not in known:  # asked several times a step, as what follows
+            held = known["_held"] = Snapshot(
+                *(self.internal.detach(), self.logits.detach(), self.labels, self.losses.detach()),
+                *(self.clock, self.index, self.group),
+            )
+            vars(held)["_detached"] = True
+        return known["_held"]
 
     def ignored(self) -> Tensor | None:
         """Which samples the loss leaves out, `(batch,)`; None where labels cannot say so."""
-        known = vars(self)
-        if "_ignored" not in known:  # asked several times a step
-            known["_ignored"] = ignored(self.logits, self.labels, self.losses)
+        held = self.detach()
+        known = vars(held)
+        if "_ignored" not in known:
+            known["_ignored"] = ignored(held.logits, held.labels, held.losses)
         return known["_ignored"]
 
     def count(self) -> int | Tensor:
         """How many samples the loss does not leave out."""
-        known = vars(self)
-        if "_count" not in known:
-            left_out = self.ignored()
-            known["_count"] = len(self.losses) if left_out is None else (~left_out).sum()
-        return known["_count"]
+        return not_left_out(self.ignored(), len(self.losses))
 
     def rows(self, rows: slice | Tensor) -> Snapshot:
         """A part of the batch, a slice or places: what has a row per sample is cut."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepteach.core.ignored import mean_counted
+from deepteach.core.ignored import mean_counted, not_left_out
 from deepteach.core.losses import effective_fraction
 from deepteach.core.snapshot import Later, Snapshot
 
@@ -28,7 +28,6 @@ class _Waiting:
     weights: Tensor
     losses: Tensor
     left_out: Tensor | None
-    count: int | Tensor
     mean: Later
 
     @property
@@ -56,8 +55,7 @@ class Tally:
     def add(self, weights: Tensor, snapshot: Snapshot) -> Later:
         """A step was taken on this batch; the mean loss of all steps then."""
         mean = Later(self.read)
-        left_out, count = snapshot.ignored(), snapshot.count()
-        self._waiting.append(_Waiting(weights, snapshot.losses, left_out, count, mean))
+        self._waiting.append(_Waiting(weights, snapshot.losses, snapshot.ignored(), mean))
         if len(self._waiting) >= UNREAD:
             self.read()
         return mean
@@ -95,9 +93,10 @@ class Tally:
                 self._several(steps)
 
     def _one(self, step: _Waiting) -> None:
-        loss = mean_counted(step.losses, step.left_out, step.count)
+        loss = mean_counted(step.losses, step.left_out)
         step.mean.found(self._next(float(loss.nan_to_num())))
-        effective = effective_fraction(step.weights, step.count)
+        count = not_left_out(step.left_out, len(step.weights))
+        effective = effective_fraction(step.weights, count)
         self._total = self._total.to(step.weights) + effective.to(step.weights)
 
     def _several(self, steps: list[_Waiting]) -> None:

@@ -97,9 +97,10 @@ class Trained:
                 found[name] = shared
         return found
 
-    def watched(self) -> tuple[list[str], list[Tensor]]:
+    def watched(self, theta: Params | None = None) -> tuple[list[str], list[Tensor]]:
         """What nothing but a step may move, and its names: the parameters, then the slots."""
-        theta, state = self.parameters(), self.optimizer.state
+        theta = self.parameters() if theta is None else theta
+        state = self.optimizer.state
         known = self._slots
         if known is None or not known.stands(theta, state):
             known = self._slots = _Slots(theta, state, self.rule.slot_names)

@@ -54,5 +54,6 @@ class Teacher(Reading):
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         dtype = cast(nn.Linear, next(iter(self.score))).weight.dtype
-        columns = [feature(snapshot).to(dtype) for feature in self._each_feature()]
-        return nn.functional.logsigmoid(self.score(torch.cat(columns, 1)).squeeze(1))
+        first, *others = [feature(snapshot).to(dtype) for feature in self._each_feature()]
+        read = torch.cat([first, *others], 1) if others else first
+        return nn.functional.logsigmoid(self.score(read).squeeze(1))

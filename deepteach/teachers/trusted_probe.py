@@ -137,15 +137,18 @@ class TrustedProbe(Feature):
         return pair.to(states.dtype)
 
     def _of_one(self, evidence: Tensor, offset: Tensor, read: OneClass) -> Tensor:
-        table = self._table(offset, evidence)
-        own = read.index.clamp(min=-1)  # the tables end with what is said of ignored samples
-        column = table.columns[own]
-        scores = (evidence + table.offsets) / cast(Tensor, self.temperature)
-        known = table.known[own].unsqueeze(1)
+        table = None
+        if evidence.shape[1] == len(offset):  # every class has samples, so a column of its own
+            offsets, column, known = offset, read.index.clamp(min=0), read.index >= 0
+        else:
+            table = self._table(offset, evidence)
+            own = read.index.clamp(min=-1)  # the tables end with what is said of ignored samples
+            offsets, column, known = table.offsets, table.columns[own], table.known[own]
+        scores, known = (evidence + offsets) / cast(Tensor, self.temperature), known.unsqueeze(1)
         if read.soft is None:
             return self._pair(scores, column) * known
         log_p = scores.log_softmax(1)
-        share = read.soft[:, table.classes].to(log_p.dtype)
+        share = (read.soft if table is None else read.soft[:, table.classes]).to(log_p.dtype)
         total = share.sum(1).clamp(min=torch.finfo(log_p.dtype).tiny)
         expected = (share * log_p.clamp(min=self.floor)).sum(1) / total
         gap = margin(scores, column).clamp(self.floor, -self.floor)
@@ -154,10 +157,10 @@ class TrustedProbe(Feature):
     def _pair(self, scores: Tensor, column: Tensor) -> Tensor:
         """`(n, 2)` log-probability and margin of the class that each sample's column stands for."""
         column = column.unsqueeze(1)
-        log_p = scores.log_softmax(1).gather(1, column).clamp(min=self.floor)
+        log_p = scores.log_softmax(1).gather(1, column)
         others = scores.scatter(1, column, -torch.inf).amax(1, keepdim=True)
-        gap = (scores.gather(1, column) - others).clamp(self.floor, -self.floor)
-        return torch.cat([log_p, gap], 1)
+        pair = torch.cat([log_p, scores.gather(1, column) - others], 1)
+        return pair.clamp(self.floor, -self.floor)  # no log-probability is above 0
 
     def _table(self, offset: Tensor, evidence: Tensor) -> _Classes:
         """What the fit says of classes, found once a fit."""
