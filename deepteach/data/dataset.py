@@ -116,6 +116,7 @@ def from_arrays(
     normalise: bool = True,
     as_given: bool = False,
     task: str = AUTO,
+    overwrite: bool = False,
 ) -> Data:
     """Check arrays, tensors or data frames, and turn them into tensors.
 
@@ -146,6 +147,7 @@ def from_arrays(
         as_given: for a module of the user's own. What is not bytes keeps its axes, and whole
             numbers stay whole numbers, neither centred nor scaled.
         task: what the labels are, a name of `tasks.registry.TASKS`; found out unless given.
+        overwrite: inputs may be scaled in place, for the caller has no more use for them.
 
     Raises:
         DataError: one line that says what is wrong, where, and what to do.
@@ -216,7 +218,7 @@ def from_arrays(
     if isinstance(xs["x_valid"], LazyRows):
         xs["x_valid"] = xs["x_valid"].held()
     refuse_two_ranges(xs)
-    x, mean, scale = _scaled(xs, normalise, as_given)
+    x, mean, scale = _scaled(xs, normalise, as_given, overwrite)
     y = {k: torch.from_numpy(v) for k, v in ys.items()}
     data = Data(
         x_train=x["x_train"],
@@ -284,7 +286,7 @@ def check(data: Data, *, split_off: bool = False, keys: Keys | None = None) -> t
 
 
 def _scaled(
-    xs: dict[str, Any], normalise: bool, as_given: bool
+    xs: dict[str, Any], normalise: bool, as_given: bool, overwrite: bool
 ) -> tuple[dict[str, Any], Tensor, Tensor]:
     """The samples as tensors, and the mean and scale that were taken out of them."""
     kinds = {k: x.raw_dtype if isinstance(x, LazyRows) else x.dtype for k, x in xs.items()}
@@ -309,7 +311,7 @@ def _scaled(
         if isinstance(x, LazyRows):
             made[k] = x if keep[k] or plain and x.raw_dtype.kind == "f" else x.scaled(mean, scale)
         else:
-            made[k] = whole(x) if keep[k] else normalised(x, mean, scale)
+            made[k] = whole(x) if keep[k] else normalised(x, mean, scale, overwrite=overwrite)
     return made, single[0], single[1]
 
 

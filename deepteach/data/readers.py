@@ -135,7 +135,8 @@ def _built(
             arrays, note = changed(world, arrays, seed, path, as_given=as_given)
             told = (note,)
         settings = {"name": spec, "seed": seed, "valid_size": valid_size, "as_given": as_given}
-        settings["task"] = task
+        own = path is not None and world is None  # read for this, and nothing else looks at it
+        settings |= {"task": task, "overwrite": own}
         data = from_arrays(**{**settings, **arrays})
     except DataError as error:
         raise DataError(f"{spec}: {error}") from error

@@ -79,9 +79,12 @@ class Moments:
         return _usable(self.mean.reshape(shape), std.reshape(shape))
 
 
-def normalised(x: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> Tensor:
-    """(x - mean) / scale as float32."""
-    out = np.empty(x.shape, np.float32)
+def normalised(
+    x: np.ndarray, mean: np.ndarray, scale: np.ndarray, *, overwrite: bool = False
+) -> Tensor:
+    """(x - mean) / scale as float32; in the place of x where it may be, and is float32."""
+    own = overwrite and x.dtype == np.float32 and x.flags.carray
+    out = x if own else np.empty(x.shape, np.float32)
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused by the caller
         for i in range(0, len(x), ROWS_AT_ONCE):
             out[i : i + ROWS_AT_ONCE] = (x[i : i + ROWS_AT_ONCE] - mean) / scale

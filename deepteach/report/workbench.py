@@ -13,7 +13,7 @@ from deepteach.data.tasks.regression import Regression
 from deepteach.errors import DataError
 from deepteach.report.suspects import Suspect
 from deepteach.runs.reader import Run
-from deepteach.runs.weights import class_order, damaged
+from deepteach.runs.weights import AT_ONCE, class_order, damaged
 
 TAKEN = "rwul"
 """Keys that do something else: right, wrong, undo, and to the list of labels."""
@@ -101,6 +101,10 @@ def _earlier(run: Run) -> str:
 
 def _run_key(run: Run) -> str:
     """Of the samples and their weights: a folder that is moved keeps its marks."""
-    columns = run.weights.columns().values()
-    text = "\n".join("\t".join(map(str, column.tolist())) for column in columns)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    found = hashlib.sha256()
+    for number, column in enumerate(run.weights.columns().values()):
+        found.update(b"\n" if number else b"")
+        for start in range(0, len(column), AT_ONCE):
+            text = "\t".join(map(str, column[start : start + AT_ONCE].tolist()))
+            found.update(f"\t{text}".encode() if start else text.encode())
+    return found.hexdigest()[:16]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ _COLUMNS = {  # of weights.csv, in its order
     "group": "group",
     "true": "true_label",
 }
+
+AT_ONCE = 512
+"""Lines that are held as Python's own objects at a time."""
+
+Kind = Callable[[list[str]], NDArray[Any]]
+"""From the cells of a column to numbers or text."""
 
 
 @dataclass(frozen=True)
@@ -133,28 +140,19 @@ def read_weights(path: Path) -> Weights:
     Raises:
         DataError: it is missing or damaged.
     """
-    rows, names = _rows(path, _NEEDED)
-    try:
-        index = np.array([int(row["index"]) for row in rows], dtype=np.int64)
-        weight = np.array([float(row["weight"]) for row in rows])
-        loss = np.array([float(row["loss"] or "nan") for row in rows])
-        if len(np.unique(index)) != len(index):
-            raise ValueError("an index comes twice")
-        if not np.isfinite(weight).all():
-            raise ValueError("a weight is not finite")
-    except (ValueError, OverflowError) as error:
-        raise DataError(damaged(path, error)) from error
-
-    def text(name: str) -> NDArray[np.str_]:
-        return np.array([row.get(name) or "" for row in rows], dtype=np.str_)
-
-    given, predicted, true = map(text, ("given_label", "predicted_label", "true_label"))
-    if "suggested_label" in names:
-        suggested = text("suggested_label")
-    else:  # as they are suggested where labels are classes
+    columns = _columns(path, _NEEDED, _COLUMNS.values(), _KINDS)
+    index, weight = columns["index"], columns["weight"]
+    if len(np.unique(index)) != len(index):
+        raise DataError(damaged(path, "an index comes twice"))
+    if not np.isfinite(weight).all():
+        raise DataError(damaged(path, "a weight is not finite"))
+    given, predicted = columns["given_label"], columns["predicted_label"]
+    suggested = columns.get("suggested_label")
+    if suggested is None:  # as they are suggested where labels are classes
         suggested = np.where((predicted != given) & (weight < 1), predicted, given)
-    optional = {name: text(name) for name in _OPTIONAL if name in names}
-    found = Weights(index, given, predicted, suggested, weight, loss, true, **optional)
+    true = columns.get("true_label", np.full(len(index), ""))
+    optional = {name: columns.get(name) for name in _OPTIONAL}
+    found = Weights(index, given, predicted, suggested, weight, columns["loss"], true, **optional)
     return found.take(np.argsort(index, kind="stable"))
 
 
@@ -166,12 +164,11 @@ def read_groups(path: Path) -> tuple[GroupWeight, ...]:
     """
     if not path.exists():
         return ()
-    rows, _ = _rows(path, ("group", "samples", "mean_weight"))
+    needed = ("group", "samples", "mean_weight")
+    columns = _columns(path, needed, needed, {})
+    rows = zip(*(columns[name].tolist() for name in needed), strict=True)
     try:
-        found = tuple(
-            GroupWeight(row["group"], int(row["samples"]), float(row["mean_weight"]))
-            for row in rows
-        )
+        found = tuple(GroupWeight(name, int(count), float(mean)) for name, count, mean in rows)
         if not all(math.isfinite(one.mean_weight) for one in found):
             raise ValueError("a mean weight is not finite")
         return found
@@ -187,16 +184,48 @@ def damaged(path: Path, why: object) -> str:
     )
 
 
-def _rows(path: Path, needed: Collection[str]) -> tuple[list[dict[str, str]], set[str]]:
-    """The lines of a CSV file by column, and its columns; a cell that is left out is empty."""
+def _columns(
+    path: Path, needed: Collection[str], wanted: Collection[str], kinds: Mapping[str, Kind]
+) -> dict[str, NDArray[Any]]:
+    """Those `wanted` of a CSV file's columns, text unless `kinds` says more.
+
+    A cell that is left out is empty. Lines become arrays in parts: as Python's own objects they
+    take ten times as much.
+    """
     if not path.is_file():
         raise DataError(damaged(path, "it is missing"))
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            names = set(reader.fieldnames or ())
-            if missing := set(needed) - names:
+            reader = csv.reader(file, strict=True)
+            names = next(reader, [])
+            if missing := set(needed) - set(names):
                 raise ValueError(f"no column {', '.join(sorted(missing))}")
-            return list(reader), names
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+            places = {name: place for place, name in enumerate(names) if name in wanted}
+            parts = {name: [kinds.get(name, _text)([])] for name in places}
+            while lines := list(islice(reader, AT_ONCE)):
+                lines = [line for line in lines if line]
+                for name, place in places.items():
+                    cells = [line[place] if place < len(line) else "" for line in lines]
+                    parts[name].append(kinds.get(name, _text)(cells))
+            return {name: np.concatenate(found) for name, found in parts.items()}
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError, OverflowError) as error:
         raise DataError(damaged(path, error)) from error
+
+
+def _text(cells: list[str]) -> NDArray[Any]:
+    return np.array(cells, dtype=np.str_)
+
+
+def _whole(cells: list[str]) -> NDArray[Any]:
+    return np.array([int(cell) for cell in cells], dtype=np.int64)
+
+
+def _number(cells: list[str]) -> NDArray[Any]:
+    return np.array([float(cell) for cell in cells], dtype=np.float64)
+
+
+def _number_or_nan(cells: list[str]) -> NDArray[Any]:
+    return _number([cell or "nan" for cell in cells])
+
+
+_KINDS: dict[str, Kind] = {"index": _whole, "weight": _number, "loss": _number_or_nan}

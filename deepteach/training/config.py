@@ -332,9 +332,12 @@ class Config(BaseModel):
         return self
 
     @property
-    def decay_epochs(self) -> tuple[int, ...]:
+    def decay_epochs(self) -> tuple[float, ...]:
+        """Epochs done when the rate is divided by 10; within an epoch where there are few."""
         if self.milestones is not None:
             return self.milestones
+        if self.epochs < 4:  # whole ones would fall on each other, or on the first step
+            return (self.epochs * 2 / 3, self.epochs * 5 / 6)
         return (self.epochs * 2 // 3, self.epochs * 5 // 6)
 
 

@@ -21,8 +21,8 @@ class Schedule:
 
     epochs: int
     batch_size: int
-    milestones: tuple[int, ...]
-    """Epochs (counted from 0) at whose start the rate is divided by 10, where it falls in steps."""
+    milestones: tuple[float, ...]
+    """Epochs done when the rate is divided by 10, where it falls in steps."""
     interval: int
     window: int
     valid_batch: int

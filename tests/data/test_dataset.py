@@ -35,6 +35,19 @@ def test_tables_are_standardised_by_the_training_rows() -> None:
     np.testing.assert_allclose(data.x_train[:] * data.scale + data.mean, x, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_inputs_that_may_be_overwritten_come_out_the_same(order: Any, dtype: type) -> None:
+    arrays = {k: v.astype(dtype, order) if k[0] == "x" else v for k, v in table().items()}
+    given = {k: v.copy(order) for k, v in arrays.items()}
+    expected, found = from_arrays(**given), from_arrays(**arrays, overwrite=True)
+    for part in ("x_train", "x_valid", "mean", "scale"):
+        assert torch.equal(getattr(found, part)[:], getattr(expected, part)[:]), part
+    assert given["x_train"].mean() != pytest.approx(0, abs=1e-3)  # was left alone
+    shared = np.shares_memory(found.x_train[:].numpy(), arrays["x_train"])
+    assert shared == (order == "C" and dtype is np.float32)
+
+
 def test_constant_columns_become_zero() -> None:
     arrays = table()
     arrays["x_train"][:, 1] = 0.1

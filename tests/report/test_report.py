@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,8 @@ from fake_run import make_run, make_runs
 from deepteach.errors import ConfigError, DataError, StorageError
 from deepteach.report.html import write_comparison, write_report
 from deepteach.report.summary import headline_of
+from deepteach.report.suspects import suspects_of
+from deepteach.report.workbench import workbench_of
 from deepteach.runs.reader import open_run
 
 HOSTILE = ('<img src=x onerror="alert(1)">', "</script><script>alert(2)</script>", "\"'{{ 7*7 }}")
@@ -145,6 +148,19 @@ def test_bare_run(tmp_path: Path) -> None:
                      "cut off", "Least trusted samples"):  # fmt: skip
         assert expected in words
     assert "true label" not in words and "Wrong labels found" not in words
+
+
+def test_the_key_of_a_run_is_of_all_its_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(make_run(tmp_path / "a", n=50))
+    columns = run.weights.columns().values()
+    text = "\n".join("\t".join(map(str, column.tolist())) for column in columns)
+    expected = hashlib.sha256(text.encode()).hexdigest()[:16]
+    for rows in (1, 7, 25, 512):
+        monkeypatch.setattr("deepteach.report.workbench.AT_ONCE", rows)
+        found = workbench_of(run, suspects_of(run, None)[0])
+        assert found is not None and found.run_key == expected
 
 
 def test_rows_are_shown_as_rows(tmp_path: Path) -> None:

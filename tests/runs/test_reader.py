@@ -11,7 +11,7 @@ from fake_run import make_run
 
 from deepteach.errors import DataError
 from deepteach.runs.reader import open_run
-from deepteach.runs.weights import class_order
+from deepteach.runs.weights import class_order, read_weights
 
 
 def test_reads_what_was_written(tmp_path: Path) -> None:
@@ -66,6 +66,30 @@ def test_unfinished_neighbour_is_left_out(tmp_path: Path) -> None:
     (path / "baseline" / "summary.json").unlink()
     run = open_run(path)
     assert run.beside == () and run.notes == ("baseline is unfinished and left out",)
+
+
+def test_lines_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_run(tmp_path / "a", n=50, classes=("a", "bee", "c,d"), sources=("x", "yy"))
+    whole = open_run(path)
+    for lines in (1, 7, 25):
+        monkeypatch.setattr("deepteach.runs.weights.AT_ONCE", lines)
+        parts = open_run(path)
+        assert parts.groups == whole.groups
+        for name, column in whole.weights.columns().items():
+            np.testing.assert_array_equal(parts.weights.columns()[name], column)
+
+
+def test_lines_of_any_length(tmp_path: Path) -> None:
+    path = tmp_path / "weights.csv"
+    lines = ["index,given_label,predicted_label,weight,extra,loss,true_label,group"]
+    lines += ["2,a,b,0.5,?,,b,y", "", "0,a,a,1,?,2.5", "1,b,b,2,?,0.5,b,z,too,many"]
+    path.write_text("\n".join(lines) + "\n")
+    found = read_weights(path)
+    assert found.index.tolist() == [0, 1, 2] and found.weight.tolist() == [1, 2, 0.5]
+    assert found.loss[:2].tolist() == [2.5, 0.5] and np.isnan(found.loss[2])
+    assert found.true.tolist() == ["", "b", "b"] and found.path is None
+    assert found.group is not None and found.group.tolist() == ["", "z", "y"]
+    assert found.suggested.tolist() == ["a", "b", "b"]
 
 
 def _refusal(path: Path) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_training import SCHEDULE
 
 from deepteach.core.adjoint.registry import ADJOINTS
 from deepteach.data.noise import Kind
@@ -319,6 +321,16 @@ def test_demo_only_where_nothing_is_named() -> None:
 def test_decay_epochs_follow_the_length() -> None:
     assert make({"epochs": 60}).decay_epochs == (40, 50)
     assert make({"epochs": 60, "milestones": []}).decay_epochs == ()
+    assert make({"epochs": 4}).decay_epochs == (2, 3)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_few_epochs_begin_at_the_full_rate(epochs: int) -> None:
+    schedule = replace(SCHEDULE, epochs=epochs, milestones=make({"epochs": epochs}).decay_epochs)
+    rates = [schedule.rate(step, 60) for step in range(60 * epochs)]
+    counts = [rates.count(rate) for rate in (1, 0.1, 0.1**2)]
+    assert counts == [40 * epochs, 10 * epochs, 10 * epochs]
+    assert schedule.rate(0, 1) == 1
 
 
 @pytest.mark.parametrize("shape", ["cosine", "constant"])

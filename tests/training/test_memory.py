@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_run import make_run
 from PIL import Image
 
 from deepteach.data.readers import load
+from deepteach.report.workbench import _run_key
+from deepteach.runs.reader import open_run
 from deepteach.training.api import run
 from deepteach.training.config import make
 
@@ -41,13 +45,13 @@ def trained(path: Path) -> None:
     run(config, load(config.data, 0))
 
 
-def peak(path: Path) -> int:
-    """Bytes of Python and NumPy beyond those before, from the list to the written weights."""
+def peak(work: Callable[[Path], object], path: Path) -> int:
+    """Bytes of Python and NumPy beyond those before."""
     gc.collect()
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        trained(path)
+        work(path)
         return tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
@@ -56,5 +60,19 @@ def peak(path: Path) -> int:
 @pytest.mark.filterwarnings("ignore:.*validation")
 def test_a_sample_costs_a_few_numbers(tmp_path: Path) -> None:
     trained(listed(tmp_path, 400))  # what is imported once
-    small, large = (peak(listed(tmp_path, count)) for count in (600, 1800))
+    small, large = (peak(trained, listed(tmp_path, count)) for count in (600, 1800))
     assert (large - small) / 1200 < A_SAMPLE
+
+
+def test_reading_a_run_back_costs_no_more(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / str(count), n=count, samples=False) for count in (1000, 5000)]
+    open_run(paths[0])  # what is imported once
+    small, large = (peak(open_run, path) for path in paths)
+    assert (large - small) / 4000 < A_SAMPLE
+
+
+def test_a_run_is_told_by_parts_of_its_samples(tmp_path: Path) -> None:
+    """The report's key of a run: as one text the samples' cells take several times as much."""
+    runs = [open_run(make_run(tmp_path / str(n), n=n, samples=False)) for n in (5000, 25000)]
+    small, large = (peak(lambda _, run=run: _run_key(run), tmp_path) for run in runs)
+    assert large - small < 2000
