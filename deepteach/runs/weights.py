@@ -34,9 +34,9 @@ _COLUMNS = {  # of weights.csv, in its order
 }
 
 AT_ONCE = 512
-"""Lines that are held as Python's own objects at a time."""
+"""Samples that are shown or read at a time: as Python's own objects they take ten times their text."""
 
-Kind = Callable[[list[str]], NDArray[Any]]
+Cells = Callable[[list[str]], NDArray[Any]]
 """From the cells of a column to numbers or text."""
 
 
@@ -185,7 +185,7 @@ def damaged(path: Path, why: object) -> str:
 
 
 def _columns(
-    path: Path, needed: Collection[str], wanted: Collection[str], kinds: Mapping[str, Kind]
+    path: Path, needed: Collection[str], wanted: Collection[str], kinds: Mapping[str, Cells]
 ) -> dict[str, NDArray[Any]]:
     """Those `wanted` of a CSV file's columns, text unless `kinds` says more.
 
@@ -228,4 +228,4 @@ def _number_or_nan(cells: list[str]) -> NDArray[Any]:
     return _number([cell or "nan" for cell in cells])
 
 
-_KINDS: dict[str, Kind] = {"index": _whole, "weight": _number, "loss": _number_or_nan}
+_KINDS: dict[str, Cells] = {"index": _whole, "weight": _number, "loss": _number_or_nan}

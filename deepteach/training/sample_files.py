@@ -13,7 +13,7 @@ from torch import Tensor
 from deepteach.data.dataset import Data
 from deepteach.data.tasks.base import Task
 from deepteach.report.table import csv_text
-from deepteach.runs.weights import Weights
+from deepteach.runs.weights import AT_ONCE, Weights
 from deepteach.training.evaluate import Trust
 from deepteach.training.weight_history import WeightHistory
 
@@ -22,9 +22,6 @@ SUSPECTS_SHOWN, FEWEST_SHOWN = 240, 48
 
 SHOWN_BYTES = 2**24
 """Between the two, as many as take so much in the file."""
-
-AT_ONCE = 512
-"""Samples that are shown at a time: as Python's own objects they take ten times their text."""
 
 
 def sample_weights(data: Data, trust: Trust) -> Weights:
