@@ -34,7 +34,7 @@ _COLUMNS = {  # of weights.csv, in its order
 }
 
 AT_ONCE = 512
-"""Samples that are shown or read at a time: as Python's own objects they take ten times their text."""
+"""Samples shown or read at a time: as Python's own objects they take ten times their text."""
 
 Cells = Callable[[list[str]], NDArray[Any]]
 """From the cells of a column to numbers or text."""
