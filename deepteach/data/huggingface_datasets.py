@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,23 @@ class Columns:
         if dataset.format["type"] != "custom" and not dataset.format["format_kwargs"]:
             dtype = _dtype(features.get(inputs[0]))
         return cls(label, group, tuple(inputs), bool(images), classes, unused, dtype)
+
+    def ordered_as(self, first: Columns | None, name: str) -> Columns:
+        """The same, several inputs in the order of those of the training samples.
+
+        Raises:
+            DataError: there are others.
+        """
+        if first is None or len(self.inputs) == len(first.inputs) == 1:
+            return self
+        if sorted(self.inputs) != sorted(first.inputs):
+            own = [key for key in self.inputs if key not in first.inputs]
+            lacking = [key for key in first.inputs if key not in self.inputs]
+            raise DataError(
+                f"{name} has other columns of inputs than train_data "
+                f"({first_few(own or lacking)}): give both the same, by select_columns or rename_column"
+            )
+        return replace(self, inputs=first.inputs)
 
 
 @dataclass(frozen=True)
@@ -162,12 +179,15 @@ def opened(
     found: dict[str, Any] = {}
     classes: tuple[str, ...] | None = None
     named, layout, truth = "", None, None
+    trained: Columns | None = None
     for name, source in parts.items():
         if not _is_a(source, "Dataset"):
             found[name] = source
             continue
         first = name == "train_data"
         columns = Columns.of(source, name, group if first or _has(source, group) else None)
+        columns = columns.ordered_as(trained, name)
+        trained = columns if first else trained
         if columns.classes is not None:
             if classes not in (None, columns.classes):
                 raise DataError(

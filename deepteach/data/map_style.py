@@ -36,6 +36,11 @@ def part_of(source: Any, name: str, reading: Access = ACCESS) -> tuple[Any, Any,
         source = dataset_of(source, name)
     if isinstance(source, TensorDataset):
         source = source.tensors  # in memory already
+        if len(source) not in (2, 3):
+            raise DataError(
+                f"{name} is a TensorDataset of {len(source)} tensors: expected x and y, or x, "
+                "y and group"
+            )
     if isinstance(source, tuple | list) and len(source) in (2, 3):
         return source[0], source[1], source[2] if len(source) == 3 else None
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):

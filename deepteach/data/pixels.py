@@ -265,5 +265,7 @@ def _flat(image: Image.Image, alpha: bool) -> tuple[Image.Image, bool]:
 
 
 def _unreadable(file: Path, error: Exception) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{file} does not exist: correct its name, or remove it from the list")
     text = " ".join(str(error).split())
     return DataError(f"{file} cannot be read as an image ({text}): save it anew, or remove it")

@@ -79,6 +79,8 @@ class Items:
             ) from error
         if not isinstance(found, tuple | list) or not 1 <= len(found) <= 3:
             kind = type(found).__name__
+            if isinstance(found, tuple | list):
+                kind += f" of {len(found)} parts"
             raise DataError(
                 f"item {row} of {self.name} is of type {kind}: expected (x, y) or (x, y, group)"
             )

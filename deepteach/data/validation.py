@@ -6,6 +6,7 @@ Symbols: n samples, c channels, h height, w width, d columns.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sized
 from typing import Any
 
@@ -18,6 +19,8 @@ from deepteach.errors import DataError
 from deepteach.names import brief
 
 ROWS_AT_ONCE = 1024  # rows held in float64 at a time
+MANY_SOURCES = 20
+"""Sources that may be more than half as many as samples."""
 ENCODE = "encode labels as 0..C-1, e.g. with sklearn.preprocessing.LabelEncoder"
 
 
@@ -157,6 +160,13 @@ def groups_of(value: Any, count: int) -> tuple[np.ndarray | None, tuple[str, ...
             )
         groups = np.array([str(item) for item in items])
     names, codes = np.unique(groups, return_inverse=True)
+    if len(names) > max(MANY_SOURCES, count // 2):
+        warnings.warn(
+            f"group_train names {len(names)} sources of {count} samples: leave it out if it only "
+            "numbers them, for a source is known by its samples",
+            UserWarning,
+            stacklevel=3,
+        )
     return codes.astype(np.int64), tuple(map(str, names.tolist()))
 
 

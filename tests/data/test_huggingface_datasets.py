@@ -349,3 +349,16 @@ def test_another_data_set_than_that_of_the_run() -> None:
         cleaned_dataset(result, table("validation"))
     with pytest.raises(DataError, match="expected a Dataset or DatasetDict"):
         cleaned_dataset(result, [1, 2])
+
+
+def test_columns_of_inputs_go_by_name() -> None:
+    """Those of other parts are brought into the order of the training samples."""
+    own = table("validation")
+    swapped = own.select_columns(["x2", "label", "x0", "x3", "x1"])
+    plain = bits(go(linear(4), table("train"), own))
+    assert plain == bits(go(linear(4), table("train"), swapped))
+    for other in (own.rename_column("x1", "y"), own.remove_columns("x1")):
+        with pytest.raises(
+            DataError, match="valid_data has other columns of inputs than train_data"
+        ):
+            go(linear(4), table("train"), other)

@@ -262,3 +262,15 @@ def test_labels_of_different_lengths_are_one_line(task: str) -> None:
     ragged = [["a", "b"] if i % 2 else ["c"] for i in range(60)]
     refused(lambda: built(y_train=ragged, task=task), "y_train is not an array")
     refused(lambda: train("mlp", ([[1, 2], [3]] * 30, Y), (XV, YV)), "x_train is not an array")
+
+
+def test_a_source_of_each_sample_is_warned_of() -> None:
+    """Items (x, y, index) are common, and an index is no source."""
+    with pytest.warns(UserWarning, match="names 60 sources of 60 samples: leave it out if it only"):
+        built(group_train=np.arange(60))
+    built(group_train=np.arange(60) // 3)
+
+
+def test_a_tensor_dataset_of_more_than_three() -> None:
+    four = torch.utils.data.TensorDataset(*[torch.zeros(60, 2)] * 4)
+    refused(lambda: train("mlp", four, (XV, YV)), "train_data is a TensorDataset of 4 tensors")
