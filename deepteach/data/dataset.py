@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deepteach.data.frames import columns_of, index_notes, refuse_columns
 from deepteach.data.lazy import LazyRows
-from deepteach.data.ranges import refuse_two_ranges
+from deepteach.data.ranges import Range, refuse_two_ranges
 from deepteach.data.repeats import Keys, Repeats
 from deepteach.data.rows import Samples, select
 from deepteach.data.scaling import moments, normalised, whole
@@ -217,7 +217,7 @@ def from_arrays(
     keys = Keys.of(xs["x_train"], xs["x_valid"]) if lazy else None
     if isinstance(xs["x_valid"], LazyRows):
         xs["x_valid"] = xs["x_valid"].held()
-    refuse_two_ranges(xs)
+    refuse_two_ranges({k: Range.of(v) for k, v in xs.items()})
     x, mean, scale = _scaled(xs, normalise, as_given, overwrite)
     y = {k: torch.from_numpy(v) for k, v in ys.items()}
     data = Data(

@@ -90,7 +90,7 @@ class Columns:
             lacking = [key for key in first.inputs if key not in self.inputs]
             raise DataError(
                 f"{name} has other columns of inputs than train_data "
-                f"({first_few(own or lacking)}): give both the same, by select_columns or rename_column"
+                f"({first_few(own or lacking)}): give both the same ones"
             )
         return replace(self, inputs=first.inputs)
 

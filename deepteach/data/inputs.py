@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deepteach.data.dataset import Data
 from deepteach.data.frames import refuse_other_columns
+from deepteach.data.ranges import Range, refuse_two_ranges
 from deepteach.data.scaling import normalised, whole
 from deepteach.data.validation import features, refuse_non_finite
 from deepteach.errors import DataError
@@ -25,6 +26,7 @@ class RawInputs:
         as_given: as in `from_arrays`.
         shape: of one sample.
         columns: of the data frame that the training samples were.
+        pixels: the range of the numbers in images.
     """
 
     mean: Tensor
@@ -33,12 +35,17 @@ class RawInputs:
     as_given: bool
     shape: tuple[int, ...]
     columns: tuple[Any, ...] | None = None
+    pixels: Range | None = None
 
     @classmethod
     def of(cls, data: Data, *, as_given: bool) -> RawInputs:
         """Those of a problem."""
         keeps = not data.x_valid.is_floating_point()
-        return cls(data.mean, data.scale, keeps, as_given, data.input_shape, data.columns)
+        pixels = None
+        if data.is_image and not keeps:
+            raw = data.x_valid * data.scale + data.mean
+            pixels = Range.of(raw.numpy().round(3))  # scaled and back, bytes are nearly whole
+        return cls(data.mean, data.scale, keeps, as_given, data.input_shape, data.columns, pixels)
 
     def __call__(self, x: Any) -> Tensor:
         """Raises DataError: samples of another shape, other columns, or not finite."""
@@ -51,6 +58,8 @@ class RawInputs:
                 "expected the same"
             )
         refuse_non_finite(found, "x")
+        if self.pixels is not None:
+            refuse_two_ranges({"x": Range.of(found), "x_train": self.pixels})
         if self.keeps:
             return whole(found)
         return normalised(found, self.mean.numpy(), self.scale.numpy())

@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from deepteach.core.predict import logits
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.data.dataset import Data, from_arrays
-from deepteach.data.frames import index_elsewhere
+from deepteach.data.frames import columns_of, index_elsewhere, refuse_other_columns
 from deepteach.data.inputs import RawInputs
+from deepteach.data.ranges import one_is_standardised
 from deepteach.data.splits import stratified_split
 from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.classification import Classification
 from deepteach.data.tasks.multilabel import MultiLabel
 from deepteach.data.tasks.regression import Regression
-from deepteach.data.validation import is_missing
+from deepteach.data.validation import is_missing, label_array
 from deepteach.errors import ConfigError, DataError
+from deepteach.names import brief
 from deepteach.training.api import Result, configured, run
 
 
@@ -109,6 +111,13 @@ class TaughtEstimator(BaseEstimator):
                 )
         if (X_valid is None) != (y_valid is None):
             raise ConfigError("X_valid and y_valid go together: give both or neither")
+        refuse_other_columns(columns_of(y), "y", y_valid, "y_valid")
+
+    def _refuse_settings(self) -> None:
+        """Raises ConfigError: what no training would look at before its end."""
+        threshold = self.suspect_threshold
+        if not isinstance(threshold, int | float | np.number) or not threshold >= 0:
+            raise ConfigError(f"suspect_threshold must be a number of 0 or more, got {threshold!r}")
 
     def _taught(
         self,
@@ -120,6 +129,7 @@ class TaughtEstimator(BaseEstimator):
         classes: int | None,
     ) -> None:
         """Train on checked rows and their labels, as `kind` reads them, and keep what came out."""
+        self._refuse_settings()
         seed = self._seed()
         rows, held = np.arange(len(x)), np.arange(0)
         if truth is None:
@@ -128,6 +138,13 @@ class TaughtEstimator(BaseEstimator):
         else:
             valid = validate_data(self, X_valid, allow_nd=True, dtype="numeric", reset=False)
             trusted = np.asarray(valid)
+            if one_is_standardised(x, trusted):
+                warnings.warn(
+                    "the columns of X have mean 0 and deviation 1, and those of X_valid have not: "
+                    "in a Pipeline say transform_input=['X_valid'], so that it is scaled as X is",
+                    UserWarning,
+                    stacklevel=3,
+                )
         data = from_arrays(
             *(x[rows], encoded[rows], trusted, truth),
             rows_train=rows,
@@ -146,14 +163,23 @@ class TaughtEstimator(BaseEstimator):
         below = self.sample_weights_[order] < self.suspect_threshold
         self.suspect_indices_ = order[below]
 
-    def _scores(self, X: Any, *, double: bool = False) -> Tensor:
-        """`(n, outputs)` what the student says of raw rows; `double`: passes in float64."""
+    def _scores(self, X: Any) -> Tensor:
+        """`(n, outputs)` what the student says of raw rows.
+
+        On the CPU in float64: in float32 a prediction would depend, in its last digits, on the rows
+        beside it.
+        """
         check_is_fitted(self)
         checked = validate_data(self, X, allow_nd=True, dtype="numeric", reset=False)
         # As the training samples came to the student: channels first, normalised.
         inputs = self._inputs(checked)
-        if double and inputs.is_floating_point():
-            return logits(copy.deepcopy(self.module_).double(), inputs.double())
+        module = self.module_
+        on_cpu = all(leaf.device.type == "cpu" for leaf in module.parameters())
+        if on_cpu and inputs.is_floating_point():
+            try:
+                return logits(copy.deepcopy(module).double(), inputs.double())
+            except RuntimeError:
+                pass  # a module of the user's own may make float32 numbers itself
         return logits(self.module_, inputs)
 
     def _split(self, encoded: NDArray, strata: NDArray, seed: int) -> tuple[NDArray, NDArray]:
@@ -170,7 +196,13 @@ class TaughtEstimator(BaseEstimator):
             stacklevel=4,
         )
         size = min(max(1, round(fraction * len(encoded))), len(encoded) - 1)
-        return stratified_split(strata, size, seed, least=1)
+        rest, held = stratified_split(strata, size, seed, least=1)
+        if not len(held):
+            raise DataError(
+                f"X has {len(encoded)} rows and no two of one class, of which one could be "
+                "trusted: give X_valid and y_valid, or more rows"
+            )
+        return rest, held
 
     def _seed(self) -> int:
         seed = self.random_state
@@ -237,8 +269,8 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
             ConfigError: one trusted part without the other, or settings that do not go together.
         """
         self._look_at(X, y, X_valid, y_valid)
-        y = y.toarray() if hasattr(y, "toarray") else y
-        shape = np.asarray(y).shape  # of anything that turns into an array
+        y, y_valid = (v.toarray() if hasattr(v, "toarray") else v for v in (y, y_valid))
+        shape = label_array(y, "y").shape
         several = len(shape) == 2 and shape[1] > 1
         checked, labels = validate_data(
             self, X, y, allow_nd=True, dtype="numeric", ensure_min_samples=2, multi_output=several
@@ -249,15 +281,16 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
             if type_of_target(labels) != "multilabel-indicator":
                 raise ValueError("y has several columns: expected rows of 0 and 1, a label each")
             self.classes_ = np.arange(labels.shape[1])
-            truth = None if y_valid is None else np.asarray(y_valid)
+            self._held = -1 if (labels == -1).any() else 0
+            truth = None if y_valid is None else label_array(y_valid, "y_valid")
             self._taught(MultiLabel, x, labels.astype(np.float32), X_valid, truth, None)
             return self
         if labels.dtype == object:
-            _refuse_odd(labels)
+            _refuse_odd(labels, "y")
         self.classes_, encoded = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class only ({self.classes_[0]!r}): give two or more")
-        truth = None if y_valid is None else self._encode(np.asarray(y_valid))
+        truth = None if y_valid is None else self._encode(label_array(y_valid, "y_valid"))
         self._taught(Classification, x, encoded, X_valid, truth, max(2, len(self.classes_)))
         return self
 
@@ -271,27 +304,29 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
         check_is_fitted(self)
         found = self.predict_proba(X)
         if not self._task.exclusive:
-            return (found > 0.5).astype(np.int64)
+            return np.where(found > 0.5, 1, self._held)
         return self.classes_[found.argmax(1)]
 
     def _encode(self, labels: NDArray) -> NDArray[np.int64]:
+        if labels.dtype.kind in "Of":
+            _refuse_odd(labels, "y_valid")
         unknown = np.setdiff1d(labels, self.classes_)
         if len(unknown):
             raise ValueError(f"y_valid holds labels that y does not: {unknown[:5].tolist()}")
         return np.searchsorted(self.classes_, labels)
 
 
-def _refuse_odd(labels: NDArray) -> None:
+def _refuse_odd(labels: NDArray, name: str) -> None:
     """Raises DataError: objects that are no labels, or are not of one kind."""
     missing = [is_missing(label) for label in labels.tolist()]
     if any(missing):
         raise DataError(
-            f"y has no label at index {missing.index(True)} ({sum(missing)} of {len(missing)} are "
-            "missing): give them labels, or remove those samples"
+            f"{name} has no label at index {missing.index(True)} ({sum(missing)} of {len(missing)} "
+            "are missing): give them labels, or remove those samples"
         )
     kinds = {str if isinstance(label, str) else float for label in labels.tolist()}
     if len(kinds) > 1:
-        raise DataError("y holds text and numbers: give all labels as one of the two")
+        raise DataError(f"{name} holds text and numbers: give all labels as one of the two")
 
 
 class TeachRegressor(RegressorMixin, TaughtEstimator):
@@ -332,13 +367,25 @@ class TeachRegressor(RegressorMixin, TaughtEstimator):
             self, X, y, allow_nd=True, dtype="numeric", ensure_min_samples=2, y_numeric=True,
             multi_output=True,
         )  # fmt: skip
-        rows = np.asarray(targets, np.float64).reshape(len(targets), -1)
-        truth = None if y_valid is None else np.asarray(y_valid, np.float64)
+        rows = _numbers(targets, "y").reshape(len(targets), -1)
+        truth = None if y_valid is None else _numbers(y_valid, "y_valid")
         self._taught(Regression, np.asarray(checked), rows, X_valid, truth, None)
         return self
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """`(n,)` or `(n, targets)` in the unit of y. Raises NotFittedError."""
-        # In float32 a prediction would depend, in its last digits, on the rows beside it.
-        scores = self._scores(X, double=True)
+        scores = self._scores(X)
         return self._task.given_back(self._task.predicted(scores))
+
+
+def _numbers(targets: Any, name: str) -> NDArray[np.float64]:
+    """Raises DataError: targets that are no numbers."""
+    found = label_array(targets, name)
+    try:
+        if found.dtype.kind in "mM":
+            raise TypeError(f"they are of dtype {found.dtype}")
+        return found.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{name} is not made of numbers ({brief(error)}): give targets as numbers"
+        ) from error

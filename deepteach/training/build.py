@@ -72,6 +72,12 @@ def student(config: Config, data: Data, module: nn.Module | None = None) -> tupl
         if name == "auto":
             name = "cnn" if data.is_image else "mlp"
         module, layer = build(name, data.input_shape, data.task.outputs, config.seed)
+    if not isinstance(module, nn.Module):
+        kind = module.__name__ if isinstance(module, type) else type(module).__name__
+        raise ConfigError(
+            f"model is {kind}, which is no module: give an nn.Module, as {kind}(...), or the name "
+            "of a student"
+        )
     refuse_sharded(dict(module.named_parameters()))
     chosen = config.internal or layer or last_linear(module)
     if not chosen:

@@ -171,12 +171,36 @@ def test_pixels_of_two_ranges(odd: str, large: str, small: str, as_given: bool) 
     y = {"y_train": Y, "y_valid": YV, "y_test": YV, "as_given": as_given}
     other = parts(lambda name: small if name == odd else large)
     if odd == "x_train":
-        words = f"x_train has pixels of 0..1 ({other['x_train'].dtype}), and x_valid of 0..255"
+        words = "x_train has pixels of 0..1, and x_valid of 0..255: give both in one range"
     else:
-        words = f"{odd} has pixels of 0..1 ({other[odd].dtype}), and x_train of 0..255"
+        words = f"{odd} has pixels of 0..1, and x_train of 0..255: give both in one range"
     refused(lambda: from_arrays(**other, **y), words)
     for kind in (large, small):
         from_arrays(**parts(lambda _, kind=kind: kind), **y)
+
+
+@pytest.mark.parametrize("as_given", [False, True])
+def test_bytes_beside_centred_pixels(as_given: bool) -> None:
+    centred = PIXELS["floats of 1"] * 2 - 1
+    y = {"y_train": Y, "y_valid": YV, "as_given": as_given}
+    words = "x_train has pixels of -1..1, and x_valid of 0..255"
+    refused(lambda: from_arrays(x_train=centred[:60], x_valid=BYTES[60:], **y), words)
+    from_arrays(x_train=centred[:60], x_valid=centred[60:], **y)
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+@pytest.mark.parametrize("own", [False, True])
+def test_pixels_to_predict_are_in_the_range_of_the_training(kind: str, own: bool) -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3)) if own else "mlp"
+    x = PIXELS[kind]
+    parts = (x[:60], Y), (x[60:], YV)
+    result = train(model, *parts, epochs=1, batch_size=20, baseline=False)
+    for other, pixels in PIXELS.items():
+        if ("255" in kind or kind == "bytes") == ("255" in other or other == "bytes"):
+            result.predict(pixels[:5])
+            result.predict(pixels[:5] * 0)
+        else:
+            refused(lambda pixels=pixels: result.predict(pixels[:5]), "give both in one range")
 
 
 def test_small_numbers_in_tables_are_no_pixels() -> None:
@@ -197,7 +221,7 @@ def test_pixels_of_two_ranges_in_datasets() -> None:
 
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))
     lazy, trusted = Items(BYTES[:60], Y), Items(PIXELS["floats of 1"][60:], YV)
-    refused(lambda: train(model, lazy, trusted, epochs=1), "x_valid has pixels of 0..1")
+    refused(lambda: train(model, lazy, trusted, epochs=1), "x_valid has pixels of 0")
 
 
 def named(rows: Any, names: Any) -> Any:

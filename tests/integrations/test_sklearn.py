@@ -240,3 +240,63 @@ def test_an_index_in_another_order_is_warned_of(kind: str, where: str) -> None:
         by_place = fitted(**{name: other})
     np.testing.assert_array_equal(by_place, fitted(**{name: other.to_numpy()}))
     np.testing.assert_array_equal(plain, fitted(**{name: parts[name].reset_index(drop=True)}))
+
+
+@pytest.mark.parametrize("odd", [None, float("nan"), pandas.NA])
+def test_a_trusted_label_that_is_missing(odd: Any) -> None:
+    names = NAMES[YV].astype(object)
+    names[4] = odd
+    with pytest.raises(DataError, match="y_valid has no label at index 4 "):
+        quick().fit(X, NAMES[Y], X_valid=XV, y_valid=names)
+    if isinstance(odd, float):
+        with pytest.raises(DataError, match="y_valid has no label at index 4 "):
+            quick().fit(X, Y, X_valid=XV, y_valid=np.where(np.arange(len(YV)) == 4, odd, YV))
+
+
+@pytest.mark.filterwarnings("ignore:no X_valid")
+def test_too_few_rows_to_trust_any() -> None:
+    with pytest.raises(DataError, match="X has 3 rows and no two of one class.*: give X_valid"):
+        quick().fit(X[:3], [0, 1, 2])
+
+
+@pytest.mark.parametrize("threshold", ["0.5", None, -1, float("nan")])
+@pytest.mark.filterwarnings("ignore:no X_valid")
+def test_a_threshold_that_is_none(threshold: Any) -> None:
+    with pytest.raises(ConfigError, match="suspect_threshold must be a number of 0 or more"):
+        quick(suspect_threshold=threshold).fit(X, Y)
+
+
+@pytest.mark.filterwarnings("ignore:no X_valid")
+def test_a_class_in_the_place_of_a_module() -> None:
+    with pytest.raises(ConfigError, match="model is Linear, which is no module: give an nn.Module"):
+        quick(model=nn.Linear).fit(X, Y)
+
+
+def test_trusted_rows_that_a_pipeline_did_not_scale() -> None:
+    """`fit(..., est__X_valid=...)` passes them by the scaler, unless transform_input names them."""
+    far, trusted = X * 3 + 50, XV * 3 + 50
+    given = {"teachclassifier__X_valid": trusted, "teachclassifier__y_valid": YV}
+    with pytest.warns(UserWarning, match="say transform_input=\\['X_valid'\\]"):
+        make_pipeline(StandardScaler(), quick(epochs=1)).fit(far, Y, **given)
+    scaled = StandardScaler().fit(far)
+    quick(epochs=1).fit(scaled.transform(far), Y, X_valid=scaled.transform(trusted), y_valid=YV)
+
+
+class Single(nn.Module):
+    """Makes float32 numbers in its pass, which a float64 one cannot be multiplied with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(len(X[0]), 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x @ torch.eye(x.shape[1]))
+
+
+@pytest.mark.filterwarnings("ignore:no X_valid")
+@pytest.mark.parametrize("model", ["mlp", Single()])
+def test_a_prediction_does_not_depend_on_the_rows_beside_it(model: Any) -> None:
+    found = quick(model=model, epochs=2).fit(X, Y)
+    whole = found.predict_proba(XV)
+    alone = np.concatenate([found.predict_proba(XV[i : i + 1]) for i in range(len(XV))])
+    np.testing.assert_allclose(alone, whole, atol=1e-12 if model == "mlp" else 1e-5)

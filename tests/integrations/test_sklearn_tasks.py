@@ -110,3 +110,42 @@ def test_several_labels() -> None:
     assert "valid_micro_f1" in clf.history_[-1] and clf.sample_weights_.shape == (200,)
     with pytest.raises(ValueError, match="multioutput|several columns|Unknown label type"):
         clf.fit(X[TRAIN], ROWS[TRAIN] + 3 * ROWS[TRAIN, ::-1])
+
+
+SETS = np.stack([np.arange(90) % 2, np.arange(90) % 3 > 0], 1).astype(int)
+WIDE = np.random.default_rng(5).normal(size=(90, 3)) + SETS @ [[3, 0, 0], [0, 3, 0]]
+
+
+def test_trusted_labels_of_several_as_a_sparse_matrix_or_a_frame() -> None:
+    sparse, pandas = pytest.importorskip("scipy.sparse"), pytest.importorskip("pandas")
+    made = dt.TeachClassifier(epochs=2, batch_size=20)
+
+    def predicted(y: Any, y_valid: Any) -> Any:
+        return made.fit(WIDE[:60], y, X_valid=WIDE[60:], y_valid=y_valid).predict(WIDE)
+
+    plain = predicted(SETS[:60], SETS[60:])
+    rows = sparse.csr_matrix(SETS[:60]), sparse.csr_matrix(SETS[60:])
+    np.testing.assert_array_equal(predicted(*rows), plain)
+    frame = pandas.DataFrame(SETS, columns=["p", "q"])
+    np.testing.assert_array_equal(predicted(frame[:60], frame[60:]), plain)
+    with pytest.raises(DataError, match="y_valid has the columns of y in another order"):
+        predicted(frame[:60], frame[60:][["q", "p"]])
+    with pytest.raises(DataError, match="y is not an array"):
+        predicted([["p", "q"], ["p"]] * 30, SETS[60:])
+
+
+def test_labels_of_minus_one_are_predicted_as_they_were_given() -> None:
+    signs = 2 * SETS - 1
+    made = dt.TeachClassifier(epochs=20, batch_size=20)
+    made.fit(WIDE[:60], signs[:60], X_valid=WIDE[60:], y_valid=signs[60:])
+    assert set(made.predict(WIDE).ravel()) == {-1, 1} and made.score(WIDE, signs) > 0.5
+
+
+@pytest.mark.parametrize("odd", [["a", "b"] * 30, np.arange(60).astype("datetime64[D]")])
+@pytest.mark.parametrize("part", ["y", "y_valid"])
+def test_targets_that_are_no_numbers(odd: Any, part: str) -> None:
+    parts = {"y": WIDE[:60, 0], "y_valid": WIDE[:60, 0], part: odd}
+    with pytest.raises(DataError, match=f"{part} is not made of numbers .*give targets as numbers"):
+        dt.TeachRegressor(epochs=1).fit(
+            WIDE[:60], parts["y"], X_valid=WIDE[:60], y_valid=parts["y_valid"]
+        )
