@@ -78,20 +78,12 @@ class Columns:
         return cls(label, group, tuple(inputs), bool(images), classes, unused, dtype)
 
     def ordered_as(self, first: Columns | None, name: str) -> Columns:
-        """The same, several inputs in the order of those of the training samples.
-
-        Raises:
-            DataError: there are others.
-        """
+        """Several inputs in the order of those of the training samples. Raises DataError."""
         if first is None or len(self.inputs) == len(first.inputs) == 1:
             return self
-        if sorted(self.inputs) != sorted(first.inputs):
-            own = [key for key in self.inputs if key not in first.inputs]
-            lacking = [key for key in first.inputs if key not in self.inputs]
-            raise DataError(
-                f"{name} has other columns of inputs than train_data "
-                f"({first_few(own or lacking)}): give both the same ones"
-            )
+        if odd := sorted({*self.inputs} ^ {*first.inputs}):
+            told = f"{name} has other columns of inputs than train_data"
+            raise DataError(f"{told} ({first_few(odd)}): give both the same ones")
         return replace(self, inputs=first.inputs)
 
 
