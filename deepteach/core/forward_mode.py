@@ -19,11 +19,12 @@ from torch.autograd import forward_ad
 
 from deepteach.tree import Params
 
-_KERNELS: Any = torch._VF
-_LEAN = all(
-    hasattr(_KERNELS, f"_{name}")
-    for name in ("enter_dual_level", "exit_dual_level", "make_dual", "unpack_dual")
+_PLACES: tuple[Any, Any] = (torch._VF, torch._C)
+_enter, _exit, _make, _unpack = (
+    next((getattr(place, name) for place in _PLACES if hasattr(place, name)), None)
+    for name in ("_enter_dual_level", "_exit_dual_level", "_make_dual", "_unpack_dual")
 )
+_LEAN = None not in (_enter, _exit, _make, _unpack)
 """Whether this torch has the kernels that `forward_ad` wraps, by the names that they had."""
 
 _loaded = False
@@ -74,22 +75,22 @@ def _along(
 
 
 def _make_and_unpack() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    if _LEAN:
-        return _KERNELS._make_dual, _KERNELS._unpack_dual
-    return forward_ad.make_dual, forward_ad.unpack_dual
+    if _make is None or _unpack is None:
+        return forward_ad.make_dual, forward_ad.unpack_dual
+    return _make, _unpack
 
 
 @contextmanager
 def _level() -> Iterator[int]:
-    if not _LEAN:
+    if _enter is None or _exit is None:
         with forward_ad.dual_level() as level:
             yield level
         return
-    level = _KERNELS._enter_dual_level()
+    level = _enter()
     try:
         yield level
     finally:
-        _KERNELS._exit_dual_level(level=level)
+        _exit(level=level)
 
 
 def lacks_forward_rule(error: Exception) -> bool:
