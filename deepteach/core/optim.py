@@ -195,7 +195,7 @@ class MomentumSGD(Rule):
 
     def pull(self, state: State, gradient: Params, hyper: dict[str, Hyper], later: State) -> Pull:
         d_theta, d_velocity = dict(later.theta), dict(later.slots["momentum_buffer"])
-        d_gradient = {name: torch.zeros_like(leaf) for name, leaf in d_theta.items()}
+        d_gradient = {n: d if n in hyper else torch.zeros_like(d) for n, d in d_theta.items()}
         for name, h in hyper.items():
             reach = h.lr * h.momentum if h.nesterov else h.lr
             along = d_velocity[name] if h.momentum != 0 else torch.zeros_like(d_theta[name])

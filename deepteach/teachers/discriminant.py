@@ -86,8 +86,8 @@ def _in_full(centred: Tensor, means: Tensor, freedom: int, shrinkage: float) -> 
     """C^-1 M^T by a solution with the `(width, width)` matrix C."""
     covariance = centred.T @ centred / freedom
     spread = covariance.diagonal().mean().clamp(min=1e-12)
-    eye = torch.eye(len(covariance), dtype=centred.dtype, device=centred.device)
-    shrunk = (1 - shrinkage) * covariance + shrinkage * spread * eye
+    shrunk = (1 - shrinkage) * covariance
+    shrunk.diagonal().add_(shrinkage * spread)
     return torch.linalg.solve(shrunk, means.T)
 
 
@@ -99,6 +99,7 @@ def _in_the_span(centred: Tensor, means: Tensor, freedom: int, shrinkage: float)
     samples, width = centred.shape
     spread = (centred.square().sum() / (freedom * width)).clamp(min=1e-12)
     a, b = shrinkage * spread, (1 - shrinkage) / freedom
-    eye = torch.eye(samples, dtype=centred.dtype, device=centred.device)
-    inner = torch.linalg.solve(a * eye + b * (centred @ centred.T), centred @ means.T)
+    gram = b * (centred @ centred.T)
+    gram.diagonal().add_(a)
+    inner = torch.linalg.solve(gram, centred @ means.T)
     return (means.T - b * (centred.T @ inner)) / a

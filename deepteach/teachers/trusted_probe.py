@@ -192,9 +192,13 @@ class TrustedProbe(Feature):
         if not counted.any():
             return
         states, labels = states[counted], read.index[counted]
-        self.slope, self.offset = discriminant(states, labels, read.classes, self.shrinkage)
+        present, own = labels.unique(return_inverse=True)
+        member = members(own, len(present), states)
+        self.slope, offsets = of_members(states, own, member, self.shrinkage)
+        self.offset = states.new_full((read.classes,), -torch.inf)
+        self.offset[present] = offsets
         held = self._held
-        self.temperature = self._temperature(states, labels, read.classes) if held is None else held
+        self.temperature = self._temperature(states, own, member) if held is None else held
 
     def _fit_several(self, states: Tensor, given: Tensor) -> None:
         slope, offset = label_discriminants(states, given, self.shrinkage)
@@ -224,15 +228,13 @@ class TrustedProbe(Feature):
 
         return most_likely(log_likelihood, odds)
 
-    def _temperature(self, states: Tensor, labels: Tensor, classes: int) -> Tensor:
+    def _temperature(self, states: Tensor, own: Tensor, member: Tensor) -> Tensor:
         """The most likely T on parts that did not fit the discriminant.
 
         The parts take turns within each class. They are found here and not by scikit-learn,
         whose splits live on the CPU: this runs after every update, on the states' device.
         """
-        part = turns(torch.argsort(labels, stable=True), self.folds)
-        present, own = labels.unique(return_inverse=True)
-        member = members(own, len(present), states)
+        part, count = turns(torch.argsort(own, stable=True), self.folds), member.shape[1]
         held_scores, held_labels = [], []
         for held, rest in _splits(part, self.folds):
             if (known := _complete(member[rest])) is not None:
@@ -240,11 +242,11 @@ class TrustedProbe(Feature):
                 held_scores.append(states[held] @ slope + offsets)
                 held_labels.append(own[held])
                 continue
-            slope, offset = discriminant(states[rest], labels[rest], classes, self.shrinkage)
-            usable = torch.isfinite(offset)[labels[held]]
-            scores = states.new_full((int(usable.sum()), len(present)), IMPOSSIBLE)
+            slope, offset = discriminant(states[rest], own[rest], count, self.shrinkage)
             fitted = torch.isfinite(offset)
-            scores[:, fitted[present]] = states[held][usable] @ slope + offset[fitted]
+            usable = fitted[own[held]]
+            scores = states.new_full((int(usable.sum()), count), IMPOSSIBLE)
+            scores[:, fitted] = states[held][usable] @ slope + offset[fitted]
             held_scores.append(scores)
             held_labels.append(own[held][usable])
         if not held_scores or sum(map(len, held_labels)) == 0:

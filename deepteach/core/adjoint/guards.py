@@ -27,27 +27,34 @@ from deepteach.shards import anywhere, own
 from deepteach.tree import Params, norm, tree_map
 
 
+class Gap:
+    """What lies between a state that was `reached` and the one that it should be, `end`."""
+
+    def __init__(self, reached: Params, end: Params) -> None:
+        self.end, self.apart = end, tree_map(torch.sub, reached, end)
+        self.error, self.size = norm(self.apart), norm(end)
+
+    @property
+    def drift(self) -> float:
+        """The error, relative to the size of `end`."""
+        return self.error / max(self.size, 1e-300)
+
+
 def check_movement(
-    start: Params,
-    end: Params,
-    reached: Params,
-    slack: float,
-    rounding: Callable[[], Params] | None = None,
+    start: Params, gap: Gap, slack: float, rounding: Callable[[], Params] | None = None
 ) -> None:
-    """`reached` must be `end`, to within `slack` of the movement and the rounding of theta.
+    """A `gap` must be within `slack` of the movement from `start`, and the rounding of theta.
 
     The drift tolerance alone is relative to theta and would not see an added loss term at a
-    small learning rate. `rounding` says by how much each entry of `reached` may be off anyway;
-    it is asked only where that decides.
+    small learning rate. `rounding` says by how much each entry of what was reached may be off
+    anyway; it is asked only where that decides.
     """
-    movement = norm(tree_map(torch.sub, end, start))
-    apart = tree_map(torch.sub, reached, end)
-    eps = max((torch.finfo(leaf.dtype).eps for leaf in end.values()), default=0.0)
-    bound = slack * movement + 100 * eps * norm(end)
-    error = norm(apart)
+    movement, error = norm(tree_map(torch.sub, gap.end, start)), gap.error
+    eps = max((torch.finfo(leaf.dtype).eps for leaf in gap.end.values()), default=0.0)
+    bound = slack * movement + 100 * eps * gap.size
     if not error <= bound and rounding is not None:
-        apart = tree_map(lambda off, least: (off.abs() - least).clamp(min=0), apart, rounding())
-        error = norm(apart)
+        least = rounding()
+        error = norm(tree_map(lambda off, by: (off.abs() - by).clamp(min=0), gap.apart, least))
     if not error <= bound:
         raise ReplayError(
             f"the recorded steps do not connect the student's states (off by {error:.1e} of a "
@@ -79,7 +86,7 @@ def check_step(
             found = tree_map(torch.maximum, found, off)
         return found
 
-    check_movement(held.theta, end, reached, slack, rounding)
+    check_movement(held.theta, Gap(reached, end), slack, rounding)
 
 
 def _rounding_of(gradient: Tensor, scale: float) -> Tensor:

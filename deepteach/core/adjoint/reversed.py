@@ -23,7 +23,7 @@ from deepteach.core.adjoint.stored import Checkpointed, Stored
 from deepteach.core.graph_memory import Graphs
 from deepteach.core.optim import Hyper, Rule, State, longest_reversal
 from deepteach.errors import ConfigError, ReplayError, ReversalWarning
-from deepteach.tree import Params, clone, distance, zeros_like
+from deepteach.tree import Params, clone, zeros_like
 
 COPIES = 2**30
 """Bytes that the states of a window may take, all of them kept, once reversal has failed."""
@@ -221,17 +221,15 @@ class Reversed(AbstractAdjoint):
         start = window.steps[window.start].state
         if start is None:
             return None
-        drift = distance(theta, start.theta)
-        allowed = self.allowed(theta)
+        gap, allowed = guards.Gap(theta, start.theta), self.allowed(theta)
+        drift = gap.drift
         if not drift <= allowed:
             raise ReplayError(
                 f"undoing {window.length} steps drifted by {drift:.1e}, more than "
                 f"{allowed}: use adjoint=Stored() or a shorter window",
                 off=drift,
             )
-        guards.check_movement(
-            window.final.theta, start.theta, theta, max(10 * self.tolerance, allowed)
-        )
+        guards.check_movement(window.final.theta, gap, max(10 * self.tolerance, allowed))
         return drift
 
 

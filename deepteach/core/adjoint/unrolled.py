@@ -12,7 +12,7 @@ from deepteach.core.linearised import gradients
 from deepteach.core.optim import State
 from deepteach.core.running_statistics import RunningStatistics
 from deepteach.core.twice import Corrected
-from deepteach.tree import Params, distance, dot
+from deepteach.tree import Params, dot
 
 
 class Unrolled(Stored):
@@ -57,5 +57,6 @@ class Unrolled(Stored):
             # Every rank has this end, and the end is the sum of what ranks have.
             d_omega = gradients(end / ranks.count, omega)
             d_omega = ranks.summed(d_omega, "teacher")
-        guards.check_movement(start, window.final.theta, state.theta, self.allowed(start))
-        return MetaGradient(d_omega, distance(state.theta, window.final.theta))
+        gap = guards.Gap(state.theta, window.final.theta)
+        guards.check_movement(start, gap, self.allowed(start))
+        return MetaGradient(d_omega, gap.drift)
