@@ -74,7 +74,7 @@ def _reads_columns(loss: SampleLoss, logits: Tensor, labels: Tensor) -> bool:
     if losses is None:
         return False
     told = (slope != 0).any(1) & (labels >= 0)
-    index = labels.clamp(min=0).unsqueeze(1)
+    index = labels.clamp(min=0).long().unsqueeze(1)
     own = -slope.gather(1, index).squeeze(1)
     others = (-slope).scatter(1, index, -torch.inf).amax(1)
     return bool(told.any()) and bool((own > others)[told].all())

@@ -75,7 +75,7 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def expected_accuracy_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - mean p_y: one minus the expected accuracy of Wu et al., NeurIPS 2018."""
     _refuse_unreadable(logits, labels, "validation_loss", soft=False)
-    own = logits.softmax(1).gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
+    own = logits.softmax(1).gather(1, labels.clamp(min=0).long().unsqueeze(1)).squeeze(1)
     return 1 - mean_counted(own, labels < 0)
 
 
@@ -163,7 +163,7 @@ def smooth_error(logits: Tensor, labels: Tensor, sharpness: float = 50.0) -> Ten
     """
     _refuse_unreadable(logits, labels, "validation_loss", soft=False)
     p = logits.softmax(1)
-    own = p.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
+    own = p.gather(1, labels.clamp(min=0).long().unsqueeze(1)).squeeze(1)
     each = 2 * torch.sigmoid(sharpness * (p.amax(1) - own)) - 1
     return mean_counted(each, labels < 0)
 

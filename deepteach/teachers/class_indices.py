@@ -12,7 +12,7 @@ from deepteach.errors import ConfigError
 
 
 def class_indices(snapshot: Snapshot, reader: str, instead: str | None = None) -> Tensor:
-    """The given labels, `(batch,)`, where each is the index of a column of the logits.
+    """The given labels, `(batch,)` int64, where each is the index of a column of the logits.
 
     Negative labels are those that losses ignore. To index with them, `clamp(min=0)`: what is
     said of an ignored sample has no weight.
@@ -31,7 +31,7 @@ def class_indices(snapshot: Snapshot, reader: str, instead: str | None = None) -
     elif snapshot.logits.dim() != 2 or snapshot.logits.shape[1] < 2:
         came = f"logits of shape {tuple(snapshot.logits.shape)}"
     else:
-        return labels
+        return labels.long()  # uint8, which torch reads as classes, would index as a mask
     raise ConfigError(
         f"{reader} reads class indices: expected integer labels of shape (batch,) and logits of "
         f"shape (batch, classes), got {came}: use {instead or readers(snapshot)} in its place"

@@ -16,14 +16,16 @@ from deepteach.teachers.class_indices import described
 
 @dataclass(frozen=True, eq=False)
 class OneClass:
-    """One class a sample: `index` `(batch,)`, negative where it is ignored, of `classes`.
+    """One class a sample: `index` `(batch,)` int64, negative where it is ignored, of `classes`.
 
-    Of probabilities, `soft` `(batch, classes)`, the index is that of the largest.
+    Of probabilities, `soft` `(batch, classes)`, the index is that of the largest. Where the labels
+    themselves are indices, they are `given`.
     """
 
     index: Tensor
     classes: int
     soft: Tensor | None
+    given: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,7 @@ def read_labels(snapshot: Snapshot, reader: str, *, several: bool) -> OneClass |
     if isinstance(labels, Tensor) and labels.dim() > 0:
         samples, given = len(labels), tuple(labels.shape)
         if given == (samples,) and len(shape) == 2 and shape[1] > 1 and integral(labels):
-            return OneClass(labels, shape[1], None)
+            return OneClass(labels.long(), shape[1], None, given=True)
         if {given, shape} <= {(samples,), (samples, 1)}:
             return OneClass((labels.flatten() > 0.5).long(), 2, None)
         if given == shape and len(shape) == 2:
@@ -77,7 +79,7 @@ def hold_by_themselves(snapshot: Snapshot, reader: str) -> bool:
     """
     labels: Any = snapshot.labels
     read = read_labels(snapshot, reader, several=False)
-    if isinstance(read, OneClass) and read.soft is None and read.index is labels:
+    if isinstance(read, OneClass) and read.given:
         return False
     values = labels.double()
     if values.dim() == 2 and values.shape[1] > 1:

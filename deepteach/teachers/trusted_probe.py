@@ -267,11 +267,10 @@ class TrustedProbe(Feature):
         where labels are no classes, or where a class has samples in one part alone.
         """
         read = read_labels(trusted, "TrustedProbe", several=self._several)
-        labels = trusted.labels
-        if not (isinstance(read, OneClass) and read.index is labels and len(labels) >= folds):
+        if not (isinstance(read, OneClass) and read.given and len(read.index) >= folds):
             return None
         states = trusted.internal.detach().double()
-        present, own = labels.unique(return_inverse=True)
+        present, own = read.index.unique(return_inverse=True)
         if present[0] < 0:
             return None
         member = members(own, len(present), states)

@@ -146,7 +146,7 @@ def alike(given: Tensor, trusted: Any) -> Tensor:
         return even
     classes = int(max(given.max(), trusted.max())) + 1
     wanted = trusted.bincount(minlength=classes).double()
-    counts = (wanted / (given.bincount(minlength=classes) + 1))[given]
+    counts = (wanted / (given.bincount(minlength=classes) + 1))[given.long()]
     return counts if bool(counts.any()) else even
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import deepteach as dt
 from deepteach.teachers.discriminant import label_discriminants
+from deepteach.teachers.trusted_ratio import TrustedRatio
 
 LABELS, WIDTH = 5, 12
 
@@ -196,3 +197,32 @@ def test_a_coach_finds_the_wrong_labels() -> None:
         optimizer.step()
         coach.update((valid.internal.float(), valid.labels.float()))
     assert auroc(coach.weights(x, labels), wrong) > 0.9
+
+
+@pytest.mark.parametrize("named", ["nll", "expected_accuracy", "smooth_error"])
+def test_classes_in_bytes_are_those_in_int64(named: str) -> None:
+    """Cross-entropy takes both; as an index a tensor of bytes would be a mask."""
+
+    def taught(kind: torch.dtype) -> dict[str, Tensor]:
+        g = torch.Generator().manual_seed(0)
+        module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        for leaf in module.parameters():
+            leaf.data = torch.randn(leaf.shape, generator=g) / 3
+        read = [dt.TrustedProbe(), TrustedRatio(), dt.Label(3), dt.Surface()]
+        teacher = dt.Teacher(read)
+        for leaf in teacher.parameters():
+            leaf.data = torch.randn(leaf.shape, generator=g) / 3
+        optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+        student = dt.Student(module, "2")
+        coach = dt.Coach(student, optimizer, teacher, interval=2, validation_loss=named)
+        x, y = torch.randn(30, 4, generator=g), torch.randint(3, (30,), generator=g).to(kind)
+        for _ in range(6):
+            optimizer.zero_grad()
+            coach.loss(x[:12], y[:12]).backward()
+            optimizer.step()
+            coach.update((x[12:], y[12:]))
+        assert coach.last_record is not None and coach.last_record.skipped is None
+        return coach.omega
+
+    want, found = taught(torch.int64), taught(torch.uint8)
+    assert all(torch.equal(found[name], leaf) for name, leaf in want.items())
