@@ -43,6 +43,9 @@ _READERS: dict[str, Callable[[Path, Asked], Read]] = {
 """What reads the files of a scheme, given the path and what else is asked for. A source of the
 user's own has no entry: it is named by its path."""
 
+_IMAGES = ("folder", "manifest")
+"""Schemes whose images are resized where that is asked for."""
+
 
 def load(
     spec: str,
@@ -78,6 +81,11 @@ def load(
         DataError: what cannot be read or used.
     """
     scheme, colon, path = spec.partition(":")
+    if image_size is not None and scheme not in _IMAGES:
+        raise ConfigError(
+            f"image_size is of images in files, and data '{spec}' are none: leave it out, or give "
+            f"{' or '.join(_IMAGES)}"
+        )
     if scheme == "digits" and not colon:
         arrays = _digits(seed, 200 if valid_size is None else valid_size)
         data = _built(arrays, spec, seed, None, as_given, world, task)

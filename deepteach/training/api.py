@@ -218,6 +218,13 @@ def assembled(
             "train has no column to read groups from: give the source of each sample beside it, "
             "train_data=(x, y, group)"
         )
+    if config.image_size is not None and not any(
+        getattr(part, "layout", None) for part in taken.given.values()
+    ):
+        raise ConfigError(
+            "image_size is of images in a data set of Hugging Face, and train was given none: "
+            "resize them in the items, or leave it out"
+        )
     names = taken.classes if config.task in (AUTO, "classification", "binary") else None
     if names is not None and classes not in (None, len(names)):
         raise DataError(f"classes is {classes}, and the labels are of {len(names)}: leave it out")

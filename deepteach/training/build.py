@@ -96,6 +96,11 @@ def fitted(config: Config, data: Data) -> tuple[Config, tuple[str, ...]]:
     where it is too large.
     """
     told: tuple[str, ...] = ()
+    if config.augment is True and not data.is_image:
+        raise ConfigError(
+            f"augment true crops and mirrors images, and samples of {data.name} have shape "
+            f"{data.input_shape}: leave it out, or give a function of yours"
+        )
     if config.augment is None:
         chosen = augment.by_default(config.data, data.input_shape)
         config = config.model_copy(update={"augment": chosen})

@@ -417,6 +417,8 @@ def _lines(error: ValidationError) -> Iterator[str]:
         elif item["type"] == "value_error":
             told = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
             yield told if told.startswith(key) else f"{key}: {told}"
+        elif item["type"] == "model_type":
+            yield f"{key}: expected a mapping, as {{kind: flip, rate: 0.4}}, got {item['input']!r}"
         elif item["type"] == "literal_error":
             expected = re.findall("'([^']*)'", item.get("ctx", {}).get("expected", ""))
             yield f"{key}: {told}, got {item['input']!r}{hint(str(item['input']), expected)}"

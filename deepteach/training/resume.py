@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from deepteach.distributed.collectives import Ranks
-from deepteach.errors import CheckpointError
+from deepteach.errors import CheckpointError, DataError
 from deepteach.names import brief
 from deepteach.rng import generator_states, set_generator_states
 from deepteach.runs.checkpoint import Store
@@ -49,22 +49,32 @@ def state_of(loop: TrainingLoop, log: RunLog) -> dict[str, Any]:
     return state
 
 
-def meta_of(log: RunLog, ranks: Ranks) -> dict[str, Any]:
-    """What is committed beside the tree: how long it took, and what its bits depend on."""
-    return {"seconds": log.seconds, "quality": log.quality, **_surroundings(ranks)}
+def meta_of(log: RunLog, ranks: Ranks, data: dict[str, str]) -> dict[str, Any]:
+    """What is committed beside the tree: how long it took, and what its bits depend on.
+
+    `data` is what its data are known by (`identity_of`).
+    """
+    return {"seconds": log.seconds, "quality": log.quality, "data": data, **_surroundings(ranks)}
 
 
 def _surroundings(ranks: Ranks) -> dict[str, Any]:
     return {"threads": torch.get_num_threads(), "processes": ranks.count, **versions()}
 
 
-def restore(loop: TrainingLoop, log: RunLog, store: Store, say: Callable[[str], None]) -> bool:
+def restore(
+    loop: TrainingLoop,
+    log: RunLog,
+    store: Store,
+    say: Callable[[str], None],
+    data: dict[str, str],
+) -> bool:
     """Go on from the newest verified checkpoint; False where none was committed yet.
 
-    `say` is told what was found.
+    `say` is told what was found; `data` is as in `meta_of`.
 
     Raises:
         CheckpointError: all are damaged, or one does not fit this run.
+        DataError: its labels, rows or sources are others now.
     """
     ranks = loop.ranks
     found = store.newest()
@@ -80,6 +90,14 @@ def restore(loop: TrainingLoop, log: RunLog, store: Store, say: Callable[[str], 
     for skipped in found.skipped:
         say(f"damaged checkpoint passed over: {skipped}")
     saved, here = {"processes": 1, **found.meta}, _surroundings(ranks)
+    before = saved.get("data", data)  # earlier versions did not note it
+    if before["labels"] != data["labels"]:
+        raise DataError(
+            f"the labels, or the rows, of the data have changed since {found.path} was written: go "
+            "on with those that the run began with, or choose another --out"
+        )
+    if before["inputs"] != data["inputs"]:
+        say("not bit-reproducible: the inputs changed since the checkpoint")
     changed = [key for key in here if saved.get(key) != here[key]]
     if changed:
         say(f"not bit-reproducible: {', '.join(changed)} changed since the checkpoint")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.data.dataset import Data
+from deepteach.data.identity import identity_of
 from deepteach.data.rows import Samples, readable, select
 from deepteach.loggers.base import AbstractLogger, LoggedRun, flat_settings
 from deepteach.rng import stream
@@ -68,6 +70,10 @@ class MethodRun:
         self.task, truth = data.task, data.y_clean
         self.wrong = None if truth is None else self.task.differ(truth, data.y_train)
 
+    @cached_property
+    def _identity(self) -> dict[str, str]:
+        return identity_of(self.data)
+
     def go(self, watch: Watch, resume: bool) -> None:
         """Train to the end, from the newest verified checkpoint where there is one."""
         store = None if self.folder is None else Store(self.folder / "checkpoints")
@@ -81,7 +87,11 @@ class MethodRun:
                 folder, place = self.folder, (loop.device, self.ranks.count)
                 said = self.data.decisions
                 self.ranks.lead(lambda: open_folder(folder, config, *place, said))
-                if store is not None and resume and restore(loop, log, store, watcher.say):
+                if (
+                    store is not None
+                    and resume
+                    and restore(loop, log, store, watcher.say, self._identity)
+                ):
                     self.ranks.lead(lambda: write_metrics(folder, log.metrics))
             settings = flat_settings(config.model_dump(mode="json"))
             run = LoggedRun(config.method, settings, self.folder, tuple(log.metrics))
@@ -192,7 +202,7 @@ class MethodRun:
         def write() -> None:
             if end is not None and not end.warm_up:
                 write_metrics(folder, self.log.metrics)
-            store.commit(step, state, meta=meta_of(self.log, self.ranks))
+            store.commit(step, state, meta=meta_of(self.log, self.ranks, self._identity))
 
         self.ranks.lead(write)
 

@@ -16,6 +16,7 @@ from deepteach.data.dataset import Data, from_arrays
 from deepteach.data.decisions import decisions_of
 from deepteach.data.readers import load
 from deepteach.data.tasks.regression import Regression
+from deepteach.errors import ConfigError
 from deepteach.training.api import train
 
 A = arrays(train=60, valid=30, test=30)
@@ -298,3 +299,18 @@ def test_a_source_of_each_sample_is_warned_of() -> None:
 def test_a_tensor_dataset_of_more_than_three() -> None:
     four = torch.utils.data.TensorDataset(*[torch.zeros(60, 2)] * 4)
     refused(lambda: train("mlp", four, (XV, YV)), "train_data is a TensorDataset of 4 tensors")
+
+
+def test_settings_of_images_for_data_that_are_none(tmp_path: Path) -> None:
+    def file() -> str:
+        (tmp_path / "a.csv").write_text("a,label\n" + "".join(f"{i},{i % 2}\n" for i in range(120)))
+        return f"csv:{tmp_path}/a.csv"
+
+    for spec in (file(), "digits"):
+        words = f"image_size is of images in files, and data '{spec}' are none"
+        refused(lambda spec=spec: load(spec, 0, image_size=8), words, ConfigError)
+    parts = (X, Y), (XV, YV)
+    words = "image_size is of images in a data set of Hugging Face, and train was given none"
+    refused(lambda: train("mlp", *parts, epochs=1, image_size=8), words, ConfigError)
+    words = "augment true crops and mirrors images, and samples of arrays have shape"
+    refused(lambda: train("mlp", *parts, epochs=1, augment=True), words, ConfigError)

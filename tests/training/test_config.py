@@ -424,3 +424,10 @@ def test_any_text_is_read_or_refused(text: str, tmp_path_factory: pytest.TempPat
         make(written(tmp_path_factory.getbasetemp(), text))
     except ConfigError as error:
         assert len(str(error).splitlines()) == 1
+
+
+def test_a_word_for_a_mapping_says_what_is_expected() -> None:
+    with pytest.raises(
+        ConfigError, match=r"noise: expected a mapping, as \{kind: flip, rate: 0.4\}"
+    ):
+        make({"data": "digits", "noise": "flip"})

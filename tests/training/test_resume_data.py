@@ -1,0 +1,71 @@
+"""A run goes on with the data that it began with, or says that they are others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from resuming import go, stop, toy_data
+from toy import Probe
+
+from deepteach.data.dataset import Data
+from deepteach.data.identity import identity_of
+from deepteach.errors import DataError
+from deepteach.training.signals import Interrupted
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return toy_data(tmp_path_factory.mktemp("data"))
+
+
+def moved(y: torch.Tensor) -> torch.Tensor:
+    """Two labels that differ, exchanged: as many of each class as before."""
+    other = y.clone()
+    at = int((y != y[0]).nonzero()[0])
+    other[0], other[at] = y[at], y[0]
+    return other
+
+
+OTHERS: dict[str, Any] = {
+    "labels": lambda d: replace(d, y_train=moved(d.y_train)),
+    "trusted labels": lambda d: replace(d, y_valid=moved(d.y_valid)),
+    "test labels": lambda d: replace(d, y_test=moved(d.y_test)),
+    "order of rows": lambda d: replace(d, rows=d.rows.flip(0)),
+    "sources": lambda d: replace(d, group=torch.zeros(len(d.rows), dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("finished", [False, True])
+def test_other_labels_or_rows_are_refused(
+    kind: str, finished: bool, data: Data, tmp_path: Path
+) -> None:
+    if finished:
+        go(data, tmp_path / "run")
+    else:
+        with pytest.raises(Interrupted):
+            go(data, tmp_path / "run", Probe(7, stop))
+    with pytest.raises(DataError, match="the labels, or the rows, of the data have changed since"):
+        go(OTHERS[kind](data), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("part", ["x_train", "x_valid", "x_test"])
+def test_other_inputs_are_told(part: str, data: Data, tmp_path: Path) -> None:
+    """They may be of an image that another version of a library decodes to other bits."""
+    with pytest.raises(Interrupted):
+        go(data, tmp_path / "run", Probe(7, stop))
+    probe = Probe()
+    go(replace(data, **{part: getattr(data, part) + 1e-3}), tmp_path / "run", probe, resume=True)
+    assert "not bit-reproducible: the inputs changed since the checkpoint" in probe.said
+
+
+def test_only_what_is_the_same_is_known_as_the_same(data: Data) -> None:
+    own = identity_of(data)
+    assert own == identity_of(replace(data, y_train=data.y_train.clone()))
+    found = {kind: identity_of(other(data)) for kind, other in OTHERS.items()}
+    assert len({one["labels"] for one in (own, *found.values())}) == len(OTHERS) + 1
+    assert {one["inputs"] for one in found.values()} == {own["inputs"]}
