@@ -55,14 +55,14 @@ def stepper(work: Work, interval: int) -> Callable[[], None]:
     student = dt.Student(work.module, work.internal)
     teacher = dt.Teacher([dt.TrustedProbe()])
     coach = Coach(student, work.optimizer, teacher, interval=interval, window=min(2, interval))
-    coach.trust(work.batches[3])
+    coach.trust(work.trusted)
 
     def step() -> None:
         x, y = work.batches[0]
         work.optimizer.zero_grad()
         coach.loss(x, y).backward()
         work.optimizer.step()
-        coach.update(work.batches[3])
+        coach.update(work.trusted)
 
     return step
 

@@ -18,12 +18,17 @@ from deepteach.benchmarks.work import Cycle, Work
 
 def process_memory(plan: Plan, case: BenchCase) -> tuple[float, float]:
     """(peak, peak above the start) in MiB of a process that runs one cycle of a case."""
+    call = f"import sys; from {__name__} import report_memory; report_memory(*sys.argv[1:])"
+    return fresh_process(call, json.dumps(asdict(plan)), json.dumps(case))
+
+
+def fresh_process(call: str, *arguments: str) -> tuple[float, float]:
+    """(peak, peak above the start) in MiB of Python code that prints two peaks."""
     # What is freed goes back to the system: otherwise glibc's heap keeps the holes between the
     # blocks that live on, and they are a sixth of the peak of a long window.
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    call = f"import sys; from {__name__} import report_memory; report_memory(*sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", call, json.dumps(asdict(plan)), json.dumps(case)],
+        [sys.executable, "-c", call, *arguments],
         env={**os.environ, **settings},
         capture_output=True,
         text=True,
@@ -45,17 +50,17 @@ def device_memory(cycle: Cycle, device: torch.device) -> tuple[float, float]:
 
 
 def report_memory(plan: str, case: str) -> None:
-    """In a process of its own: run a cycle, print [peak before, peak after]."""
+    """In a process of its own: run a cycle, print its peaks."""
     made, wanted = Plan(**json.loads(plan)), BenchCase(*json.loads(case))
     torch.set_num_threads(made.threads)
     cycle = Work(made, wanted.optimizer).cycle(wanted.row, wanted.window)
-    start = _peak()
+    start = peak()
     for _ in cycle():
         pass
-    print(json.dumps([start, _peak()]))
+    print(json.dumps([start, peak()]))
 
 
-def _peak() -> float:
+def peak() -> float:
     """Peak resident memory in MiB."""
     status = Path("/proc/self/status")
     if status.is_file():  # Linux's ru_maxrss counts the parent's memory at the fork, too

@@ -90,8 +90,8 @@ def _row(
     cycles = works[0].cycle(PLAIN, 0), works[1].cycle(case.row, case.window)
     device = torch.device(plan.device)
     now = partial(_now, device, time.process_time if _alone(plan) else time.perf_counter)
-    _in_turn(*cycles, now)
-    laps = [_in_turn(*cycles, now) for _ in range(plan.repeats)]
+    in_turn(*cycles, now)
+    laps = [in_turn(*cycles, now) for _ in range(plan.repeats)]
     steps = [[own / plain for plain, own in lap] for lap in laps]
     ratios = list(map(statistics.mean, steps))
     ratio = statistics.mean(map(statistics.median, zip(*steps, strict=True)))
@@ -121,7 +121,7 @@ def _row(
     )
 
 
-def _in_turn(plain: Cycle, own: Cycle, now: Callable[[], float]) -> list[tuple[float, float]]:
+def in_turn(plain: Cycle, own: Cycle, now: Callable[[], float]) -> list[tuple[float, float]]:
     """Seconds of each step of the two cycles, a step of one after a step of the other.
 
     A step ends when its device has done it.

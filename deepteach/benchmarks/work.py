@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -41,25 +42,51 @@ CLASSES = 10
 Cycle = Callable[[], Iterator[None]]
 
 
+@dataclass
+class Problem:
+    """What is trained: a student, the layer whose input a teacher reads, batches of noise."""
+
+    module: nn.Module
+    internal: str
+    batches: list[tuple[Tensor, Tensor]]
+    trusted: tuple[Tensor, Tensor]
+    classes: int = CLASSES
+
+    @classmethod
+    def of(cls, plan: Plan) -> Problem:
+        """The student that a plan names. Raises ConfigError: it has no linear layer."""
+        module, internal = build(plan.spec.model, plan.spec.shape, CLASSES, seed=0)
+        linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+        if internal is None and not linear:
+            raise ConfigError(f"bench needs a student with a linear layer: {plan.student} has none")
+        sizes = [plan.batch] * 4
+        *batches, trusted = drawn(sizes, plan.spec.shape, CLASSES, plan.device)
+        return cls(module.to(plan.device), internal or linear[-1], batches, trusted)
+
+
+def drawn(
+    sizes: Sequence[int], shape: tuple[int, ...], classes: int, device: str = "cpu"
+) -> list[tuple[Tensor, Tensor]]:
+    """A batch of noise and random labels for each of the sizes."""
+    g = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randn(size, *shape, generator=g).to(device),
+            torch.randint(classes, (size,), generator=g).to(device),
+        )
+        for size in sizes
+    ]
+
+
 class Work:
     """A student, its optimizer and a few batches; a cycle yields after each step."""
 
-    def __init__(self, plan: Plan, optimizer: str = MOMENTUM) -> None:
-        self.plan = plan
-        self.module, internal = build(plan.spec.model, plan.spec.shape, CLASSES, seed=0)
-        linear = [name for name, part in self.module.named_modules() if isinstance(part, nn.Linear)]
-        if internal is None and not linear:
-            raise ConfigError(f"bench needs a student with a linear layer: {plan.student} has none")
-        self.internal = internal or linear[-1]
-        self.module.to(plan.device)
-        g = torch.Generator().manual_seed(0)
-        self.batches = [
-            (
-                torch.randn(plan.batch, *plan.spec.shape, generator=g).to(plan.device),
-                torch.randint(CLASSES, (plan.batch,), generator=g).to(plan.device),
-            )
-            for _ in range(4)
-        ]
+    def __init__(
+        self, plan: Plan, optimizer: str = MOMENTUM, problem: Problem | None = None
+    ) -> None:
+        problem = Problem.of(plan) if problem is None else problem
+        self.plan, self.module, self.internal = plan, problem.module, problem.internal
+        self.batches, self.trusted, self.classes = problem.batches, problem.trusted, problem.classes
         self.optimizer = STUDENT_OPTIMIZERS[optimizer](list(self.module.parameters()))
         self.reversible = optimizer in REVERSIBLE
 
@@ -69,13 +96,13 @@ class Work:
             return self.plain
         if row in PEERS:
             return lambda: unroll(
-                row, self.module, self.optimizer, list(self.rows()), self.batches[3], window
+                row, self.module, self.optimizer, list(self.rows()), self.trusted, window
             )
         if row == PUBLISHED:
             return self.taught(MetaWeightNet(), Lookahead(), 1, 1)
         if row == HANDWRITTEN:
             return lambda: meta_weight_net(
-                self.module, self.optimizer, list(self.rows()), self.batches[3]
+                self.module, self.optimizer, list(self.rows()), self.trusted
             )
         if row == "Exact":
             self.optimizer = ExactSGD(
@@ -84,7 +111,7 @@ class Work:
         if row.endswith(PROBED):
             row, teacher = row.removesuffix(PROBED), Teacher([TrustedProbe()])
         else:
-            teacher = Teacher([Internal(self.width()), Label(CLASSES)])
+            teacher = Teacher([Internal(self.width()), Label(self.classes)])
         if row == TAUGHT:
             kind = STRATEGIES["Reversed" if self.reversible else "Stored"]
             return self.taught(teacher, kind(), 1, sys.maxsize)
@@ -98,7 +125,7 @@ class Work:
 
     def rows(self) -> Iterator[tuple[Tensor, Tensor]]:
         for number in range(self.plan.interval):
-            yield self.batches[number % 3]
+            yield self.batches[number % len(self.batches)]
 
     def plain(self) -> Iterator[None]:
         for x, y in self.rows():
@@ -114,14 +141,14 @@ class Work:
         coach = Coach(
             *(student, self.optimizer, teacher), interval=interval, window=window, adjoint=adjoint
         )
-        coach.trust(self.batches[3])
+        coach.trust(self.trusted)
 
         def cycle() -> Iterator[None]:
             for x, y in self.rows():
                 self.optimizer.zero_grad()
                 coach.loss(x, y).backward()
                 self.optimizer.step()
-                coach.update(self.batches[3])
+                coach.update(self.trusted)
                 yield
 
         return cycle

@@ -139,15 +139,15 @@ def test_the_loop_by_hand_does_what_a_lookahead_does() -> None:
         adjoint=dt.Lookahead(),
         teacher_optimizer=torch.optim.Adam(net.parameters(), 1e-3),
     )
-    coach.trust(ours.batches[3])
+    coach.trust(ours.trusted)
     for x, y in ours.rows():
         ours.optimizer.zero_grad()
         coach.loss(x, y).backward()
         ours.optimizer.step()
-        coach.update(ours.batches[3])
+        coach.update(ours.trusted)
     start = copy.deepcopy(by_hand)
     rows = list(theirs.rows())
-    list(meta_weight_net(theirs.module, theirs.optimizer, rows, theirs.batches[3], by_hand))
+    list(meta_weight_net(theirs.module, theirs.optimizer, rows, theirs.trusted, by_hand))
     for one, other in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     for one, other, first in zip(
