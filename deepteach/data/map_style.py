@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.data import (
@@ -31,6 +32,8 @@ def part_of(source: Any, name: str, reading: Access = ACCESS) -> tuple[Any, Any,
         DataError: none of them, or items that are no samples of one shape.
     """
     if source is None:
+        if name == "train_data":
+            raise DataError("train_data is None: give (x, y), or a Dataset of such items")
         return None, None, None
     if isinstance(source, DataLoader):
         source = dataset_of(source, name)
@@ -43,6 +46,11 @@ def part_of(source: Any, name: str, reading: Access = ACCESS) -> tuple[Any, Any,
             )
     if isinstance(source, tuple | list) and len(source) in (2, 3):
         return source[0], source[1], source[2] if len(source) == 3 else None
+    if isinstance(source, Mapping | str) or hasattr(source, "iloc"):
+        raise DataError(
+            f"{name} is of type {type(source).__name__}: expected (x, y), or (x, y, group), as in "
+            "(frame[features], frame['label'])"
+        )
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise DataError(
             f"{name} is of type {type(source).__name__}: expected (x, y), (x, y, group), or a "

@@ -101,6 +101,13 @@ class TeachTrainer(Trainer):
     def _refuse(self) -> None:
         """Raises ConfigError."""
         args = self.args
+        features = getattr(self.train_dataset, "features", None) or {}
+        for name in SAMPLE_COLUMNS:
+            if "string" in str(getattr(features.get(name), "dtype", "")):
+                raise ConfigError(
+                    f"TeachTrainer: column {name!r} holds text, which no batch would have: make "
+                    "whole numbers of it, by map or class_encode_column"
+                )
         said = {
             "fp16 scales gradients: use bf16=True": args.fp16,
             "torch_compile would be passed over: set torch_compile=False": args.torch_compile,

@@ -68,6 +68,10 @@ class Teach(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The optimizer is there, its state and that of the coach are not yet restored."""
         _refuse(trainer)
+        if self.trusted is None:
+            raise ConfigError(
+                "Teach needs trusted samples: give (x, y), or a loader of such batches"
+            )
         ddp = trainer.strategy.model
         if isinstance(ddp, nn.parallel.DistributedDataParallel):
             ddp.require_backward_grad_sync = False  # the coach sums the gradients
@@ -81,7 +85,11 @@ class Teach(Callback):
             clip_norm=float(clip) if clip else None,
             accumulate=trainer.accumulate_grad_batches > 1,
         )
-        moved = trainer.strategy.batch_to_device
+        device, precision = trainer.strategy.batch_to_device, trainer.precision_plugin
+
+        def moved(batch: Any) -> Any:
+            return precision.convert_input(device(batch))  # as batches that train are
+
         is_batch = isinstance(self.trusted, tuple)
         self._source = moved(self.trusted) if is_batch else OnDevice(self.trusted, moved)
         self.coach.trust(self._source)

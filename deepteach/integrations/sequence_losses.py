@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from deepteach.core.ignored import integral
-from deepteach.errors import ConfigError
+from deepteach.errors import ConfigError, DataError
+from deepteach.names import first_few
 
 
 def masked_mean(state: Tensor, inputs: Any) -> Tensor:
@@ -40,10 +41,17 @@ def sample_losses(
         smoothing: of the labels of a cross-entropy.
         shifted: each token's logits are for the next one (causal language models).
 
-    The function raises ConfigError: labels that are none of these.
+    The function raises ConfigError: labels that are none of these; DataError: classes that the
+    logits do not have.
     """
 
     def losses(logits: Tensor, labels: Tensor) -> Tensor:
+        if not isinstance(labels, Tensor):
+            raise ConfigError(
+                f"no loss is known of several columns of labels ({first_few(list(labels))}): give "
+                "coach_options={'loss': ...}, a function (logits, labels) -> (batch,), or stack "
+                "them into one column of floats (batch, labels)"
+            )
         if regression:
             same = labels.to(logits.dtype).reshape(logits.shape)
             return (logits - same).square().flatten(1).mean(1)
@@ -60,9 +68,16 @@ def sample_losses(
             )
         if shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
-        each = functional.cross_entropy(
-            logits.movedim(-1, 1), labels, reduction="none", label_smoothing=smoothing
-        )
+        try:
+            each = functional.cross_entropy(
+                logits.movedim(-1, 1), labels, reduction="none", label_smoothing=smoothing
+            )
+        except IndexError as error:  # of the CPU; a GPU has its own words
+            raise DataError(
+                f"labels go from {int(labels.min())} to {int(labels.max())}, and the model has "
+                f"{logits.shape[-1]} classes: give it num_labels={int(labels.max()) + 1}, or "
+                "correct the labels (-100 is left out)"
+            ) from error
         if each.dim() == 1:
             return each
         each, counts = each.flatten(1), (labels >= 0).flatten(1)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from deepteach.core.coach import Coach
 from deepteach.core.student import Student
 from deepteach.core.teacher import AbstractTeacher
-from deepteach.errors import ConfigError
+from deepteach.errors import ConfigError, DataError
 from deepteach.integrations.teaching import OnDevice, Teaching, needed
 from deepteach.runs.serialization import from_bytes, to_bytes
 
@@ -87,6 +88,8 @@ class TeachNet(NeuralNetClassifier):
     def _attach(self) -> None:
         if self.trusted is None:
             raise ConfigError("TeachNet needs trusted samples: give trusted=(X, y)")
+        if isinstance(self.trusted, np.ndarray | Tensor | Mapping):
+            raise ConfigError("trusted has no labels: give trusted=(X, y), or a Dataset of pairs")
         pair = isinstance(self.trusted, tuple | list)
         data: Any = self.get_dataset(*self.trusted) if pair else self.get_dataset(self.trusted)
         loader = DataLoader(data, self.trusted_batch_size, shuffle=True)
@@ -183,7 +186,13 @@ def sample_loss(criterion: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     def losses(logits: Tensor, labels: Tensor) -> Tensor:
         if probabilities:
             logits = (logits + torch.finfo(logits.dtype).eps).log()
-        found = each(logits, labels)
+        try:
+            found = each(logits, labels)
+        except IndexError as error:  # of the CPU; a GPU has its own words
+            raise DataError(
+                f"labels go from {labels.min()} to {labels.max()}, and the module returns "
+                f"{logits.shape[1]} classes: give it as many, or correct the labels"
+            ) from error
         return found if found.dim() == 1 else found.flatten(1).mean(1)
 
     return losses

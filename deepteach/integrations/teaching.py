@@ -59,7 +59,7 @@ class Teaching:
     def interval_of(self, steps: int | None) -> int:
         """Optimizer steps between updates in a training of so many, where that is known."""
         wanted = min(20, (steps or 10**9) // WANTED_UPDATES)
-        return self.interval or max(self.window or 1, wanted)
+        return max(self.window or 1, wanted) if self.interval is None else self.interval
 
     def coach(
         self,
@@ -94,7 +94,7 @@ class Teaching:
         interval = self.interval_of(steps)
         chosen = {
             "interval": interval,
-            "window": self.window or min(2, interval),
+            "window": min(2, interval) if self.window is None else self.window,
             "total_steps": steps,
             "adjoint": _adjoint(teacher, unwrapped(optimizer), half=half),
             **host,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepteach.errors import DataError
 from deepteach.training.evaluate import noise_auroc
 
 
@@ -24,6 +25,11 @@ class WrongLabels:
         A sample of several labels is wrong where one of them is.
         """
         known = isinstance(given, Tensor) and isinstance(clean, Tensor)
+        if known and given.shape != clean.shape:
+            raise DataError(
+                f"clean_labels have shape {tuple(clean.shape)}, and labels {tuple(given.shape)}: "
+                "give both alike, or leave clean_labels out"
+            )
         wrong = (given != clean).flatten(1).any(1) if known and given.dim() > 1 else given != clean
         self._parts.append(wrong.cpu() if known else None)
 

@@ -274,6 +274,12 @@ def configured(
             "train takes labels as they are, so it has no setting noise: change the labels with "
             "deepteach.data.noise and pass y_clean"
         )
+    if model is None:
+        raise ConfigError("model is None: give an nn.Module, or the name of a student, as 'mlp'")
+    if not isinstance(settings.get("out"), str | os.PathLike | None):
+        raise ConfigError(f"out must be the path of a folder, got {settings['out']!r}")
+    if isinstance(settings.get("device"), torch.device):
+        settings = {**settings, "device": str(settings["device"])}
     own = {key: settings[key] for key in OWN if callable(settings.get(key))}
     values = {**settings, **{key: name_of(value) for key, value in own.items()}}
     values["noise"] = {"kind": "none", "rate": 0.0}

@@ -408,6 +408,12 @@ def unknown_key(key: str) -> str:
     return f"unknown key {key!r}{told}"
 
 
+def _shown(value: Any) -> str:
+    """A value in a message: on one line, and short."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _lines(error: ValidationError) -> Iterator[str]:
     """Each fault: the key, what is wrong with its value, what it may be."""
     for item in error.errors():
@@ -418,9 +424,10 @@ def _lines(error: ValidationError) -> Iterator[str]:
             told = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
             yield told if told.startswith(key) else f"{key}: {told}"
         elif item["type"] == "model_type":
-            yield f"{key}: expected a mapping, as {{kind: flip, rate: 0.4}}, got {item['input']!r}"
+            expected = "expected a mapping, as {kind: flip, rate: 0.4}"
+            yield f"{key}: {expected}, got {_shown(item['input'])}"
         elif item["type"] == "literal_error":
             expected = re.findall("'([^']*)'", item.get("ctx", {}).get("expected", ""))
-            yield f"{key}: {told}, got {item['input']!r}{hint(str(item['input']), expected)}"
+            yield f"{key}: {told}, got {_shown(item['input'])}{hint(str(item['input']), expected)}"
         else:
-            yield f"{key}: {told}, got {item['input']!r}"
+            yield f"{key}: {told}, got {_shown(item['input'])}"

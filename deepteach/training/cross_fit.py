@@ -49,8 +49,8 @@ def cross_fitted(
         ConfigError: settings that do not go together, no trusted samples, quantities in place of
             classes, or more folds than any class has samples.
     """
-    if folds < 2:
-        raise ConfigError(f"folds must be 2 or more, got {folds}")
+    if not isinstance(folds, int | np.integer) or folds < 2:
+        raise ConfigError(f"folds must be 2 or more, got {folds!r}")
     if valid_data is None:
         raise ConfigError("cross_fitted needs trusted samples: give valid_data")
     if settings.get("out") is not None:

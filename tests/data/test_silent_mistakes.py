@@ -314,3 +314,36 @@ def test_settings_of_images_for_data_that_are_none(tmp_path: Path) -> None:
     refused(lambda: train("mlp", *parts, epochs=1, image_size=8), words, ConfigError)
     words = "augment true crops and mirrors images, and samples of arrays have shape"
     refused(lambda: train("mlp", *parts, epochs=1, augment=True), words, ConfigError)
+
+
+NO_PARTS: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "train_data is None: give (x, y), or a Dataset"),
+    "a mapping": (
+        {"x": X, "y": Y},
+        "train_data is of type dict: expected (x, y), or (x, y, group)",
+    ),
+    "a name": ("data.csv", "train_data is of type str: expected (x, y), or (x, y, group)"),
+    "a frame": (frame(X, "abc"), "train_data is of type DataFrame: expected (x, y)"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_PARTS)
+def test_what_is_no_part_says_what_is(kind: str) -> None:
+    part, words = NO_PARTS[kind]
+    refused(lambda: train("mlp", part, (XV, YV)), words)
+
+
+def test_objects_in_the_place_of_settings_are_one_line() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    parts = (X, Y), (XV, YV)
+    for settings, words in (
+        (
+            {"optimizer": torch.optim.SGD([weight], 0.1)},
+            "optimizer: input should be a valid string",
+        ),
+        ({"out": 3}, "out must be the path of a folder, got 3"),
+    ):
+        refused(lambda s=settings: train("mlp", *parts, **s), words, ConfigError)
+    refused(lambda: train(None, *parts), "model is None: give an nn.Module", ConfigError)  # type: ignore[arg-type]
+    cpu = {"epochs": 1, "batch_size": 20, "baseline": False, "device": torch.device("cpu")}
+    assert train("mlp", *parts, **cpu).config.device == "cpu"

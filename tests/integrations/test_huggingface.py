@@ -27,6 +27,7 @@ from transformers import (
 )
 
 import deepteach as dt
+from deepteach.errors import ConfigError, DataError
 from deepteach.integrations.huggingface import TeachTrainer
 from deepteach.integrations.sequence_losses import masked_mean, sample_losses
 
@@ -479,3 +480,64 @@ def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ImportError, match=r"pip install 'deepteach\[huggingface"):
         import deepteach.integrations.huggingface  # noqa: F401
+
+
+def labelled_rows(label: Any, **more: Any) -> list[dict[str, Any]]:
+    return [{**row, "labels": label(row["labels"]), **more} for row in without("truth", TRAIN)]
+
+
+WRONG_ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
+    "a class too many": (
+        labelled_rows(lambda y: y + 1),
+        {},
+        "to 3, and the model has 3 classes: give it num_labels=4",
+    ),
+    "several columns": (
+        labelled_rows(lambda y: y, more=1),
+        {"label_names": ["labels", "more"], "remove_unused_columns": False},
+        "no loss is known of several columns of labels (labels, more): give coach_options",
+    ),
+    "several right labels": (
+        labelled_rows(lambda y: y, clean_labels=[1, 2]),
+        {},
+        "clean_labels have shape (8, 2), and labels (8,): give both alike",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ROWS)
+def test_labels_that_do_not_fit_are_one_line(name: str, tmp_path: Path) -> None:
+    found, settings, words = WRONG_ROWS[name]
+    args = arguments(tmp_path, **settings)
+    trusted = [{k: v for k, v in row.items() if k != "truth"} for row in TRUSTED]
+    if "label_names" in settings:
+        trusted = [{**row, "more": 0} for row in trusted]
+    trainer = TeachTrainer(bert(), args, train_dataset=found, trusted_dataset=trusted)
+    with pytest.raises((ConfigError, DataError)) as caught:
+        trainer.train()
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["index", "group", "clean_labels"])
+def test_columns_of_text_are_refused_before_they_are_lost(column: str, tmp_path: Path) -> None:
+    """Collators leave text out of a batch, so that a source would be unknown in silence."""
+    datasets = pytest.importorskip("datasets")
+    columns = {"input_ids": [[1, 2]] * 8, "labels": [0, 1] * 4, column: ["a", "b"] * 4}
+    train = datasets.Dataset.from_dict(columns)
+    with pytest.raises(ConfigError, match=f"column '{column}' holds text, which no batch would"):
+        TeachTrainer(bert(), arguments(tmp_path), train_dataset=train, trusted_dataset=TRUSTED)
+
+
+@pytest.mark.parametrize("setting", ["interval", "window"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_pace_of_nothing_is_refused(setting: str, value: int, tmp_path: Path) -> None:
+    own = without("truth", TRAIN), without("truth", TRUSTED)
+    trainer = TeachTrainer(
+        bert(),
+        arguments(tmp_path),
+        train_dataset=own[0],
+        trusted_dataset=own[1],
+        **{"interval": 3, setting: value},
+    )
+    with pytest.raises(ConfigError, match=f"{setting}"):
+        trainer.train()

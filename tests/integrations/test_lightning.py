@@ -277,3 +277,42 @@ def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "lightning", None)
     with pytest.raises(ImportError, match=r"pip install 'deepteach\[lightning"):
         import deepteach.integrations.lightning  # noqa: F401
+
+
+def test_trusted_batches_come_in_the_precision_of_the_others(tmp_path: Path) -> None:
+    """In 64-true the Trainer makes float64 of what it trains on; the trusted samples likewise."""
+    x, y = points(18, seed=1).tensors
+    doubles = TensorDataset(x.double(), y)
+    found = []
+    for data in (trusted(), loader(doubles, batch_size=12, shuffle=True)):
+        torch.manual_seed(0)
+        teach = Teach(data, teacher(), interval=3, window=2)
+        trainer = Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            precision="64-true",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[teach],
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(Classifier(), loader(TRAIN))
+        assert teach.coach is not None and teach.coach.last_record is not None
+        found.append(teach.coach.last_record.validation_loss)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_no_trusted_samples(tmp_path: Path) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Teach(None)],  # type: ignore[arg-type]
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(dt.ConfigError, match="Teach needs trusted samples"):
+        trainer.fit(Classifier(), loader(TRAIN))

@@ -197,3 +197,16 @@ def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "skorch", None)
     with pytest.raises(ImportError, match=r"pip install 'deepteach\[skorch"):
         import deepteach.integrations.skorch  # noqa: F401
+
+
+@pytest.mark.parametrize("trusted", [TRUSTED[0], torch.tensor(TRUSTED[0]), {"x": TRUSTED[0]}])
+def test_trusted_samples_without_labels(trusted: Any) -> None:
+    with pytest.raises(dt.ConfigError, match=r"trusted has no labels: give trusted=\(X, y\)"):
+        net(trusted=trusted).fit(X, Y)
+
+
+def test_a_class_that_the_module_does_not_have() -> None:
+    with pytest.raises(
+        dt.DataError, match="labels go from .* to 3, and the module returns 3 classes"
+    ):
+        net().fit(X, Y + 1)

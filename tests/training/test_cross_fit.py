@@ -86,7 +86,8 @@ def test_other_tasks(task: str, labels: Any, outputs: int, width: int) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"folds": 1}, "folds must be 2 or more"), ({"out": "a"}, "writes no run"),
+        ({"folds": 1}, "folds must be 2 or more"), ({"folds": "5"}, "or more, got '5'"),
+        ({"out": "a"}, "writes no run"),
         ({"valid_data": None}, "give valid_data"), ({"folds": 200}, "needs a class of as many"),
         ({"task": "regression"}, "no probabilities"),
         ({"decisions": "checked.csv"}, "leave out decisions"),
