@@ -310,7 +310,7 @@ class Recorder(Trained):
 
     def _complete(self, pending: Step, named: Params, active: Params) -> None:
         self._audit.at_step(active, lambda: self._again(pending).gradient)
-        self.standstill.refuse_written(named)
+        self.standstill.refuse_written()
         hyper, used = self.hyper(active), None
         if self._looks and not self.rule.linear:
             used = norms([leaf.grad for n in hyper if (leaf := active[n]).grad is not None])

@@ -19,7 +19,7 @@ from deepteach.core.record import Step
 from deepteach.core.trained import Trained
 from deepteach.errors import ConfigError, ReplayError, WindowWarning
 from deepteach.shards import anywhere, over_ranks
-from deepteach.tree import Params, norms
+from deepteach.tree import norms
 
 MOVED = (
     "something besides optimizer.step() changed the student's parameters, or what its optimizer "
@@ -34,8 +34,8 @@ POSTPONED = 2
 class Mark:
     """A student and its optimizer at one moment."""
 
-    def __init__(self, trained: Trained, theta: Params | None = None) -> None:
-        self._names, self._leaves = trained.watched(theta)
+    def __init__(self, trained: Trained) -> None:
+        self._names, self._leaves = trained.watched()
         self._versions = [leaf._version for leaf in self._leaves]
 
     @cached_property
@@ -126,12 +126,9 @@ class Standstill:
             kept.pop(0)
         return kept
 
-    def refuse_written(self, theta: Params) -> None:
-        """Raises ConfigError: the optimizer's memory was changed after coach.loss.
-
-        `theta` are the parameters that it trains now.
-        """
-        if self._mark is not None and self._mark.moved(Mark(self._trained, theta)):
+    def refuse_written(self) -> None:
+        """Raises ConfigError: the optimizer's memory was changed after coach.loss."""
+        if self._mark is not None and self._mark.moved(Mark(self._trained)):
             raise ConfigError(
                 "something changed what the optimizer holds, or which parameters it trains, "
                 "between coach.loss and optimizer.step(): do that before coach.loss"

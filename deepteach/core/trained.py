@@ -45,6 +45,10 @@ class Trained:
 
     def parameters(self) -> Params:
         """The student's parameters that the optimizer trains, by name."""
+        return dict(self._trained().named)
+
+    def _trained(self) -> _Found:
+        """The same, found once; the same object until something changes."""
         leaves = [leaf for group in self.optimizer.param_groups for leaf in group["params"]]
         free = [leaf.requires_grad for leaf in leaves]
         known = self._found
@@ -55,7 +59,7 @@ class Trained:
                 if leaf.requires_grad:
                     named[name] = leaf
             known = self._found = _Found(self._names, leaves, free, named)
-        return dict(known.named)
+        return known
 
     def _name(self, leaf: Tensor) -> str:
         if id(leaf) not in self._names:
@@ -97,13 +101,12 @@ class Trained:
                 found[name] = shared
         return found
 
-    def watched(self, theta: Params | None = None) -> tuple[list[str], list[Tensor]]:
+    def watched(self) -> tuple[list[str], list[Tensor]]:
         """What nothing but a step may move, and its names: the parameters, then the slots."""
-        theta = self.parameters() if theta is None else theta
-        state = self.optimizer.state
+        trained, state = self._trained(), self.optimizer.state
         known = self._slots
-        if known is None or not known.stands(theta, state):
-            known = self._slots = _Slots(theta, state, self.rule.slot_names)
+        if known is None or not known.stands(trained, state):
+            known = self._slots = _Slots(trained, state, self.rule.slot_names)
         return known.read()
 
     def state(self) -> State:
@@ -137,10 +140,10 @@ class _Found:
 class _Slots:
     """Where the optimizer holds what only its steps may move."""
 
-    def __init__(self, theta: Params, state: Mapping[Tensor, Any], slots: Sequence[str]) -> None:
-        self._theta = dict(theta)
+    def __init__(self, trained: _Found, state: Mapping[Tensor, Any], slots: Sequence[str]) -> None:
+        self._trained, self._theta = trained, trained.named
         self._keys, self._held = list(state), list(state.values())
-        held = {name: state.get(leaf, {}) for name, leaf in theta.items()}
+        held = {name: state.get(leaf, {}) for name, leaf in self._theta.items()}
         self._parts = [part for part in held.values() for _ in slots]
         self._slots = [slot for _ in held for slot in slots]
         self._slot_names = [f"{slot}/{name}" for name in held for slot in slots]
@@ -152,13 +155,11 @@ class _Slots:
         """Copies and pickles have other parameters: None stands there."""
         return type(None), ()
 
-    def stands(self, theta: Params, state: Mapping[Tensor, Any]) -> bool:
+    def stands(self, trained: _Found, state: Mapping[Tensor, Any]) -> bool:
         """Whether the same parameters have the same places in the optimizer."""
         return (
-            len(state) == len(self._keys)
-            and len(theta) == len(self._theta)
-            and list(theta) == list(self._theta)
-            and all(map(operator.is_, theta.values(), self._theta.values()))
+            trained is self._trained
+            and len(state) == len(self._keys)
             and all(map(operator.is_, state, self._keys))
             and all(map(operator.is_, state.values(), self._held))
         )
