@@ -81,11 +81,6 @@ def load(
         DataError: what cannot be read or used.
     """
     scheme, colon, path = spec.partition(":")
-    if image_size is not None and scheme not in _IMAGES:
-        raise ConfigError(
-            f"image_size is of images in files, and data '{spec}' are none: leave it out, or give "
-            f"{' or '.join(_IMAGES)}"
-        )
     if scheme == "digits" and not colon:
         arrays = _digits(seed, 200 if valid_size is None else valid_size)
         data = _built(arrays, spec, seed, None, as_given, world, task)
@@ -105,6 +100,12 @@ def load(
         data = _own(spec, seed, valid_size, group, as_given, world, task)
     else:
         raise _unknown(spec)
+    asked = (image_size, image_size)
+    if image_size is not None and scheme not in _IMAGES and data.input_shape[1:] != asked:
+        raise ConfigError(
+            f"image_size is of images in files, and data '{spec}' are none: leave it out, or give "
+            f"{' or '.join(_IMAGES)}"
+        )
     if group is not None and (data.group is None or scheme == "npz"):
         raise ConfigError(
             f"group {group!r} names a column, and data '{spec}' has none: give a csv, parquet or "

@@ -308,7 +308,7 @@ def test_settings_of_images_for_data_that_are_none(tmp_path: Path) -> None:
 
     for spec in (file(), "digits"):
         words = f"image_size is of images in files, and data '{spec}' are none"
-        refused(lambda spec=spec: load(spec, 0, image_size=8), words, ConfigError)
+        refused(lambda spec=spec: load(spec, 0, image_size=9), words, ConfigError)
     parts = (X, Y), (XV, YV)
     words = "image_size is of images in a data set of Hugging Face, and train was given none"
     refused(lambda: train("mlp", *parts, epochs=1, image_size=8), words, ConfigError)

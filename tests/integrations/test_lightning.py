@@ -306,6 +306,7 @@ def test_trusted_batches_come_in_the_precision_of_the_others(tmp_path: Path) -> 
 
 def test_no_trusted_samples(tmp_path: Path) -> None:
     trainer = Trainer(
+        max_epochs=1,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
