@@ -13,6 +13,7 @@ from typing import Any
 from deepteach.errors import ConfigError
 from deepteach.names import known
 from deepteach.reproduction.beyond import BEYOND, beyond
+from deepteach.reproduction.carried import carried
 from deepteach.reproduction.cell import Cell, Scenario, TableMethod, cell_of, cells_of
 from deepteach.reproduction.published import (
     OURS,
@@ -277,7 +278,7 @@ TABLES: dict[str, Callable[[Scale], list[Cell]]] = {
     "table1": table1, "table2": table2, "table3": table3, "table4": table4, "table5": table5,
     "table6": table6, "table7": table7, "figure2": figure2_teachers, "deeper": deeper,
     "transfer": transfer, "human": human, "controls": controls,
-    **{name: beyond(name) for name in BEYOND},
+    **{name: beyond(name) for name in BEYOND}, "carried": carried,
 }  # fmt: skip
 
 
@@ -295,7 +296,7 @@ def cells(table: str, scale: str, seeds: int | None = None) -> list[Cell]:
 def not_reproduced(table: str, scale: str) -> list[str]:
     """What this scale leaves out of a table, and why."""
     place, reasons = SCALES[scale], []
-    if table in BEYOND:
+    if table in (*BEYOND, "carried"):
         return []
     published: dict[str, list[str]] = {
         "table1": [f"{data} with {student}" for data, student in PUBLISHED_1],
