@@ -45,6 +45,14 @@ class Feature(nn.Module):
         """
 
     @property
+    def heard(self) -> Tensor | None:
+        """`()` 1, or 0 where its word is good enough to rank samples by, and not to weigh them.
+
+        None where that is never asked.
+        """
+        return None
+
+    @property
     def observes(self) -> bool:
         """Whether `observe` does anything."""
         return type(self).observe is not Feature.observe

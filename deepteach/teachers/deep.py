@@ -20,9 +20,9 @@ from deepteach.teachers.history import History
 from deepteach.teachers.linear import Teacher
 from deepteach.teachers.log_linear import LogLinear
 from deepteach.teachers.method import Method, MethodContext, Parameters, recipe, teacher_adam
-from deepteach.teachers.riding import Riding
+from deepteach.teachers.riding import TEACHING, Riding
 from deepteach.teachers.trusted_probe import TrustedProbe
-from deepteach.teachers.trusted_ratio import Probe, TrustedRatio
+from deepteach.teachers.trusted_ratio import LEAST_PER_CLASS, Probe, TrustedRatio
 from deepteach.teachers.trusted_regression import TrustedRegression
 from deepteach.teachers.trusted_set import FineTuned
 from deepteach.teachers.uniform import Uniform
@@ -52,10 +52,12 @@ def deep(
     - *sources*: a number a source of the data, where sources are known;
     - *evidence*: a number for what the trusted probe says of the given label (`TrustedRatio`);
     - *shifts*: a number a logit, added to it (`ClassShift`), from `first_shift` on, where the
-      classes exclude each other. Several labels that hold by themselves were predicted worse
-      with shifts (micro F1 .76 for .91): what sharpens a logit now is learned as a shift;
-    - *riding*: trusted samples train along (`Riding`), by turns; the others teach meanwhile. They
-      count as much as a training sample on average; a taught number for them cost accuracy.
+      classes exclude each other; with fewer than `LEAST_PER_CLASS` teaching samples a class they
+      stay there, for they would follow the accidents of the draw. Several labels that hold by
+      themselves were predicted worse with shifts (micro F1 .76 for .91): what sharpens a logit
+      now is learned as a shift;
+    - *riding*: trusted samples train along (`Riding`), by turns; the others teach meanwhile.
+      They count as much as a training sample on average; a taught number for them cost accuracy.
 
     `without` leaves one of them out, `history` adds what the student said of a sample before.
     With `features=probe` it is the former default: the trusted probe, read by a linear teacher
@@ -113,11 +115,19 @@ def _of_parts(
         read.append(History())
     teacher: AbstractTeacher = LogLinear(read, evidence=evidence) if read else Uniform()
     if without != "shifts" and context.task.exclusive:
-        start = first_shift(context)
-        teacher = ClassShift(context.task.outputs, start=start, weighing=teacher)
+        start, enough = first_shift(context), _enough(context)
+        if enough or start.any():
+            teacher = ClassShift(context.task.outputs, start=start, weighing=teacher)
+            teacher.shift.requires_grad_(enough)
     interval = max(1, min(20, context.steps // UPDATES))
     whole = Method(teacher, teacher_rate=5e-2, window=1, interval=interval)
     return whole if without == "riding" else replace(whole, curriculum=Riding())
+
+
+def _enough(context: MethodContext) -> bool:
+    """Whether trusted samples tell classes apart; where their number is not known, they do."""
+    teach = TEACHING * sum(context.trusted_counts)
+    return not context.trusted_counts or teach >= LEAST_PER_CLASS * context.classes
 
 
 def _noisy_adam(seed: int) -> Callable[[Parameters, float, float], torch.optim.Optimizer]:

@@ -41,8 +41,23 @@ class LogLinear(Reading):
         )
 
     def forward(self, snapshot: Snapshot) -> Tensor:
+        pairs = zip(self._each_feature(), self.factors, strict=True)
+        heard = [a if feature.heard is None else a * feature.heard for feature, a in pairs]
+        return self._product(snapshot, heard)
+
+    def log_trust(self, snapshot: Snapshot) -> Tensor:
+        """The same, but that what is not heard still ranks the samples, by itself."""
+        factors = [
+            factor
+            if feature.heard is None
+            else torch.where(feature.heard > 0, factor, factor.new_tensor(feature.unit))
+            for feature, factor in zip(self._each_feature(), self.factors, strict=True)
+        ]
+        return self._product(snapshot, factors)
+
+    def _product(self, snapshot: Snapshot, factors: Sequence[Tensor]) -> Tensor:
         total = torch.zeros_like(snapshot.losses)
-        for feature, factor in zip(self._each_feature(), self.factors, strict=True):
+        for feature, factor in zip(self._each_feature(), factors, strict=True):
             unit = factor.new_tensor(feature.unit)
             total = total + feature(snapshot).to(factor.dtype) @ (factor / unit)
         return total * (1 - rides(snapshot).to(total.dtype))

@@ -18,6 +18,12 @@ from deepteach.teachers.method import Method, recipe
 RIDING_SHARE = 1 / 8
 """Of a batch, that many riding samples for each training sample, at least."""
 
+OFTENEST = 12
+"""Times that a riding sample is drawn for each time that a training sample is, at most."""
+
+TEACHING = 3 / 5
+"""Share of the trusted samples that teach at a time."""
+
 _PARTS = 5
 """Of the trusted set: two ride by turns, two more take their place, and one never trains."""
 
@@ -33,8 +39,9 @@ class Riding(Curriculum):
 
     Args:
         share: trusted samples for each training sample of a batch, in (0, 1]. Unless given,
-            `RIDING_SHARE`, or more where those that ride would otherwise be drawn less often than
-            training samples are: of a large trusted set.
+            `RIDING_SHARE`; more where those that ride would otherwise be drawn less often than
+            training samples are, of a large trusted set; less where they would be drawn more than
+            `OFTENEST` times as often, of a small one, and learned by heart.
         whole: all trusted samples ride; for methods that nobody teaches.
 
     Raises:
@@ -61,9 +68,9 @@ class Riding(Curriculum):
 
     def _count(self, training: TrainingView, riding: int, count: int) -> int:
         """How many of `riding` samples are added to a batch of `count`."""
-        often = 0.0 if self.whole else riding / len(training.y)
-        share = self.share or max(RIDING_SHARE, often)
-        return max(1, round(share * count)) if riding else 0
+        often = riding / len(training.y)
+        share = RIDING_SHARE if self.whole else min(max(RIDING_SHARE, often), OFTENEST * often)
+        return max(1, round((self.share or share) * count)) if riding else 0
 
     def teaching(self, training: TrainingView) -> Tensor | None:
         riding = self._riding(training)

@@ -104,9 +104,10 @@ class TrustedProbe(Feature):
 
     def agreement(self, snapshot: Snapshot) -> Tensor:
         """`(batch,)` how well each label fits: the sum of the two numbers, in their units."""
-        return self._joined(self(snapshot))
+        return self.joined(self(snapshot))
 
-    def _joined(self, told: Tensor) -> Tensor:
+    def joined(self, told: Tensor) -> Tensor:
+        """`(batch,)` that sum, of the two numbers `(batch, 2)`."""
         return (told / told.new_tensor(self.unit)).sum(1)
 
     def refitted(self, trusted: Snapshot) -> TrustedProbe:
@@ -261,7 +262,7 @@ class TrustedProbe(Feature):
 
     @torch.no_grad()
     def left_out(self, trusted: Snapshot, order: Tensor, folds: int) -> Tensor | None:
-        """`(n,)` the `agreement` of trusted samples with probes `refitted` without them.
+        """`(n, 2)` the numbers of trusted samples by probes `refitted` without them.
 
         Sample `order[i]` is of part i modulo `folds`; the answer goes through part by part. None
         where labels are no classes, or where a class has samples in one part alone.
@@ -284,7 +285,7 @@ class TrustedProbe(Feature):
             told.append(states[held] @ slope + offsets)
             columns.append(own[held])
         scores = torch.cat(told) / cast(Tensor, self.temperature)
-        return self._joined(self._pair(scores, torch.cat(columns)).to(trusted.internal.dtype))
+        return self._pair(scores, torch.cat(columns)).to(trusted.internal.dtype)
 
 
 class _Classes:

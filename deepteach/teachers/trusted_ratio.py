@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepteach.core.feature import Feature
 from deepteach.core.snapshot import Snapshot
@@ -26,6 +26,12 @@ RIDGE = 0.02
 """Pull of the slope to 0, so that what cannot be told apart is not."""
 
 
+LEAST_PER_CLASS = 10
+"""Trusted samples of a class, on average, from which on they tell classes apart."""
+
+LEAST_RIGHT = 0.75
+"""Of the share of trusted samples that the student is right of: what the probe must be right of."""
+
 WAITING = ("states", "logits", "labels")
 """Of the training samples since the last update, which the next one reads."""
 
@@ -41,6 +47,11 @@ class TrustedRatio(Feature):
     the trusted ones, s goes to 0 and the feature says nothing: it has to earn its way in on
     samples that it did not see. The two numbers of `TrustedProbe` go up and down together, so
     that a slope of each would be rounding against rounding; f is their sum.
+
+    Fitted on fewer than `LEAST_PER_CLASS` samples a class it is `heard` only while the probes are
+    right of the class of at least `LEAST_RIGHT` times as many of the samples left out as the
+    student is. A probe of a few samples may know less than the student: to train by its word cost
+    points of accuracy (LOG.md).
 
     A mean over updates; 0 until the first one.
 
@@ -63,6 +74,7 @@ class TrustedRatio(Feature):
     states: Tensor
     logits: Tensor
     labels: Tensor
+    knows: Tensor
 
     def __init__(self, probe: Probe | None = None, *, folds: int = 5) -> None:
         super().__init__()
@@ -74,9 +86,15 @@ class TrustedRatio(Feature):
         self.register_buffer("level", torch.zeros(()))
         self.register_buffer("raw", torch.zeros(2))
         self.register_buffer("mass", torch.zeros(()))
+        self.register_buffer("knows", torch.ones(()))
+        self.register_load_state_dict_pre_hook(_hear)
         for name in WAITING:
             self.register_buffer(name, torch.zeros(0))
         adopt_shapes(self, WAITING)
+
+    @property
+    def heard(self) -> Tensor:
+        return self.knows
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         told = self.probe.agreement(snapshot)
@@ -96,7 +114,12 @@ class TrustedRatio(Feature):
         waiting = [getattr(self, name) for name in WAITING]
         for name, columns in zip(WAITING, waiting, strict=True):
             setattr(self, name, columns[:0])
-        held, (states, logits, labels) = self._held_out(trusted), waiting
+        (held, right), (states, logits, labels) = self._held_out(trusted), waiting
+        self.knows.fill_(1)
+        few = right is not None and 0 < len(right) < LEAST_PER_CLASS * trusted.logits.shape[1]
+        if right is not None and few:
+            student = (trusted.logits.argmax(1) == trusted.labels).double().mean()
+            self.knows.copy_(right.double().mean() >= LEAST_RIGHT * student)
         if not self.probe.fitted or not len(states) or not len(held):
             return
         training = Snapshot(states, logits, labels, torch.zeros_like(states[:, 0]))
@@ -109,25 +132,45 @@ class TrustedRatio(Feature):
         self.raw[1].mul_(MEMORY).add_((1 - MEMORY) * level.to(self.raw))
         self.level.copy_(self.raw[1] / self.mass)
 
-    def _held_out(self, trusted: Snapshot) -> Tensor:
-        """`(m,)` what probes say of trusted samples that they were not fitted on."""
+    def _held_out(self, trusted: Snapshot) -> tuple[Tensor, Tensor | None]:
+        """`(m,)` what probes say of trusted samples that they were not fitted on.
+
+        And `(m,)` bool, whether they find the class of each; None where labels are none, or the
+        student's logits do not tell classes.
+        """
         count = len(trusted.losses)
         labels: Any = trusted.labels
         order = torch.arange(count, device=trusted.losses.device)
         if isinstance(labels, Tensor) and labels.dim() == 1:
             order = labels.argsort(stable=True)
-        if isinstance(self.probe, TrustedProbe):
-            together = self.probe.left_out(trusted, order, self.folds)
+        probe = self.probe
+        if isinstance(probe, TrustedProbe):
+            together = probe.left_out(trusted, order, self.folds)
             if together is not None:
-                return together
-        told = []
+                return probe.joined(together), _right(together, trusted)
+        told, pairs = [], []
         for fold in range(min(self.folds, count)):
-            held = order[fold :: self.folds]
+            held = trusted.rows(order[fold :: self.folds])
             rest = torch.cat([order[k :: self.folds] for k in range(self.folds) if k != fold])
-            probe = self.probe.refitted(trusted.rows(rest))
-            if probe.fitted:
-                told.append(probe.agreement(trusted.rows(held)))
-        return torch.cat(told) if told else trusted.losses[:0]
+            other = self.probe.refitted(trusted.rows(rest))
+            if other.fitted:
+                told.append(other.agreement(held))
+                pairs += [other(held)] if isinstance(other, TrustedProbe) else []
+        right = _right(torch.cat(pairs), trusted) if pairs else None
+        return torch.cat(told) if told else trusted.losses[:0], right
+
+
+def _right(pairs: Tensor, trusted: Snapshot) -> Tensor | None:
+    """`(m,)` whether the margin of the given class `(m, 2)` is above 0, where it is a class."""
+    labels: Any = trusted.labels
+    indices = isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
+    return pairs[:, 1] > 0 if indices and trusted.logits.dim() == 2 else None
+
+
+def _hear(_module: nn.Module, state: dict, prefix: str, *_: object) -> None:
+    """States of before do not say whether it was."""
+    if prefix + "slope" in state:
+        state.setdefault(prefix + "knows", torch.ones(()))
 
 
 def alike(given: Tensor, trusted: Any) -> Tensor:

@@ -46,6 +46,46 @@ def test_evidence_counts_where_labels_are_wrong() -> None:
     assert float(found[right].mean() - found[~right].mean()) > 1
 
 
+def test_a_probe_that_knows_less_than_the_student_ranks_and_does_not_weigh() -> None:
+    """The student is right of all trusted samples; a probe of 8 of them is not.
+
+    One of 36 that reads what tells the classes apart is, and one of 400 is not asked.
+    """
+    draw = torch.Generator().manual_seed(3)
+    axes = torch.linalg.qr(torch.randn(40, 40, generator=draw)).Q
+
+    def wide(count: int, seed: int, wrong: float = 0.0) -> dt.Snapshot:
+        found = batch(count, seed, wrong)
+        noise = torch.randn(count, 36, generator=torch.Generator().manual_seed(seed + 1))
+        states = torch.cat([found.internal, (4 if count != 36 else 0.1) * noise], 1) @ axes
+        truth = torch.arange(count) % CLASSES
+        return replace(
+            found, internal=states, logits=5 * nn.functional.one_hot(truth, CLASSES).float()
+        )
+
+    teacher = LogLinear([TrustedRatio()])
+    (ratio,) = teacher.features
+    assert isinstance(ratio, TrustedRatio)
+    nn.init.ones_(teacher.factors[0])
+    seen = wide(200, 9, wrong=0.4)
+    for count, heard in ((400, 1.0), (8, 0.0), (36, 1.0), (8, 0.0)):
+        for t in range(3):
+            teacher.observe(wide(200, 20 + t, wrong=0.4))
+            teacher.fit(wide(count, 40 + t))
+        assert float(ratio.heard) == heard
+        assert bool(teacher(seen).any()) == bool(heard)
+        torch.testing.assert_close(teacher.log_trust(seen), ratio(seen).squeeze(1))
+        assert teacher.log_trust(seen).any()
+
+
+def test_states_of_before_are_heard() -> None:
+    ratio, other = taught(0.4), TrustedRatio()
+    state = ratio.state_dict()
+    del state["knows"]
+    other.load_state_dict(state)
+    assert float(other.heard) == 1 and torch.equal(other(batch(9, 2)), ratio(batch(9, 2)))
+
+
 def test_the_ratio_is_1_on_average_over_training_samples() -> None:
     ratio, seen = taught(0.4, updates=30), batch(2000, 1, wrong=0.4)
     assert float(ratio(seen).exp().mean()) == pytest.approx(1, abs=0.2)

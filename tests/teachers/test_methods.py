@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -220,3 +221,21 @@ def test_rehearsals_leave_no_lines_of_metrics(data: Data) -> None:
 def test_the_curriculum_is_a_new_one_for_each_method() -> None:
     teacher = dt.Uniform()
     assert Method(teacher).curriculum is not Method(teacher).curriculum
+
+
+@pytest.mark.parametrize(
+    "counts, trusted, shaped, learned",
+    [
+        ((30, 30, 30), (20, 20, 20), True, True),
+        ((30, 30, 30), (6, 6, 6), False, False),
+        ((900, 90, 9), (6, 6, 6), True, False),  # the prior is known, and stays
+        ((30, 30, 30), (), True, True),
+    ],
+)
+def test_class_shifts_are_learned_from_enough_samples_of_a_class(
+    counts: tuple[int, ...], trusted: tuple[int, ...], shaped: bool, learned: bool
+) -> None:
+    teacher = method("deep", replace(CONTEXT, counts=counts, trusted_counts=trusted)).teacher
+    assert teacher.shapes_loss == shaped
+    taught = {name for name, leaf in teacher.named_parameters() if leaf.requires_grad}
+    assert ("shift" in taught) == learned and any("factors" in name for name in taught)

@@ -70,6 +70,27 @@ def test_riders_of_a_large_trusted_set_are_drawn_as_often_as_others(data: Data) 
     assert made.curriculum.added(made, 20) == 2
 
 
+def test_riders_of_a_small_trusted_set_are_not_drawn_until_they_are_known_by_heart(
+    data: Data,
+) -> None:
+    """An eighth of each batch of 100 would be 12 of them: every one of 4 in 3,000 in each batch."""
+    many, few = data.x_train.repeat(15, 1), slice(0, 10)
+    large = replace(
+        data,
+        x_train=many,
+        y_train=data.y_train.repeat(15),
+        y_clean=None,
+        rows=torch.arange(len(many)),
+        x_valid=data.x_valid[few],
+        y_valid=data.y_valid[few],
+    )
+    made = trained(large, Method(Uniform(), curriculum=Riding()), epochs=2)
+    riding = int(made.curriculum._riding(made).sum())  # type: ignore[attr-defined]
+    assert riding == 4 and made.curriculum.added(made, 100) == round(12 * 100 * 4 / 3000)
+    made.curriculum = Riding(1 / 8)  # asked for
+    assert made.curriculum.added(made, 100) == 12
+
+
 @pytest.mark.parametrize("name", ["riding+weight=3", "logit-adjustment+riding=3"])
 def test_untaught_controls_let_all_of_them_ride_at_a_fixed_weight(data: Data, name: str) -> None:
     made = trained(data, name)
