@@ -8,7 +8,8 @@ its own, one epoch: `npz` is `deepteach train --data npz:PATH`, which holds the 
 `dataset` is `dt.train` on a map-style Dataset that reads a row of the flat file when it is asked
 for. Memory is the peak resident memory of that process; `start` is what it held when torch and the
 package were imported, `data` what the rows and labels take as arrays. `seconds` is of the whole
-command, `training_seconds` of the epoch. A line that is there already is not measured again.
+command, `cpu_seconds` what of it the process worked (other work on the machine disturbs that less),
+`training_seconds` of the epoch. A line that is there already is not measured again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ FEATURES, CLASSES, WRONG, TRUSTED, TEST, BATCH = 64, 10, 0.3, 1000, 10_000, 512
 PARTS = ("train", "valid", "test")
 SETTINGS = {"epochs": 1, "batch_size": BATCH, "baseline": False, "threads": 1}
 FIELDS = (
-    *("samples", "way", "method", "seed", "seconds", "training_seconds", "samples_per_second"),
+    *("samples", "way", "method", "seed", "seconds", "cpu_seconds", "training_seconds"),
+    *("samples_per_second",),
     *("start_mib", "peak_mib", "data_mib", "folder_mib", "files", "test_accuracy", "noise_auroc"),
     *("torch", "threads", "commit", "command"),
 )
@@ -103,14 +105,17 @@ def resident(which: str) -> float:
 
 def measured(way: str, place: Path, method: str, seed: int) -> dict[str, Any]:
     """One training in this process."""
-    out, start, began = place / f"{way}-{method}", resident("VmRSS"), time.perf_counter()
+    out, start = place / f"{way}-{method}", resident("VmRSS")
+    began, busy = time.perf_counter(), time.process_time()
     WAYS[way](place, method, seed, out)
-    seconds, peak = time.perf_counter() - began, resident("VmHWM")
+    seconds, cpu = time.perf_counter() - began, time.process_time() - busy
+    peak = resident("VmHWM")
     summary = json.loads((out / "summary.json").read_text())
     sizes = {p: p.stat().st_size / 2**20 for p in sorted(out.rglob("*")) if p.is_file()}
     large = [f"{p.relative_to(out)} {size:.1f}" for p, size in sizes.items() if size >= 0.1]
     return {
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
         "training_seconds": summary["seconds"],
         "start_mib": round(start),
         "peak_mib": round(peak),
@@ -175,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
                     "data_mib": round(size), "torch": torch.__version__, "threads": 1,
                     "commit": commit, "command": command,
                 }  # fmt: skip
-                print({key: line[key] for key in FIELDS[:14]}, flush=True)
+                print({key: line[key] for key in FIELDS[:15]}, flush=True)
                 append(given.out, line)
     return 0
 
