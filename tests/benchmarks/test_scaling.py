@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import draw_scaling
 import pytest
 import scaling
 import torch
@@ -52,6 +53,21 @@ def test_the_problem_is_as_large_as_it_says() -> None:
     linear = [m for m in made.module.modules() if isinstance(m, torch.nn.Linear)]
     assert [m.out_features for m in linear] == [16, 16, 16, 7]
     assert [len(y) for _, y in made.batches] == [8, 8, 8] and len(made.trusted[1]) == 40
+
+
+def test_a_picture_of_every_axis(tmp_path: Path) -> None:
+    rows = []
+    for axis in scaling.AXES:
+        for value, point in scaling.points(axis):
+            found = {"units": str(value), "low": str(value / 2), "high": str(2 * value)}
+            memory = "" if axis == "ranks" else "1.5"
+            about = {"axis": axis, "value": str(value), "row": point.row}
+            rows.append({**about, **found, "extra_mib": memory})
+    draw_scaling.main(rows, tmp_path)
+    for name, panels in (("scaling-time", 6), ("scaling-memory", 5)):
+        text = (tmp_path / f"{name}.svg").read_text()
+        assert sum(text.count(f">{title}<") for title in draw_scaling.TITLES.values()) == panels
+        assert ">trusted probe<" in text and len(text) < 60 * 1024
 
 
 def test_an_unknown_axis_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
