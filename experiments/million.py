@@ -39,7 +39,6 @@ PARTS = ("train", "valid", "test")
 SETTINGS = {"epochs": 1, "batch_size": BATCH, "baseline": False, "threads": 1}
 FIELDS = (
     *("samples", "way", "method", "seed", "seconds", "cpu_seconds", "training_seconds"),
-    *("samples_per_second",),
     *("start_mib", "peak_mib", "data_mib", "folder_mib", "files", "test_accuracy", "noise_auroc"),
     *("torch", "threads", "commit", "command"),
 )
@@ -176,11 +175,10 @@ def main(arguments: list[str] | None = None) -> int:
                 found = json.loads(ended.stdout.splitlines()[-1])
                 line = {
                     "samples": samples, "way": way, "method": method, "seed": given.seed, **found,
-                    "samples_per_second": round(samples / found["training_seconds"]),
                     "data_mib": round(size), "torch": torch.__version__, "threads": 1,
                     "commit": commit, "command": command,
                 }  # fmt: skip
-                print({key: line[key] for key in FIELDS[:15]}, flush=True)
+                print({key: line[key] for key in FIELDS[:14]}, flush=True)
                 append(given.out, line)
     return 0
 
