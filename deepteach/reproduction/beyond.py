@@ -222,6 +222,8 @@ def _cell(
     settings = {"epochs": epochs, "valid_size": setting.trusted, **setting.settings}
     if setting.world:
         settings["world"] = setting.world
+    if setting.tabular:
+        settings["augment"] = False  # there are no images to crop
     place = Scenario(
         (name, spec.format(setting.labels)),
         "mlp" if setting.tabular else ground.student,
