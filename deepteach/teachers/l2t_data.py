@@ -209,6 +209,7 @@ class ScoreFunction(AbstractAdjoint):
     """
 
     shares = False
+    reweighs = False  # the next episode draws otherwise
 
     def __init__(self, teacher: L2TData) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import CASE, CLASSES, Bench, Setting, bench
 from oracles import sample_losses
-from torch import Tensor
+from torch import Tensor, nn
 
 import deepteach as dt
 from deepteach.errors import ConfigError
@@ -39,6 +39,22 @@ def test_features_by_hand() -> None:
     want = [float(j == y) for j in range(CLASSES)] + p
     want += [-math.log(p[y]), p[y] - others, 0.25, 0.4 / math.log(CLASSES), 0.6]
     assert taught.features(snapshot)[0].tolist() == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_a_loop_of_one_s_own_needs_no_adjoint(window: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    taught, student = teacher(), dt.Student(module, "2")
+    coach = dt.Coach(student, optimizer, taught, interval=5, window=window)
+    trusted = torch.randn(20, 6), torch.arange(20) % CLASSES
+    for _ in range(15):
+        optimizer.zero_grad()
+        coach.loss(torch.randn(16, 6), torch.arange(16) % CLASSES).backward()
+        optimizer.step()
+        coach.update(trusted)
+    assert int(taught.episode) == 3
 
 
 def test_policy_starts_by_keeping_nearly_everything() -> None:
