@@ -20,9 +20,9 @@ from deepteach.teachers.history import History
 from deepteach.teachers.linear import Teacher
 from deepteach.teachers.log_linear import LogLinear
 from deepteach.teachers.method import Method, MethodContext, Parameters, recipe, teacher_adam
-from deepteach.teachers.riding import TEACHING, Riding
+from deepteach.teachers.riding import Riding
 from deepteach.teachers.trusted_probe import TrustedProbe
-from deepteach.teachers.trusted_ratio import LEAST_PER_CLASS, Probe, TrustedRatio
+from deepteach.teachers.trusted_ratio import Probe, TrustedRatio
 from deepteach.teachers.trusted_regression import TrustedRegression
 from deepteach.teachers.trusted_set import FineTuned
 from deepteach.teachers.uniform import Uniform
@@ -47,15 +47,14 @@ def deep(
 ) -> Method:
     """The default: sources, evidence on labels, class shifts, and the trusted set as a source.
 
-    A few numbers that all start at plain training or at a known rule, taught together:
+    A few numbers, and those that are taught start at plain training:
 
     - *sources*: a number a source of the data, where sources are known;
     - *evidence*: a number for what the trusted probe says of the given label (`TrustedRatio`);
-    - *shifts*: a number a logit, added to it (`ClassShift`), from `first_shift` on, where the
-      classes exclude each other; with fewer than `LEAST_PER_CLASS` teaching samples a class they
-      stay there, for they would follow the accidents of the draw. Several labels that hold by
-      themselves were predicted worse with shifts (micro F1 .76 for .91): what sharpens a logit
-      now is learned as a shift;
+    - *shifts*: a number a logit, added to it (`ClassShift`): `first_shift`, where the classes
+      exclude each other. They are not learned: taught from there on, by trusted samples that say
+      little of each class, they cost up to 11 points with 10 of them, and a point or more on long
+      tails with 300 (LOG.md);
     - *riding*: trusted samples train along (`Riding`), by turns; the others teach meanwhile.
       They count as much as a training sample on average; a taught number for them cost accuracy.
 
@@ -115,19 +114,13 @@ def _of_parts(
         read.append(History())
     teacher: AbstractTeacher = LogLinear(read, evidence=evidence) if read else Uniform()
     if without != "shifts" and context.task.exclusive:
-        start, enough = first_shift(context), _enough(context)
-        if enough or start.any():
+        start = first_shift(context)
+        if start.any():
             teacher = ClassShift(context.task.outputs, start=start, weighing=teacher)
-            teacher.shift.requires_grad_(enough)
+            teacher.shift.requires_grad_(False)
     interval = max(1, min(20, context.steps // UPDATES))
     whole = Method(teacher, teacher_rate=5e-2, window=1, interval=interval)
     return whole if without == "riding" else replace(whole, curriculum=Riding())
-
-
-def _enough(context: MethodContext) -> bool:
-    """Whether trusted samples tell classes apart; where their number is not known, they do."""
-    teach = TEACHING * sum(context.trusted_counts)
-    return not context.trusted_counts or teach >= LEAST_PER_CLASS * context.classes
 
 
 def _noisy_adam(seed: int) -> Callable[[Parameters, float, float], torch.optim.Optimizer]:
