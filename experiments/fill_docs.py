@@ -223,14 +223,16 @@ def first() -> str:
     for name in VERDICTS:
         for row in run_so_far(name)[1][0].rows:
             setting, seeds, plain, best, paired, its, deep, _, _, gain, interval = row
-            if int(seeds) < LEAST_SEEDS:
+            if int(seeds) < LEAST_SEEDS or not paired.isdigit() or int(paired) < LEAST_SEEDS:
                 continue
             shown = [f"{100 - float(error.split()[0]):.1f}" for error in (plain, its, deep)]
             low, found, high = interval.partition(" to ")
             if found and (float(low) > 0 or float(high) < 0):
                 place = 2 if float(low) > 0 else 1
                 shown[place] = f"**{shown[place]}**"
-            rule = f"{shown[1]} ({best.partition(' (')[0]})"
+            name, _, variant = best.partition(" (")
+            own_parts = name == "deep"
+            rule = f"{shown[1]} ({'deep, ' + variant.rstrip(')') if own_parts else name})"
             own = seeds if paired == seeds else f"{seeds} (gain: {paired})"
             change = f"{gain.split()[0]} ({interval})"
             situation = setting.partition(" (")[0]
