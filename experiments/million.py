@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rows import append
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -179,18 +180,8 @@ def main(arguments: list[str] | None = None) -> int:
                     "commit": commit, "command": command,
                 }  # fmt: skip
                 print({key: line[key] for key in FIELDS[:14]}, flush=True)
-                append(given.out, line)
+                append(given.out, FIELDS, line)
     return 0
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(line)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch
 
 import torch
 import torch.distributed as dist
+from rows import append
 from soak_ranks import free_port
 from torch import nn
 
@@ -248,16 +249,6 @@ def done(path: Path) -> set[tuple[str, str, str]]:
         return {(line["axis"], line["value"], line["row"]) for line in csv.DictReader(file)}
 
 
-def append(path: Path, line: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(line)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("axes", nargs="*", help=f"of {', '.join(AXES)} (default: all)")
@@ -289,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             found = measured(axis, point, options.rounds, not options.no_memory)
             line = {"axis": axis, "value": value, **asdict(point), **found, **about}
-            append(options.out, line)
+            append(options.out, FIELDS, line)
             said = f"{axis} {value}, {point.row}: {line['units']} plain steps"
             print(f"{said} ({line['low']} to {line['high']}), {line.get('extra_mib', '')} MiB")
     return 0

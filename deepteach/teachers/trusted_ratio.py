@@ -116,8 +116,7 @@ class TrustedRatio(Feature):
             setattr(self, name, columns[:0])
         (held, right), (states, logits, labels) = self._held_out(trusted), waiting
         self.knows.fill_(1)
-        few = right is not None and 0 < len(right) < LEAST_PER_CLASS * trusted.logits.shape[1]
-        if right is not None and few:
+        if right is not None and 0 < len(right) < LEAST_PER_CLASS * trusted.logits.shape[1]:
             student = (trusted.logits.argmax(1) == trusted.labels).double().mean()
             self.knows.copy_(right.double().mean() >= LEAST_RIGHT * student)
         if not self.probe.fitted or not len(states) or not len(held):
@@ -148,16 +147,16 @@ class TrustedRatio(Feature):
             together = probe.left_out(trusted, order, self.folds)
             if together is not None:
                 return probe.joined(together), _right(together, trusted)
-        told, pairs = [], []
+        told = []
         for fold in range(min(self.folds, count)):
             held = trusted.rows(order[fold :: self.folds])
             rest = torch.cat([order[k :: self.folds] for k in range(self.folds) if k != fold])
-            other = self.probe.refitted(trusted.rows(rest))
-            if other.fitted:
-                told.append(other.agreement(held))
-                pairs += [other(held)] if isinstance(other, TrustedProbe) else []
-        right = _right(torch.cat(pairs), trusted) if pairs else None
-        return torch.cat(told) if told else trusted.losses[:0], right
+            other = probe.refitted(trusted.rows(rest))
+            told += [other(held)] if other.fitted else []
+        if not told:
+            return trusted.losses[:0], None
+        right = _right(torch.cat(told), trusted) if isinstance(probe, TrustedProbe) else None
+        return probe.joined(torch.cat(told)), right
 
 
 def _right(pairs: Tensor, trusted: Snapshot) -> Tensor | None:

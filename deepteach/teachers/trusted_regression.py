@@ -91,7 +91,11 @@ class TrustedRegression(Feature):
 
     def agreement(self, snapshot: Snapshot) -> Tensor:
         """`(batch,)` how well each target fits: the log-density."""
-        return self(snapshot)[:, 0]
+        return self.joined(self(snapshot))
+
+    def joined(self, told: Tensor) -> Tensor:
+        """`(batch,)` that density, of what the probe says `(batch, width)`."""
+        return told[:, 0]
 
     def refitted(self, trusted: Snapshot) -> TrustedRegression:
         """A probe like this one, fitted on these samples alone."""
