@@ -21,9 +21,6 @@ RIDING_SHARE = 1 / 8
 OFTENEST = 12
 """Times that a riding sample is drawn for each time that a training sample is, at most."""
 
-TEACHING = 3 / 5
-"""Share of the trusted samples that teach at a time."""
-
 _PARTS = 5
 """Of the trusted set: two ride by turns, two more take their place, and one never trains."""
 
