@@ -71,6 +71,7 @@ ADJUSTED_RIDING = TableMethod(
 BALANCED = TableMethod("class-balanced")
 JTT = TableMethod("jtt")
 GCE, ELR, CLEANLAB = TableMethod("gce"), TableMethod("elr"), TableMethod("cleanlab")
+MENTORNET = TableMethod("mentornet")
 MWN, PAPER = TableMethod("mwn", role="taught"), TableMethod("paper", role="taught")
 DEFAULT = TableMethod("deep", role="deep", headline=True)
 UNTAUGHT = TableMethod("deep+control=untaught", "never taught", headline=True)
@@ -92,6 +93,8 @@ COMMON = (
 SOURCES = (*COMMON, MEANS, JTT, GCE)
 IMBALANCE = (*COMMON, ADJUSTED, ADJUSTED_TUNED, ADJUSTED_RIDING, BALANCED)
 LABELS = (*COMMON, GCE, ELR, CLEANLAB)
+TABLE_6 = (*COMMON, MENTORNET)
+"""The paper's flips, with the methods of its Table 6, under this recipe."""
 FEW = (PLAIN, DEFAULT, UNTAUGHT, TUNED_AT_LAST, RIDING, MERGED, PROBE)
 """Of a curve over the size of the trusted set."""
 
@@ -141,11 +144,14 @@ def labels(ground: Ground) -> list[Situation]:
 
     return [
         human("worse", 0.402, (*LABELS, *ABLATIONS), 1000),
-        Situation("flip 40 %, 1,000 trusted", LABELS, 1000, 15, noise="flip", rate=0.4),
+        Situation("flip 20 %, 1,000 trusted", TABLE_6, 1000, 15, noise="flip", rate=0.2),
+        Situation(
+            "flip 40 %, 1,000 trusted", (*LABELS, MENTORNET), 1000, 15, noise="flip", rate=0.4
+        ),
         Situation("uniform 60 %, 1,000 trusted", LABELS, 1000, 15, noise="uniform", rate=0.6),
         Situation("clean labels, 1,000 trusted", LABELS, 1000, 15),
         human("aggre", 0.09, LABELS, 1000),
-        *(human("worse", 0.402, FEW, trusted) for trusted in (50, 100, 300)),
+        *(human("worse", 0.402, FEW, trusted) for trusted in (10, 20, 50, 100, 300)),
     ]
 
 

@@ -124,6 +124,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMOKE = [(table, place) for table in BEYOND for place in beyond.BEYOND[table](GROUNDS["smoke"])]
 
 
+@pytest.mark.filterwarnings("default:only .* validation samples")  # of the smallest trusted sets
 @pytest.mark.parametrize("table, place", SMOKE, ids=lambda v: getattr(v, "name", v))
 def test_every_world_trains(table: str, place: beyond.Situation, out: Path) -> None:
     for cell in cells(table, "smoke"):
