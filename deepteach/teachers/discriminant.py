@@ -39,15 +39,25 @@ def members(own: Tensor, count: int, like: Tensor) -> Tensor:
 
 
 def of_members(
-    states: Tensor, own: Tensor, member: Tensor, shrinkage: float
+    states: Tensor, own: Tensor, member: Tensor, shrinkage: float, among: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(slope, offset) of classes that all have a sample; `member` as `members` says of `own`."""
-    means = (member.T @ states) / member.sum(0).unsqueeze(1)
-    centred = states - means[own]
-    freedom = max(len(states) - member.shape[1], 1)
+    """(slope `(width, classes)`, offset `(classes,)`) of classes that all have a sample.
+
+    `member` as `members` says of `own`. `among` `(parts, n)` bool asks for a discriminant of each
+    part of the samples, all at once; every class has a sample in every part. Rows of 0 stand for
+    the others, which leave each sum, and each solution, as it is without them.
+    """
+    inside = None if among is None else among.to(states.dtype)
+    counts = member.sum(0) if inside is None else inside @ member
+    within = states if inside is None else states * inside.unsqueeze(2)
+    means = (member.T @ within) / counts.unsqueeze(-1)
+    centred = states - means[..., own, :]
+    if inside is not None:
+        centred = centred * inside.unsqueeze(2)
+    freedom = (counts.sum(-1) - member.shape[1]).clamp(min=1)
     solve = _in_the_span if shrinkage > 0 and states.shape[1] > len(states) else _in_full
     slope = solve(centred, means, freedom, shrinkage)
-    return slope, -0.5 * (means * slope.T).sum(1)
+    return slope, -0.5 * (means * slope.mT).sum(-1)
 
 
 def label_discriminants(states: Tensor, given: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
@@ -74,7 +84,8 @@ def label_discriminants(states: Tensor, given: Tensor, shrinkage: float) -> tupl
     lower = ((1 - member).T @ states) / zeros.clamp(min=1).unsqueeze(1)
     apart = (upper - lower) * known.to(states.dtype).unsqueeze(1)
     solve = _in_the_span if shrinkage > 0 and states.shape[1] > len(states) else _in_full
-    slope = solve(states - states.mean(0), apart, len(states), shrinkage)
+    freedom = states.new_tensor(len(states))
+    slope = solve(states - states.mean(0), apart, freedom, shrinkage)
     variance = ones * zeros / len(states) ** 2
     rest = 1 - (1 - shrinkage) * variance * (apart * slope.T).sum(1)
     slope = slope / rest.clamp(min=1e-6)
@@ -82,24 +93,28 @@ def label_discriminants(states: Tensor, given: Tensor, shrinkage: float) -> tupl
     return slope, torch.where(known, offset, -torch.inf)
 
 
-def _in_full(centred: Tensor, means: Tensor, freedom: int, shrinkage: float) -> Tensor:
+def _in_full(centred: Tensor, means: Tensor, freedom: Tensor, shrinkage: float) -> Tensor:
     """C^-1 M^T by a solution with the `(width, width)` matrix C."""
-    covariance = centred.T @ centred / freedom
-    spread = covariance.diagonal().mean().clamp(min=1e-12)
+    covariance = centred.mT @ centred / freedom[..., None, None]
+    spread = _diagonal(covariance).mean(-1).clamp(min=1e-12)
     shrunk = (1 - shrinkage) * covariance
-    shrunk.diagonal().add_(shrinkage * spread)
-    return torch.linalg.solve(shrunk, means.T)
+    _diagonal(shrunk).add_(shrinkage * spread.unsqueeze(-1))
+    return torch.linalg.solve(shrunk, means.mT)
 
 
-def _in_the_span(centred: Tensor, means: Tensor, freedom: int, shrinkage: float) -> Tensor:
+def _in_the_span(centred: Tensor, means: Tensor, freedom: Tensor, shrinkage: float) -> Tensor:
     """The same by an `(n, n)` matrix, for more columns than samples; Woodbury's identity.
 
     C^-1 M^T = (M^T - b X^T (a I + b X X^T)^-1 X M^T) / a.
     """
-    samples, width = centred.shape
-    spread = (centred.square().sum() / (freedom * width)).clamp(min=1e-12)
-    a, b = shrinkage * spread, (1 - shrinkage) / freedom
-    gram = b * (centred @ centred.T)
-    gram.diagonal().add_(a)
-    inner = torch.linalg.solve(gram, centred @ means.T)
-    return (means.T - b * (centred.T @ inner)) / a
+    spread = centred.square().flatten(-2).sum(-1) / (freedom * centred.shape[-1])
+    a = (shrinkage * spread.clamp(min=1e-12))[..., None, None]
+    b = ((1 - shrinkage) / freedom)[..., None, None]
+    gram = b * (centred @ centred.mT)
+    _diagonal(gram).add_(a.squeeze(-1))
+    inner = torch.linalg.solve(gram, centred @ means.mT)
+    return (means.mT - b * (centred.mT @ inner)) / a
+
+
+def _diagonal(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1)

@@ -30,6 +30,9 @@ from deepteach.teachers.label_kinds import (
 IMPOSSIBLE = -1e4
 """Score of a class that a fold has no sample of: exp of it is 0 in every precision."""
 
+FITTED_AT_ONCE = 2**17
+"""Numbers of all folds together that are small enough to be fitted by the same calls."""
+
 
 class TrustedProbe(Feature):
     """How well the given label fits the internal state, read through trusted samples.
@@ -182,24 +185,47 @@ class TrustedProbe(Feature):
 
     @torch.no_grad()
     def fit(self, trusted: Snapshot) -> None:
+        self.cross_fit(trusted)
+
+    @torch.no_grad()
+    def cross_fit(self, trusted: Snapshot) -> Tensor | None:
+        """Fit, and `(batch, 2)` the numbers of these samples by probes `refitted` without them.
+
+        None where labels are no class indices, where some are ignored, or where a class has
+        samples in one of the parts alone.
+        """
         # Labels that once were several stay so, whatever a batch of them sums to.
         several = hold_by_themselves(trusted, "TrustedProbe") or self._several
         read = read_labels(trusted, "TrustedProbe", several=several)
         states = trusted.internal.detach().double()
         if isinstance(read, SeveralLabels):
             self._fit_several(states, read.given)
-            return
+            return None
         counted = read.index >= 0  # negative ones are ignored, as by torch's cross-entropy
-        if not counted.any():
-            return
-        states, labels = states[counted], read.index[counted]
+        whole = bool(counted.all())
+        labels = read.index if whole else read.index[counted]
+        states = states if whole else states[counted]
+        if not len(labels):
+            return None
         present, own = labels.unique(return_inverse=True)
         member = members(own, len(present), states)
         self.slope, offsets = of_members(states, own, member, self.shrinkage)
         self.offset = states.new_full((read.classes,), -torch.inf)
         self.offset[present] = offsets
-        held = self._held
-        self.temperature = self._temperature(states, own, member) if held is None else held
+        if self._held is not None:
+            self.temperature = self._held
+            return None
+        # The parts take turns within each class. They are found here and not by scikit-learn,
+        # whose splits live on the CPU: this runs after every update, on the states' device.
+        part = turns(torch.argsort(own, stable=True), self.folds)
+        scores = self._left_out(states, own, member, part)
+        if scores is None:
+            self.temperature = self._temperature(*self._left_out_of_few(states, own, member, part))
+            return None
+        self.temperature = self._temperature(scores, own)
+        if not (whole and read.given):
+            return None
+        return self._pair(scores / self.temperature, own).to(trusted.internal.dtype)
 
     def _fit_several(self, states: Tensor, given: Tensor) -> None:
         slope, offset = label_discriminants(states, given, self.shrinkage)
@@ -229,63 +255,50 @@ class TrustedProbe(Feature):
 
         return most_likely(log_likelihood, odds)
 
-    def _temperature(self, states: Tensor, own: Tensor, member: Tensor) -> Tensor:
-        """The most likely T on parts that did not fit the discriminant.
+    def _left_out(self, states: Tensor, own: Tensor, member: Tensor, part: Tensor) -> Tensor | None:
+        """`(n, classes)` scores of each sample by the other parts; None where one lacks a class."""
+        held = part == torch.arange(self.folds, device=part.device).unsqueeze(1)
+        rest = held.logical_not()
+        if len(own) < self.folds or not bool((rest.to(member.dtype) @ member > 0).all()):
+            return None
+        size = FITTED_AT_ONCE // (len(states) * max(states.shape[1], member.shape[1]))
+        if size < self.folds:  # work that outweighs the calls: each by its own rows alone
+            scores = torch.zeros_like(member)
+            for tested, rows in zip(held, rest, strict=True):
+                slope, offset = of_members(states[rows], own[rows], member[rows], self.shrinkage)
+                scores[tested] = states[tested] @ slope + offset
+            return scores
+        slope, offset = of_members(states, own, member, self.shrinkage, rest)
+        scores = ((states @ slope + offset.unsqueeze(1)) * held.unsqueeze(2)).sum(0)
+        return scores
 
-        The parts take turns within each class. They are found here and not by scikit-learn,
-        whose splits live on the CPU: this runs after every update, on the states' device.
-        """
-        part, count = turns(torch.argsort(own, stable=True), self.folds), member.shape[1]
-        held_scores, held_labels = [], []
+    def _left_out_of_few(
+        self, states: Tensor, own: Tensor, member: Tensor, part: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same and the classes, of those samples alone whose class the other parts have."""
+        count = member.shape[1]
+        found, truth = [states.new_zeros(0, count)], [own[:0]]
         for held, rest in _splits(part, self.folds):
-            if (known := _complete(member[rest])) is not None:
-                slope, offsets = of_members(states[rest], own[rest], known, self.shrinkage)
-                held_scores.append(states[held] @ slope + offsets)
-                held_labels.append(own[held])
-                continue
             slope, offset = discriminant(states[rest], own[rest], count, self.shrinkage)
             fitted = torch.isfinite(offset)
-            usable = fitted[own[held]]
-            scores = states.new_full((int(usable.sum()), count), IMPOSSIBLE)
-            scores[:, fitted] = states[held][usable] @ slope + offset[fitted]
-            held_scores.append(scores)
-            held_labels.append(own[held][usable])
-        if not held_scores or sum(map(len, held_labels)) == 0:
-            return states.new_ones(())
-        scores, truth = torch.cat(held_scores), torch.cat(held_labels).unsqueeze(1)
+            usable = held[fitted[own[held]]]
+            scores = states.new_full((len(usable), count), IMPOSSIBLE)
+            scores[:, fitted] = states[usable] @ slope + offset[fitted]
+            found.append(scores)
+            truth.append(own[usable])
+        return torch.cat(found), torch.cat(truth)
+
+    def _temperature(self, scores: Tensor, own: Tensor) -> Tensor:
+        """The most likely T of scores by what was not fitted on these samples; 1 without any."""
+        if not len(own):
+            return scores.new_ones(())
+        truth = own.unsqueeze(1)
 
         def log_likelihood(t: Tensor) -> Tensor:
             log_p = (scores / t).log_softmax(2)
             return log_p.gather(2, truth.expand(len(t), -1, -1)).squeeze(2).mean(1)
 
         return most_likely(log_likelihood, scores)
-
-    @torch.no_grad()
-    def left_out(self, trusted: Snapshot, order: Tensor, folds: int) -> Tensor | None:
-        """`(n, 2)` the numbers of trusted samples by probes `refitted` without them.
-
-        Sample `order[i]` is of part i modulo `folds`; the answer goes through part by part. None
-        where labels are no classes, or where a class has samples in one part alone.
-        """
-        read = read_labels(trusted, "TrustedProbe", several=self._several)
-        if not (isinstance(read, OneClass) and read.given and len(read.index) >= folds):
-            return None
-        states = trusted.internal.detach().double()
-        present, own = read.index.unique(return_inverse=True)
-        if present[0] < 0:
-            return None
-        member = members(own, len(present), states)
-        told, columns = [], []
-        for fold in range(folds):
-            held = order[fold::folds]
-            rest = torch.cat([order[k::folds] for k in range(folds) if k != fold])
-            if (known := _complete(member[rest])) is None:
-                return None
-            slope, offsets = of_members(states[rest], own[rest], known, self.shrinkage)
-            told.append(states[held] @ slope + offsets)
-            columns.append(own[held])
-        scores = torch.cat(told) / cast(Tensor, self.temperature)
-        return self._pair(scores, torch.cat(columns)).to(trusted.internal.dtype)
 
 
 class _Classes:
@@ -324,11 +337,6 @@ def _splits(part: Tensor, folds: int) -> list[tuple[Tensor, Tensor]]:
     held = own.nonzero()[:, 1].split(sizes)
     rest = own.logical_not().nonzero()[:, 1].split([len(part) - size for size in sizes])
     return [(a, b) for a, b in zip(held, rest, strict=True) if len(a) and len(b)]
-
-
-def _complete(member: Tensor) -> Tensor | None:
-    """The same, where every class has a sample."""
-    return member if bool(member.any(0).all()) else None
 
 
 def _drop_absent(_module: nn.Module, state: dict, prefix: str, *_: object) -> None:

@@ -110,11 +110,11 @@ class TrustedRatio(Feature):
 
     @torch.no_grad()
     def fit(self, trusted: Snapshot) -> None:
-        self.probe.fit(trusted)
+        held, right = self._held_out(trusted)
         waiting = [getattr(self, name) for name in WAITING]
         for name, columns in zip(WAITING, waiting, strict=True):
             setattr(self, name, columns[:0])
-        (held, right), (states, logits, labels) = self._held_out(trusted), waiting
+        states, logits, labels = waiting
         self.knows.fill_(1)
         if right is not None and 0 < len(right) < LEAST_PER_CLASS * trusted.logits.shape[1]:
             student = (trusted.logits.argmax(1) == trusted.labels).double().mean()
@@ -132,22 +132,23 @@ class TrustedRatio(Feature):
         self.level.copy_(self.raw[1] / self.mass)
 
     def _held_out(self, trusted: Snapshot) -> tuple[Tensor, Tensor | None]:
-        """`(m,)` what probes say of trusted samples that they were not fitted on.
+        """Fits the probe; `(m,)` what others say of trusted samples that they were not fitted on.
 
         And `(m,)` bool, whether they find the class of each; None where labels are none, or the
         student's logits do not tell classes.
         """
-        count = len(trusted.losses)
+        probe = self.probe
+        if isinstance(probe, TrustedProbe) and probe.folds == self.folds:
+            together = probe.cross_fit(trusted)
+            if together is not None:
+                return probe.joined(together), _right(together, trusted)
+        else:
+            probe.fit(trusted)
         labels: Any = trusted.labels
+        count, told = len(trusted.losses), []
         order = torch.arange(count, device=trusted.losses.device)
         if isinstance(labels, Tensor) and labels.dim() == 1:
             order = labels.argsort(stable=True)
-        probe = self.probe
-        if isinstance(probe, TrustedProbe):
-            together = probe.left_out(trusted, order, self.folds)
-            if together is not None:
-                return probe.joined(together), _right(together, trusted)
-        told = []
         for fold in range(min(self.folds, count)):
             held = trusted.rows(order[fold :: self.folds])
             rest = torch.cat([order[k :: self.folds] for k in range(self.folds) if k != fold])

@@ -12,6 +12,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
 
 import deepteach as dt
+from deepteach.teachers import trusted_probe
 from deepteach.teachers.discriminant import _in_full, _in_the_span, discriminant
 
 
@@ -127,7 +128,7 @@ def test_both_forms_are_one_discriminant(samples: int, width: int, shrinkage: fl
     seen = trusted(samples, width)
     states, labels = seen.internal * torch.logspace(-1, 1, width).double(), seen.labels
     means = torch.stack([states[labels == c].mean(0) for c in range(3)])
-    given = (states - means[labels], means, samples - 3, shrinkage)
+    given = (states - means[labels], means, torch.tensor(samples - 3.0).double(), shrinkage)
     full, span = _in_full(*given), _in_the_span(*given)
     near: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9 * float(full.abs().max())}
     assert torch.allclose(span, full, **near)
@@ -136,6 +137,36 @@ def test_both_forms_are_one_discriminant(samples: int, width: int, shrinkage: fl
     assert torch.allclose(slope, full, **near)
     assert torch.allclose(offset, -0.5 * (means * full.T).sum(1), rtol=1e-9)
     assert counted.largest == samples * width if width > samples else width * width
+
+
+@pytest.mark.parametrize("width", (4, 70))
+def test_folds_are_fitted_at_once_as_one_by_one(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together, one by one, and as probes that were given the rest of the rows alone."""
+    seen, together, single = trusted(62, width), dt.TrustedProbe(), dt.TrustedProbe()
+    found = together.cross_fit(seen)
+    monkeypatch.setattr(trusted_probe, "FITTED_AT_ONCE", 0)
+    again = single.cross_fit(seen)
+    assert found is not None and again is not None
+    assert torch.allclose(found, again, rtol=1e-9, atol=1e-9)
+    assert torch.equal(together.get_buffer("temperature"), single.get_buffer("temperature"))
+    order = seen.labels.argsort(stable=True)
+    for fold in range(5):
+        held = order[fold::5]
+        rest = torch.cat([order[k::5] for k in range(5) if k != fold])
+        other = together.refitted(part(seen, rest))
+        assert torch.allclose(found[held], other(part(seen, held)), rtol=1e-9, atol=1e-9)
+
+
+def test_cross_fitting_says_nothing_where_a_part_lacks_a_class() -> None:
+    seen = trusted(60)
+    once = replace(seen, labels=torch.cat([torch.tensor([3]), seen.labels[1:]]))
+    once = replace(once, logits=torch.randn(60, 4).double())
+    left_out = replace(seen, labels=torch.cat([torch.tensor([-100]), seen.labels[1:]]))
+    for other in (once, left_out):
+        probe = dt.TrustedProbe()
+        assert probe.cross_fit(other) is None and probe.fitted
 
 
 def test_classes_without_a_sample_change_nothing_and_take_no_room() -> None:
