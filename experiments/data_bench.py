@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deepteach.data.readers import load
 from deepteach.models import build
+from deepteach.reproduction.runner import commit
 from deepteach.training.api import run
 from deepteach.training.config import make
 from deepteach.training.progress import Silent
@@ -176,9 +177,6 @@ def main() -> None:
         found = measured(given.way, given.listing, *how)
         print(json.dumps(found))
         return
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     asked = {key: getattr(given, key) for key in ("images", "size", "workers", "student", "method")}
     command = " ".join(["python", *sys.argv])
     with tempfile.TemporaryDirectory() as folder:
@@ -203,7 +201,7 @@ def main() -> None:
             writer = csv.DictWriter(file, [*lines[0], "commit", "command"])
             if new:
                 writer.writeheader()
-            writer.writerows({**line, "commit": commit, "command": command} for line in lines)
+            writer.writerows({**line, "commit": commit(), "command": command} for line in lines)
 
 
 if __name__ == "__main__":

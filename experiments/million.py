@@ -34,6 +34,7 @@ from torch.utils.data import Dataset
 
 import deepteach as dt
 from deepteach.cli import main as deepteach
+from deepteach.reproduction.runner import commit
 
 FEATURES, CLASSES, WRONG, TRUSTED, TEST, BATCH = 64, 10, 0.3, 1000, 10_000, 512
 PARTS = ("train", "valid", "test")
@@ -156,9 +157,6 @@ def main(arguments: list[str] | None = None) -> int:
         found = measured(given.way, given.place, given.methods[0], given.seed)
         print(json.dumps(found), flush=True)
         return 0
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     own = arguments if arguments is not None else sys.argv[1:]
     command = " ".join(["python", "experiments/million.py", *own])
     for samples in given.samples:
@@ -177,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
                 line = {
                     "samples": samples, "way": way, "method": method, "seed": given.seed, **found,
                     "data_mib": round(size), "torch": torch.__version__, "threads": 1,
-                    "commit": commit, "command": command,
+                    "commit": commit(), "command": command,
                 }  # fmt: skip
                 print({key: line[key] for key in FIELDS[:14]}, flush=True)
                 append(given.out, FIELDS, line)

@@ -43,6 +43,7 @@ from deepteach.benchmarks.plan import PLAIN, PROBED, Plan
 from deepteach.benchmarks.update_cost import in_turn
 from deepteach.benchmarks.work import Cycle, Problem, Work, drawn
 from deepteach.distributed.collectives import Ranks, here
+from deepteach.reproduction.runner import commit
 
 PAPER, PROBE, CHECKPOINTED = "Reversed", "Reversed" + PROBED, "Checkpointed"
 FEATURES, SEED = 64, 0
@@ -266,12 +267,9 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := set(options.axes) - set(AXES):
         parser.error(f"no such axis: {', '.join(sorted(unknown))}; there are {', '.join(AXES)}")
     torch.set_num_threads(1)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     own = sys.argv[1:] if arguments is None else arguments
     about = {"rounds": options.rounds, "threads": 1, "seed": SEED, "torch": torch.__version__}
-    about |= {"commit": commit, "command": " ".join(["python experiments/scaling.py", *own])}
+    about |= {"commit": commit(), "command": " ".join(["python experiments/scaling.py", *own])}
     known = done(options.out)
     for axis in options.axes or AXES:
         for value, point in points(axis):
