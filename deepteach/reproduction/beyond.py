@@ -81,8 +81,9 @@ ABLATIONS = (
     *(TableMethod(f"deep+without={part}", f"without {part}", role="ablation")
       for part in ("evidence", "shifts", "riding")),
     TableMethod("deep+history=true", "with history", role="ablation"),
+    TableMethod("deep+fine_tune=0.34", "with a last phase on the trusted set", role="ablation"),
 )  # fmt: skip
-"""The default with each ingredient left out once, and one more put in."""
+"""The default with each ingredient left out once, and two that it does not have put in."""
 NO_SOURCES = TableMethod("deep+without=sources", "without sources", role="ablation")
 """The same, where sources are known."""
 
@@ -127,7 +128,7 @@ def imbalance(ground: Ground) -> list[Situation]:
     rows = (*IMBALANCE, *ABLATIONS)
     return [
         Situation("long tail of 100, 300 trusted", rows, 300, 45, tail),
-        Situation("long tail of 100, flip 40 %, 300 trusted", IMBALANCE, 300, 45, tail,
+        Situation("long tail of 100, flip 40 %, 300 trusted", rows, 300, 45, tail,
                 noise="flip", rate=0.4),
         Situation("long tail of 10, 300 trusted", IMBALANCE, 300, 30, "tail+factor=10"),
     ]  # fmt: skip
