@@ -33,6 +33,8 @@ class Ground:
     """Of the table: what the biased sources sample by."""
     human: bool = True
     """Whether there are files of labels that people gave; else noise stands for them."""
+    large: tuple[str, str] | None = None
+    """The same images with more pixels, where there are some."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Situation:
     noise: str = "none"
     rate: float = 0.0
     tabular: bool = False
+    large: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -98,6 +101,8 @@ TABLE_6 = (*COMMON, MENTORNET)
 """The paper's flips, with the methods of its Table 6, under this recipe."""
 FEW = (PLAIN, DEFAULT, UNTAUGHT, TUNED_AT_LAST, RIDING, MERGED, PROBE)
 """Of a curve over the size of the trusted set."""
+HEADLINE = (PLAIN, DEFAULT, UNTAUGHT, TUNED_AT_LAST, RIDING)
+"""Where a run takes four times as long."""
 
 
 # --- settings -----------------------------------------------------------------------------
@@ -119,6 +124,9 @@ def sources(ground: Ground) -> list[Situation]:
         ),
         Situation("biased sources, 100 trusted", few, 100, 15, "biased"),
         Situation("biased sources, 1,000 trusted", few, 1000, 15, "biased"),
+        *_where_large(
+            ground, Situation("biased sources at 32x32, 300 trusted", HEADLINE, 300, 15, "biased")
+        ),
     ]
 
 
@@ -140,7 +148,7 @@ def labels(ground: Ground) -> list[Situation]:
     def human(name: str, rate: float, rows: Sequence[TableMethod], trusted: int) -> Situation:
         shown = f"human labels {name}, {trusted:,} trusted"
         if ground.human:
-            return Situation(shown, rows, trusted, 15, labels=name)
+            return Situation(shown, rows, trusted, 15, labels=name.partition(" ")[0])
         return Situation(shown, rows, trusted, 15, noise="flip", rate=rate)
 
     return [
@@ -152,8 +160,13 @@ def labels(ground: Ground) -> list[Situation]:
         Situation("uniform 60 %, 1,000 trusted", LABELS, 1000, 15, noise="uniform", rate=0.6),
         Situation("clean labels, 1,000 trusted", LABELS, 1000, 15),
         human("aggre", 0.09, LABELS, 1000),
+        *_where_large(ground, human("worse at 32x32", 0.402, HEADLINE, 1000)),
         *(human("worse", 0.402, FEW, trusted) for trusted in (10, 20, 50, 100, 300)),
     ]
+
+
+def _where_large(ground: Ground, setting: Situation) -> list[Situation]:
+    return [replace(setting, large=True)] if ground.large else []
 
 
 BEYOND: dict[str, Callable[[Ground], list[Situation]]] = {
@@ -176,6 +189,7 @@ GROUNDS: dict[str, Ground] = {
         mixed="aggre,random1,worse,flip0.6",
         domains="plain,grey,inverted,rotated",
         column=2,  # years of education
+        large=("CIFAR-10 (JPEG) 10,000 32x32", "npz:mini32/{}.npz"),
     ),
     "smoke": Ground(
         ("digits", "digits"),
@@ -224,7 +238,8 @@ def beyond(table: str) -> Callable[[Scale], list[Cell]]:
 def _cell(
     scale: Scale, ground: Ground, table: str, setting: Situation, row: TableMethod, seed: int
 ) -> Cell:
-    name, spec = ground.table if setting.tabular else ground.images
+    images = ground.large if setting.large and ground.large else ground.images
+    name, spec = ground.table if setting.tabular else images
     epochs = ground.epochs(setting.epochs)
     settings = {"epochs": epochs, "valid_size": setting.trusted, **setting.settings}
     if setting.world:
