@@ -123,7 +123,9 @@ def spread(rows: Rows, key: str, digits: int = 1) -> str:
     return mean_std([float(row[key]) for row in rows if row[key]], digits)
 
 
-RESULTS = "table6 table5 human controls table2 table3 table4 table7 transfer deeper table1".split()
+RESULTS = (
+    "table6 table5 human controls table2 table3 table4 table7 transfer deeper figure2 table1"
+).split()
 SHOWN = (
     "method", "n", "last, error %", "selected, error %", "gain, points", "95 % interval",
     "reading", "gain at last", "AUROC", "paper %", "paper's gain",
