@@ -51,7 +51,8 @@ def derivatives(work: Work) -> dict[str, tuple[Callable[[], object], Callable[[]
         return F.cross_entropy(logits, y, reduction="none")
 
     def directional(at: Params, along: Params) -> tuple[Tensor, Tensor]:
-        return jvp(losses, (at,), (along,))
+        value, slope = jvp(losses, (at,), (along,))[:2]
+        return value, slope
 
     def curvature(at: Params, along: Params) -> Params:
         def slope(at: Params) -> Tensor:
