@@ -80,6 +80,8 @@ DEFAULT = TableMethod("deep", role="deep", headline=True)
 UNTAUGHT = TableMethod("deep+control=untaught", "never taught", headline=True)
 """Its own untaught parts: what it knows without a meta-gradient."""
 FORMER = TableMethod("deep+features=probe", "probe alone", role="taught")
+DEFAULT_LONGER = TableMethod("deep", TWICE, role="taught")
+"""Beside plain training that is as long."""
 ABLATIONS = (
     *(TableMethod(f"deep+without={part}", f"without {part}", role="ablation")
       for part in ("evidence", "shifts", "riding")),
@@ -92,7 +94,7 @@ NO_SOURCES = TableMethod("deep+without=sources", "without sources", role="ablati
 
 COMMON = (
     *(PLAIN, DEFAULT, UNTAUGHT, TUNED_AT_LAST, RIDING),
-    *(MERGED, PROBE, LONGER, MWN, PAPER, FORMER),
+    *(MERGED, PROBE, LONGER, DEFAULT_LONGER, MWN, PAPER, FORMER),
 )
 SOURCES = (*COMMON, MEANS, JTT, GCE)
 IMBALANCE = (*COMMON, ADJUSTED, ADJUSTED_TUNED, ADJUSTED_RIDING, BALANCED)
