@@ -233,8 +233,8 @@ def first() -> str:
                 place = 2 if float(low) > 0 else 1
                 shown[place] = f"**{shown[place]}**"
             name, _, variant = best.partition(" (")
-            own_parts = name == "deep"
-            rule = f"{shown[1]} ({'deep, ' + variant.rstrip(')') if own_parts else name})"
+            other = {"deep": "deep, ", "uniform": "plain, "}.get(name)
+            rule = f"{shown[1]} ({name if other is None else other + variant.rstrip(')')})"
             own = seeds if paired == seeds else f"{seeds} (gain: {paired})"
             change = f"{gain.split()[0]} ({interval})"
             situation = setting.partition(" (")[0]
