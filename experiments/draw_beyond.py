@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib
+from draw_scaling import small
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -56,5 +58,6 @@ def draw(found: list[Standing]) -> Figure:
 
 if __name__ == "__main__":
     shown = settings()
-    OUT.write_bytes(to_svg(draw(shown)))
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # letters as text, not as outlines
+        OUT.write_bytes(small(to_svg(draw(shown))))
     print(f"{OUT}: {len(shown)} settings")
