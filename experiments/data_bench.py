@@ -177,6 +177,7 @@ def main() -> None:
         found = measured(given.way, given.listing, *how)
         print(json.dumps(found))
         return
+    version = commit()
     asked = {key: getattr(given, key) for key in ("images", "size", "workers", "student", "method")}
     command = " ".join(["python", *sys.argv])
     with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +202,7 @@ def main() -> None:
             writer = csv.DictWriter(file, [*lines[0], "commit", "command"])
             if new:
                 writer.writeheader()
-            writer.writerows({**line, "commit": commit(), "command": command} for line in lines)
+            writer.writerows({**line, "commit": version, "command": command} for line in lines)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = measured(given.way, given.place, given.methods[0], given.seed)
         print(json.dumps(found), flush=True)
         return 0
+    version = commit()
     own = arguments if arguments is not None else sys.argv[1:]
     command = " ".join(["python", "experiments/million.py", *own])
     for samples in given.samples:
@@ -175,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
                 line = {
                     "samples": samples, "way": way, "method": method, "seed": given.seed, **found,
                     "data_mib": round(size), "torch": torch.__version__, "threads": 1,
-                    "commit": commit(), "command": command,
+                    "commit": version, "command": command,
                 }  # fmt: skip
                 print({key: line[key] for key in FIELDS[:14]}, flush=True)
                 append(given.out, FIELDS, line)

@@ -50,7 +50,8 @@ class Situation:
     noise: str = "none"
     rate: float = 0.0
     tabular: bool = False
-    large: bool = False
+    images: tuple[str, str] | None = None
+    """Those of the ground unless given."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -92,8 +93,10 @@ ABLATIONS = (
 NO_SOURCES = TableMethod("deep+without=sources", "without sources", role="ablation")
 """The same, where sources are known."""
 
+HEADLINE = (PLAIN, DEFAULT, UNTAUGHT, TUNED_AT_LAST, RIDING)
+"""In all settings, and alone where a run takes four times as long."""
 COMMON = (
-    *(PLAIN, DEFAULT, UNTAUGHT, TUNED_AT_LAST, RIDING),
+    *HEADLINE,
     *(MERGED, PROBE, LONGER, DEFAULT_LONGER, MWN, PAPER, FORMER),
 )
 SOURCES = (*COMMON, MEANS, JTT, GCE)
@@ -101,10 +104,8 @@ IMBALANCE = (*COMMON, ADJUSTED, ADJUSTED_TUNED, ADJUSTED_RIDING, BALANCED)
 LABELS = (*COMMON, GCE, ELR, CLEANLAB)
 TABLE_6 = (*COMMON, MENTORNET)
 """The paper's flips, with the methods of its Table 6, under this recipe."""
-FEW = (PLAIN, DEFAULT, UNTAUGHT, TUNED_AT_LAST, RIDING, MERGED, PROBE)
+FEW = (*HEADLINE, MERGED, PROBE)
 """Of a curve over the size of the trusted set."""
-HEADLINE = (PLAIN, DEFAULT, UNTAUGHT, TUNED_AT_LAST, RIDING)
-"""Where a run takes four times as long."""
 
 
 # --- settings -----------------------------------------------------------------------------
@@ -126,9 +127,7 @@ def sources(ground: Ground) -> list[Situation]:
         ),
         Situation("biased sources, 100 trusted", few, 100, 15, "biased"),
         Situation("biased sources, 1,000 trusted", few, 1000, 15, "biased"),
-        *_where_large(
-            ground, Situation("biased sources at 32x32, 300 trusted", HEADLINE, 300, 15, "biased")
-        ),
+        *_at_32(ground, Situation("biased sources, 300 trusted", HEADLINE, 300, 15, "biased")),
     ]
 
 
@@ -150,7 +149,7 @@ def labels(ground: Ground) -> list[Situation]:
     def human(name: str, rate: float, rows: Sequence[TableMethod], trusted: int) -> Situation:
         shown = f"human labels {name}, {trusted:,} trusted"
         if ground.human:
-            return Situation(shown, rows, trusted, 15, labels=name.partition(" ")[0])
+            return Situation(shown, rows, trusted, 15, labels=name)
         return Situation(shown, rows, trusted, 15, noise="flip", rate=rate)
 
     return [
@@ -162,13 +161,15 @@ def labels(ground: Ground) -> list[Situation]:
         Situation("uniform 60 %, 1,000 trusted", LABELS, 1000, 15, noise="uniform", rate=0.6),
         Situation("clean labels, 1,000 trusted", LABELS, 1000, 15),
         human("aggre", 0.09, LABELS, 1000),
-        *_where_large(ground, human("worse at 32x32", 0.402, HEADLINE, 1000)),
+        *_at_32(ground, human("worse", 0.402, HEADLINE, 1000)),
         *(human("worse", 0.402, FEW, trusted) for trusted in (10, 20, 50, 100, 300)),
     ]
 
 
-def _where_large(ground: Ground, setting: Situation) -> list[Situation]:
-    return [replace(setting, large=True)] if ground.large else []
+def _at_32(ground: Ground, setting: Situation) -> list[Situation]:
+    """The same on the large images, where there are some."""
+    name = setting.name.replace(",", " at 32x32,", 1)
+    return [replace(setting, name=name, images=ground.large)] if ground.large else []
 
 
 BEYOND: dict[str, Callable[[Ground], list[Situation]]] = {
@@ -240,8 +241,7 @@ def beyond(table: str) -> Callable[[Scale], list[Cell]]:
 def _cell(
     scale: Scale, ground: Ground, table: str, setting: Situation, row: TableMethod, seed: int
 ) -> Cell:
-    images = ground.large if setting.large and ground.large else ground.images
-    name, spec = ground.table if setting.tabular else images
+    name, spec = ground.table if setting.tabular else setting.images or ground.images
     epochs = ground.epochs(setting.epochs)
     settings = {"epochs": epochs, "valid_size": setting.trusted, **setting.settings}
     if setting.world:

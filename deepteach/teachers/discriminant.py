@@ -84,7 +84,7 @@ def label_discriminants(states: Tensor, given: Tensor, shrinkage: float) -> tupl
     lower = ((1 - member).T @ states) / zeros.clamp(min=1).unsqueeze(1)
     apart = (upper - lower) * known.to(states.dtype).unsqueeze(1)
     solve = _in_the_span if shrinkage > 0 and states.shape[1] > len(states) else _in_full
-    freedom = states.new_tensor(len(states))
+    freedom = states.new_full((), len(states))
     slope = solve(states - states.mean(0), apart, freedom, shrinkage)
     variance = ones * zeros / len(states) ** 2
     rest = 1 - (1 - shrinkage) * variance * (apart * slope.T).sum(1)
