@@ -33,8 +33,8 @@ coverage:
 	$(MAKE) test PYTEST='--cov --cov-report=term:skip-covered'
 
 check: install
-	$(RUN)/ruff format --check deepteach tests docs examples
-	$(RUN)/ruff check deepteach tests docs examples
+	$(RUN)/ruff format --check deepteach tests docs examples experiments
+	$(RUN)/ruff check deepteach tests docs examples experiments
 	$(RUN)/pyright
 	$(MAKE) docs-build
 	$(MAKE) coverage
@@ -72,8 +72,8 @@ audit:
 		--requirement build/audit/requirements.txt
 
 format: install
-	$(RUN)/ruff format deepteach tests docs examples
-	$(RUN)/ruff check --fix deepteach tests docs examples
+	$(RUN)/ruff format deepteach tests docs examples experiments
+	$(RUN)/ruff check --fix deepteach tests docs examples experiments
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage

@@ -47,9 +47,16 @@ def main() -> None:
     (x, y), (x_test, y_test) = map(arrays, parts)
     order = np.random.default_rng(0).permutation(len(y))
     valid, train = np.sort(order[:TRUSTED]), np.sort(order[TRUSTED:])
-    made = {"x_train": x[train], "y_train": y[train], "x_valid": x[valid], "y_valid": y[valid]}
-    np.savez_compressed(options.out, **made, x_test=x_test, y_test=y_test)
-    print({name: array.shape for name, array in made.items()}, x_test.shape)
+    np.savez_compressed(
+        options.out,
+        x_train=x[train],
+        y_train=y[train],
+        x_valid=x[valid],
+        y_valid=y[valid],
+        x_test=x_test,
+        y_test=y_test,
+    )
+    print(f"{options.out}: {len(train)} / {len(valid)} / {len(y_test)} rows, {x.shape[1]} columns")
 
 
 if __name__ == "__main__":

@@ -170,8 +170,9 @@ def main() -> None:
     done = {row["command"] for row in rows}
     for noise in options.noise.split(","):
         for seed in range(options.seeds):
-            for name in options.methods.split(","):
-                for trial in GRID[name] if options.grid else (CHOSEN.get(name, name),):
+            for name in str(options.methods).split(","):
+                trials = GRID[name] if options.grid else [CHOSEN.get(name, name)]
+                for trial in trials:
                     if shown(command(trial, noise, seed, options.epochs)) in done:
                         continue
                     rows.append(cell(trial, noise, seed, options.epochs, options.runs))

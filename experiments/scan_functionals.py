@@ -220,7 +220,6 @@ def unreduced(name: str, labels: Labels, before=lambda z: z, **settings) -> Reci
 
 
 ROWS = torch.randn(CLASSES, 5, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-NONE = {"reduction": "none"}
 LOSSES = [
     unreduced("cross_entropy", classes),
     unreduced("nll_loss", classes, lambda z: z.log_softmax(1)),
@@ -235,20 +234,23 @@ LOSSES = [
     unreduced("multilabel_margin_loss", many),
     unreduced("multi_margin_loss", classes),
     loss("gaussian_nll_loss", real,
-         lambda z, y: F.gaussian_nll_loss(z[:, :3], y, F.softplus(z[:, 3:]), **NONE), 6),
+         lambda z, y: F.gaussian_nll_loss(z[:, :3], y, F.softplus(z[:, 3:]), reduction="none"), 6),
     loss("margin_ranking_loss", signs,
-         lambda z, y: F.margin_ranking_loss(z[:, 0], z[:, 1], y, margin=0.5, **NONE), 2),
+         lambda z, y: F.margin_ranking_loss(z[:, 0], z[:, 1], y, margin=0.5, reduction="none"), 2),
     loss("cosine_embedding_loss", signs,
-         lambda z, y: F.cosine_embedding_loss(z[:, :3], z[:, 3:], y, margin=-0.2, **NONE), 6),
+         lambda z, y: F.cosine_embedding_loss(
+             z[:, :3], z[:, 3:], y, margin=-0.2, reduction="none"), 6),
     loss("triplet_margin_loss", classes,
-         lambda z, y: F.triplet_margin_loss(*parts(z), margin=5.0, **NONE), 6),
+         lambda z, y: F.triplet_margin_loss(*parts(z), margin=5.0, reduction="none"), 6),
     loss("triplet_margin_with_distance_loss", classes,
-         lambda z, y: F.triplet_margin_with_distance_loss(*parts(z), margin=5.0, **NONE), 6),
+         lambda z, y: F.triplet_margin_with_distance_loss(
+             *parts(z), margin=5.0, reduction="none"), 6),
     loss("ctc_loss", classes, ctc, 4 * CLASSES),
     loss("cross_entropy, pixels", pixels,
-         lambda z, y: F.cross_entropy(z.unflatten(1, (CLASSES, 4)), y, **NONE), 4 * CLASSES),
+         lambda z, y: F.cross_entropy(
+             z.unflatten(1, (CLASSES, 4)), y, reduction="none"), 4 * CLASSES),
     *([Recipe("F.linear_cross_entropy", nn.Tanh, (5,), outputs=0, labels=classes,
-              loss=lambda z, y: F.linear_cross_entropy(z, ROWS, y, **NONE))]
+              loss=lambda z, y: F.linear_cross_entropy(z, ROWS, y, reduction="none"))]
       if hasattr(F, "linear_cross_entropy") else []),
 ]  # fmt: skip
 

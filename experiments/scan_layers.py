@@ -30,7 +30,7 @@ from scan_recipe import Recipe, unscanned
 
 RECIPES = [*MODULES, *MODULE_LOSSES, *FUNCTIONALS]
 LEFT_OUT = {**NO_MODULES, **NO_FUNCTIONALS}
-COLUMNS = ("layer", "window", "outcome", "error", "doubt", "size", "said", "torch")
+COLUMNS: tuple[str, ...] = ("layer", "window", "outcome", "error", "doubt", "size", "said", "torch")
 CSV = Path("results/layers.csv")
 
 

@@ -111,11 +111,11 @@ def causal(layer: nn.Module, h: Tensor) -> Tensor:
     return layer(h, mask.to(h.device), is_causal=True)
 
 
-def encoder_layer(**settings) -> nn.Module:
+def encoder_layer(**settings) -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, **settings)
 
 
-def decoder_layer() -> nn.Module:
+def decoder_layer() -> nn.TransformerDecoderLayer:
     return nn.TransformerDecoderLayer(4, 2, 6, batch_first=True)
 
 
@@ -188,7 +188,7 @@ NORMS = [
         IMAGE,
     ),
     Recipe("LayerNorm", lambda: nn.LayerNorm(8), (8,)),
-    Recipe("LayerNorm, two dimensions", lambda: nn.LayerNorm((4, 4)), IMAGE),
+    Recipe("LayerNorm, two dimensions", lambda: nn.LayerNorm([4, 4]), IMAGE),
     Recipe("LayerNorm, without affine", lambda: nn.LayerNorm(8, elementwise_affine=False), (8,)),
     Recipe("RMSNorm", lambda: nn.RMSNorm(8), (8,)),
     Recipe("GroupNorm", lambda: nn.GroupNorm(2, 4), (4, 3, 3)),

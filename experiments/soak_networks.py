@@ -95,13 +95,15 @@ class Chain(Net):
 
 
 def optimizers() -> dict[str, Any]:
-    decay = {"weight_decay": 1e-2}
+    decay = 1e-2
     return {
-        "SGD": lambda p: torch.optim.SGD(p, lr=0.05, **decay),
-        "momentum": lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9, **decay),
-        "Nesterov": lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9, nesterov=True, **decay),
-        "Adam": lambda p: torch.optim.Adam(p, lr=3e-3, eps=1e-3, **decay),
-        "AdamW": lambda p: torch.optim.AdamW(p, lr=3e-3, eps=1e-3, **decay),
+        "SGD": lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=decay),
+        "momentum": lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9, weight_decay=decay),
+        "Nesterov": lambda p: torch.optim.SGD(
+            p, lr=0.03, momentum=0.9, nesterov=True, weight_decay=decay
+        ),
+        "Adam": lambda p: torch.optim.Adam(p, lr=3e-3, eps=1e-3, weight_decay=decay),
+        "AdamW": lambda p: torch.optim.AdamW(p, lr=3e-3, eps=1e-3, weight_decay=decay),
     }
 
 
@@ -186,7 +188,7 @@ def networks(rng: random.Random, tally: Tally, stopped: Callable[[], bool]) -> N
         database=None,
         deadline=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[*HealthCheck.__members__.values()],
     )
     @given(drawn())
     def one(network: Drawn) -> None:

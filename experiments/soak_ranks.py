@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from soak_bench import METHODS, Bench, Counter, Tally, committed, fingerprint, last
@@ -37,7 +37,7 @@ class Pair:
             bench.start(
                 out,
                 fresh=False,
-                prepare=lambda r=rank, p=own: (as_rank(r, port), p()),
+                prepare=partial(be_rank, rank, port, own),
                 log=Path(f"{out}-rank{rank}.log"),
             )
             for rank, own in enumerate(prepare)
@@ -55,11 +55,13 @@ class Pair:
         return [rank.said for rank in self.ranks]
 
 
-def as_rank(rank: int, port: int) -> None:
+def be_rank(rank: int, port: int, prepare: Callable[[], None]) -> None:
+    """In the fork: the environment of this rank, then what it does beforehand."""
     os.environ |= {
         **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
         **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
     }
+    prepare()
 
 
 def free_port() -> int:

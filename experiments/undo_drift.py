@@ -76,6 +76,7 @@ class Undone(dt.Reversed):
 
 def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     data = corrupt(load("digits", seed), "flip", 0.4, seed)
+    assert isinstance(data.x_train, Tensor)
     return data.x_train, data.y_train, data.x_valid, data.y_valid
 
 
