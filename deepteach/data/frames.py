@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,17 @@ def index_elsewhere(x: Any, y: Any) -> bool:
     if one is None or other is None or len(one) != len(other) or (one == other).all():
         return False
     return sorted(map(str, one.tolist())) == sorted(map(str, other.tolist()))
+
+
+def stored_index(names: Sequence[str], described: Mapping[str, Any] | None = None) -> list[str]:
+    """Which columns hold the index of a data frame, as pandas stores it beside the others.
+
+    Args:
+        names: of all columns.
+        described: what pandas says of them in the file; an index with a name is told by it alone.
+    """
+    told = (described or {}).get("index_columns", ())  # a mapping where it is a range
+    return [name for name in names if name.startswith("__index_level_") or name in told]
 
 
 def refuse_columns(parts: Mapping[str, Any], first: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
+from deepteach.data.frames import stored_index
 from deepteach.data.map_style import dataset_of
 from deepteach.data.splits import PARTS, part_named
 from deepteach.data.validation import as_array
@@ -43,7 +44,7 @@ class Columns:
 
         The label is the column `label` (or labels, label_ids), else the only ClassLabel. The
         inputs are the only column of images, else all others: one of arrays, or several of a number
-        each. `label_clean` and the group are no inputs.
+        each. `label_clean`, the group and the index of a data frame are no inputs.
 
         Raises:
             DataError: it is empty or cannot be read, or there are not such columns.
@@ -64,7 +65,7 @@ class Columns:
         images = [key for key in rest if _is_image(item[key])]
         if len(images) > 1:
             raise DataError(f"{name} has images in {', '.join(images)}: {_keep(images[0], label)}")
-        inputs = images or rest
+        inputs = images or [key for key in rest if key not in stored_index(rest)]
         if not inputs:
             raise DataError(f"{name} has no column of inputs beside {label!r}")
         if not images:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from deepteach.data.categories import categories_of, notes_of
+from deepteach.data.frames import stored_index
 from deepteach.data.memory import refuse_too_large
 from deepteach.data.sheets import by_part, last_as_label, row_numbers_note, special_columns
 from deepteach.data.source import Asked, Read
 from deepteach.data.splits import parts_named
 from deepteach.errors import ConfigError, DataError
-from deepteach.names import brief
+from deepteach.names import brief, first_few
 
 
 def parquet(path: Path, asked: Asked) -> Read:
@@ -22,7 +23,7 @@ def parquet(path: Path, asked: Asked) -> Read:
 
     Optional columns: `split` (train, valid, test), `label_clean`, and a group, by whatever
     name it is given. Samples are numbered as the rows of the file, the first 0. The index that
-    a data frame wrote is left out.
+    a data frame wrote is left out, unless it is one of these.
 
     Raises:
         ConfigError: pyarrow is missing.
@@ -43,11 +44,7 @@ def parquet(path: Path, asked: Asked) -> Read:
         raise DataError(f"{path} cannot be read as parquet ({brief(error)[:200]})") from error
     if table.num_rows == 0:
         raise DataError(f"{path} has no rows")
-    header = [name for name in table.column_names if not name.startswith("__index_level_")]
-    if twice := [name for name in header if header.count(name) > 1]:
-        raise DataError(f"{path} has two columns '{twice[0]}': give each a name of its own")
-    special = special_columns(path, header, asked.group)
-    notes = last_as_label(path, header, special)
+    header, special, notes = columns_in(path, table, asked.group)
     parts = _parts(path, special.get("split"), table)
     features = {name: table[name] for name in header if name not in special.values()}
     text = {
@@ -70,6 +67,25 @@ def parquet(path: Path, asked: Asked) -> Read:
     if "group" in special:
         groups = _text(path, special["group"], table[special["group"]])
     return by_part(path, parts, lambda part, rows: x[rows], labels, groups), notes
+
+
+def columns_in(
+    path: Path, table: Any, group: str | None
+) -> tuple[list[str], dict[str, str], list[str]]:
+    """The columns of a table in a file, which of them are special, and what to tell of them.
+
+    Raises:
+        DataError: two of one name, or none for the labels, the features or the group.
+    """
+    header = list(table.column_names)
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise DataError(f"{path} has two columns '{twice[0]}': give each a name of its own")
+    special = special_columns(path, header, group)
+    index = stored_index(header, table.schema.pandas_metadata)
+    index = [name for name in index if name not in special.values()]
+    header = [name for name in header if name not in index]
+    notes = [f"the index of the data frame is not used: {first_few(index)}"] if index else []
+    return header, special, notes + last_as_label(path, header, special)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import torch
 from deepteach.data.archives import npz
 from deepteach.data.dataset import Data
 from deepteach.data.images import image_files
+from deepteach.data.parquet import columns_in
 from deepteach.data.readers import load
 from deepteach.data.sheets import last_as_label, names_in, read_sheet, special_columns
 from deepteach.data.splits import PARTS
@@ -184,9 +185,7 @@ def _parquet(path: Path, change: Change, out: Path) -> bytes:
     except ImportError as error:
         raise ConfigError("parquet: needs pyarrow: pip install 'deepteach[parquet]'") from error
     table = parquet.ParquetFile(path).read()
-    header = [name for name in table.column_names if not name.startswith("__index_level_")]
-    special = special_columns(path, header, change.group)
-    last_as_label(path, header, special)
+    _, special, _ = columns_in(path, table, change.group)
     at = table.column_names.index(special["label"])
     column = table.column(at)
     labels = column.to_pylist()

@@ -183,6 +183,16 @@ def test_what_is_told() -> None:
     ]
 
 
+def test_the_index_of_a_data_frame_is_no_input() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": TABLE["train"][:, 0], "label": CODES["train"]})
+    given = Dataset.from_pandas(frame.sample(frac=1, random_state=0))
+    assert "__index_level_0__" in given.column_names
+    found = opened({"train_data": given})
+    assert found.given["train_data"].columns.inputs == ("a",)
+    assert found.notes == ["columns of train_data that are not used: __index_level_0__"]
+
+
 def pictures(*sizes: tuple[int, int], mode: str = "RGB") -> Dataset:
     shown = [Pictures.new(mode, size) for size in sizes]
     features = Features({"image": Image(), "label": KINDS})

@@ -62,6 +62,35 @@ def test_the_index_of_a_data_frame_is_left_out(tmp_path: Path) -> None:
     assert data.input_shape == (2,)
 
 
+@pytest.mark.parametrize("name", [None, "id", "Label"])
+def test_an_index_is_no_feature_and_no_label(name: str | None, tmp_path: Path) -> None:
+    """But where it has the name of one, or is the group that is asked for."""
+    pandas = pytest.importorskip("pandas")
+    own = "Label" if name != "Label" else "kind"
+    frame = pandas.DataFrame({"a": columns()["a"], own: columns()["Label"]})
+    frame.index = pandas.Index([i * i % 3 for i in range(COUNT)], name=name)
+    frame.to_parquet(tmp_path / "t.parquet")
+    spec = f"parquet:{tmp_path / 't.parquet'}"
+    data = load(spec, 0, valid_size=12)
+    if name == "Label":
+        assert data.input_shape == (3,) and data.label_names is None  # a and two kinds
+        return
+    called = name or "__index_level_0__"
+    assert data.input_shape == (1,) and data.label_names == ("ant", "bee")
+    assert f"the index of the data frame is not used: {called}" in data.notes
+    grouped = load(spec, 0, valid_size=12, group=called)
+    assert grouped.input_shape == (1,) and grouped.group_names == ("0", "1")
+
+
+def test_a_label_of_another_name_beside_an_index(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": columns()["a"], "kind": columns()["Label"]})
+    frame.index = pandas.Index([7 * i % 61 for i in range(COUNT)], name="id")
+    frame.to_parquet(tmp_path / "t.parquet")
+    data = load(f"parquet:{tmp_path / 't.parquet'}", 0, valid_size=12)
+    assert data.input_shape == (1,) and data.label_names == ("ant", "bee")
+
+
 def changed(row: int, value: Any, name: str) -> dict[str, Any]:
     column = list(columns()[name])
     column[row] = value

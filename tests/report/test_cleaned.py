@@ -113,6 +113,17 @@ def test_parquet() -> None:
     pandas.testing.assert_frame_equal(found, expected(table, 2))
 
 
+def test_parquet_keeps_the_index_of_its_frame() -> None:
+    """Which is neither a feature nor the labels."""
+    table = frame(CODES)[["p", "q", "label"]].rename(columns={"label": "kind"})
+    table.index = pandas.Index(DRAW.permutation(N), name="id")
+    table.to_parquet("mine.parquet")
+    a_run("parquet:mine.parquet", [*map(str, CODES)], range(N), decided={3: None})
+    cleaned("clean.parquet")
+    kept = [row for row in range(N) if row not in GONE]
+    pandas.testing.assert_frame_equal(pandas.read_parquet("clean.parquet"), table.iloc[kept])
+
+
 SEVERAL = np.stack([CODES == 0, CODES != 1, X[:, 0] > 0], 1).astype(np.int8)
 KINDS: dict[str, tuple[Any, Any, str]] = {
     "codes": (CODES.astype(np.uint8), 2, "2"),
