@@ -198,17 +198,29 @@ GUESSED = "no column 'label': the last, "
 """How the note begins that says which column was taken for the labels."""
 
 
+_USUAL = ("labels", "target", "targets", "class", "y")
+"""What columns of labels are called elsewhere."""
+
+
 def last_as_label(path: Path, header: Sequence[str], special: dict[str, str]) -> list[str]:
     """Take the last column for the labels where none is named so; what to tell of it.
 
     Raises:
-        DataError: no column is left for them, or for features.
+        DataError: no column is left for them, or for features; or another has a usual name of
+            labels, and the last has none.
     """
     notes = []
     if "label" not in special:
         rest = [c for c in header if c not in special.values()]
         if not rest:
             raise DataError(f"{path} has no label column: expected one named 'label'")
+        usual = [c for c in rest if c.lower() in _USUAL]
+        if usual and rest[-1] not in usual:
+            raise DataError(
+                f"{path} has no column 'label', and '{usual[0]}' looks like the labels, not the "
+                f"last, '{in_message(rest[-1])}': name the column of labels 'label', or make "
+                f"'{usual[0]}' the last"
+            )
         special["label"] = rest[-1]
         notes.append(f"{GUESSED}'{rest[-1]}', holds the labels")
     if not set(header) - set(special.values()):

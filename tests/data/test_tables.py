@@ -45,6 +45,17 @@ def test_labels_in_a_column_that_was_not_meant_are_told(tmp_path: Path) -> None:
         csv_data(tmp_path, "kind,height,width\n" + rows)
 
 
+@pytest.mark.parametrize("name", ["target", "Targets", "CLASS", "labels", "y"])
+def test_labels_of_a_usual_name_that_are_not_the_last_column(name: str, tmp_path: Path) -> None:
+    rows = "".join(f"{i % 2},{i / 7},{i % 2}\n" for i in range(120))
+    told = f"no column 'label', and '{name}' looks like the labels, not the last, 'width': name"
+    refused(lambda: csv_data(tmp_path, f"{name},height,width\n" + rows), told)
+    for last in (name, "target"):  # one of the usual names itself
+        found = csv_data(tmp_path, f"y_0,height,{last}\n" + rows)
+        assert any(f"the last, '{last}', holds" in note for note in found.notes)
+    assert csv_data(tmp_path, f"label,height,{name}\n" + rows).input_shape == (2,)
+
+
 def test_csv_with_split_and_truth(tmp_path: Path) -> None:
     rows = []
     for i in range(90):
