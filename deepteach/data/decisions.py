@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from torch import Tensor
 from deepteach.data.dataset import Data
 from deepteach.data.rows import Samples, readable, select
 from deepteach.data.sheets import read_sheet
-from deepteach.data.validation import as_array
+from deepteach.data.validation import as_array, as_text, is_missing
 from deepteach.errors import DataError
 from deepteach.names import hint
 
@@ -48,7 +47,7 @@ class Decisions:
 def decisions_of(given: Mapping[Any, Any] | str | os.PathLike[str]) -> Decisions:
     """A csv of the columns `index` and `label`, or a mapping of the one to the other.
 
-    An empty label, or None, drops the row. Other columns of the file are not used.
+    An empty label, None, NaN or pandas' NA drops the row. Other columns of the file are not used.
 
     Raises:
         DataError: the file cannot be read, or an index is none, or comes twice.
@@ -151,13 +150,11 @@ def _row(index: Any) -> int:
 
 def _label(label: Any) -> str | None:
     """A label as weights.csv shows it; quantities and numbers of classes as numbers."""
-    if label is None or (isinstance(label, float | np.floating) and math.isnan(label)):
-        return None
     if isinstance(label, str):
         return label.strip() or None
     if isinstance(label, Tensor | np.ndarray | list | tuple):
-        return " ".join(str(value) for value in np.atleast_1d(as_array(label)).tolist())
-    return str(label.item() if isinstance(label, np.generic) else label)
+        return " ".join(map(as_text, np.atleast_1d(as_array(label)).tolist()))
+    return None if is_missing(label) else as_text(label)
 
 
 def _codes(data: Data, rows: np.ndarray, texts: list[str | None]) -> Tensor:

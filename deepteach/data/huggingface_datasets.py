@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from deepteach.data.frames import stored_index
 from deepteach.data.map_style import dataset_of
 from deepteach.data.splits import PARTS, part_named
-from deepteach.data.validation import as_array
+from deepteach.data.validation import as_array, as_text
 from deepteach.data.written_back import Change
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import brief, first_few, hint
@@ -388,7 +388,7 @@ def _has(dataset: Any, column: str | None) -> bool:
 
 def _shown(kind: Any, label: Any) -> str:
     known = _is_class_label(kind) and label is not None and label >= 0
-    return str(kind.int2str(label) if known else label)
+    return kind.int2str(label) if known else as_text(label)
 
 
 def _parsed(kind: Any, old: Any, text: str) -> Any:

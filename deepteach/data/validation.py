@@ -85,6 +85,12 @@ def is_missing(item: Any) -> bool:
         return True
 
 
+def as_text(label: Any) -> str:
+    """A label as weights.csv shows it: booleans are 0 and 1, as they are in the training."""
+    label = label.item() if isinstance(label, np.generic) else label
+    return str(int(label) if isinstance(label, bool) else label)
+
+
 def in_message(item: Any) -> str:
     """A name of the user's, fit for a message."""
     return " ".join(str(item).split())[:60]

@@ -29,7 +29,7 @@ from deepteach.data.splits import PARTS
 from deepteach.data.tasks.multilabel import BETWEEN, MultiLabel
 from deepteach.data.tasks.regression import Regression
 from deepteach.data.texts import Texts
-from deepteach.data.validation import is_number, plain_number
+from deepteach.data.validation import as_text, is_number, plain_number
 from deepteach.errors import ConfigError, DataError
 
 
@@ -191,12 +191,12 @@ def _parquet(path: Path, change: Change, out: Path) -> bytes:
     labels = column.to_pylist()
     change.refuse_fewer(path, len(labels))
     for row, label in enumerate(labels):
-        change.refuse_other(path, row, str(label))
+        change.refuse_other(path, row, as_text(label))
     if change.labels:
-        numbers = types.is_integer(column.type) or types.is_floating(column.type)
-        kind = float if types.is_floating(column.type) else lambda text: int(float(text))
+        kinds = {types.is_floating: float, types.is_integer: int, types.is_boolean: bool}
+        kind = next((kind for holds, kind in kinds.items() if holds(column.type)), None)
         for row, text in change.labels.items():
-            labels[row] = kind(text) if numbers else text
+            labels[row] = text if kind is None else kind(float(text))
         field = table.schema.field(at)
         table = table.set_column(at, field, pyarrow.array(labels, type=column.type))
     kept = pyarrow.array([row not in change.dropped for row in range(len(labels))])

@@ -55,6 +55,15 @@ def test_a_mapping_says_the_same() -> None:
     assert decisions_of(given).labels == labels
 
 
+def test_booleans_are_classes_and_what_pandas_misses_is_dropped() -> None:
+    pandas = pytest.importorskip("pandas")
+    given = {1: True, 2: np.False_, 3: torch.tensor(True), 4: [True, False], 5: pandas.NA}
+    expected = {1: "1", 2: "0", 3: "1", 4: "1 0", 5: None}
+    assert decisions_of(given).labels == expected
+    series = pandas.Series([True, None], index=[7, 8], dtype="boolean")
+    assert decisions_of(series.to_dict()).labels == {7: "1", 8: None}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -293,6 +293,7 @@ LABELS: dict[str, tuple[Any, Any]] = {
     "class labels": (int, KINDS),
     "text": (NAMES.__getitem__, Value("string")),
     "numbers": (int, Value("int8")),
+    "booleans": (bool, Value("bool")),
 }
 WRONG = CODES["train"].copy()
 WRONG[1::5] = (WRONG[1::5] + 1) % 3
@@ -303,10 +304,11 @@ def test_a_cleaned_one_back(kind: str, tmp_path: Path) -> None:
     label, feature = LABELS[kind]
     labels = [label(code) for code in WRONG]
     valid = [label(code) for code in CODES["validation"]]
+    assert kind != "booleans" or {*labels} == {*valid} == {True, False}
     parts = {"train": table("train", labels, feature)}
     whole = DatasetDict({**parts, "validation": table("validation", valid, feature)})
-    name = str if kind == "numbers" else NAMES.__getitem__
-    decisions = {5: name(0), 7: None}
+    own = {"numbers": str, "booleans": bool}
+    decisions = {5: own.get(kind, NAMES.__getitem__)(0), 7: None}
     result = go(linear(4), whole, decisions=decisions, out=tmp_path / "run", epochs=8, lr=0.2)
     issues = set(np.setdiff1d(result.weights.index, result.clean_indices()).tolist())
     assert issues and len(issues) < 40

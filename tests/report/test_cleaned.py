@@ -113,6 +113,17 @@ def test_parquet() -> None:
     pandas.testing.assert_frame_equal(found, expected(table, 2))
 
 
+def test_parquet_of_booleans() -> None:
+    table = frame(CODES > 0)
+    table.to_parquet("mine.parquet")
+    given = [*map(str, (CODES > 0).astype(int))]
+    a_run("parquet:mine.parquet", given, decided={3: None, 10: "0"})
+    cleaned("clean.parquet")
+    found = pandas.read_parquet("clean.parquet").reset_index(drop=True)
+    pandas.testing.assert_frame_equal(found, expected(table, False))
+    assert found["label"].dtype == bool
+
+
 def test_parquet_keeps_the_index_of_its_frame() -> None:
     """Which is neither a feature nor the labels."""
     table = frame(CODES)[["p", "q", "label"]].rename(columns={"label": "kind"})
