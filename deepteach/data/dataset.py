@@ -121,9 +121,9 @@ def from_arrays(
     """Check arrays, tensors or data frames, and turn them into tensors.
 
     Args:
-        x_train: (n, d), (n, h, w), images with channels last or first, or more axes, of which
-            the second is that of the channels; or `LazyRows`, which stay unread. So may x_test,
-            while an x_valid of them is read into memory.
+        x_train: (n, d), (n, h, w), images with channels last (1, 3 or 4) or first, or more axes,
+            of which the second is that of the channels; or `LazyRows`, which stay unread. So may
+            x_test, while an x_valid of them is read into memory.
         y_train: labels, as their task reads them: (n,) of classes.
         x_valid: trusted samples, as x_train.
         y_valid: their labels.

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from deepteach.data.frames import stored_index
 from deepteach.data.map_style import dataset_of
+from deepteach.data.pictures import is_picture, picture_layout
 from deepteach.data.splits import PARTS, part_named
 from deepteach.data.validation import as_array, as_text
 from deepteach.data.written_back import Change
@@ -62,7 +63,7 @@ class Columns:
             others = [key for key in item if key not in (label, _TRUTH)]
             raise DataError(f"{name} has no column {group!r} of groups{hint(group, others)}")
         rest = [key for key in item if key not in (label, _TRUTH, group)]
-        images = [key for key in rest if _is_image(item[key])]
+        images = [key for key in rest if is_picture(item[key])]
         if len(images) > 1:
             raise DataError(f"{name} has images in {', '.join(images)}: {_keep(images[0], label)}")
         inputs = images or [key for key in rest if key not in stored_index(rest)]
@@ -191,7 +192,9 @@ def opened(
         if columns.unused:
             notes.append(f"columns of {name} that are not used: {', '.join(columns.unused)}")
         if columns.image and layout is None:
-            layout = _layout(source[0][columns.inputs[0]], image_size)  # of the first part with any
+            layout = picture_layout(
+                source[0][columns.inputs[0]], image_size
+            )  # of the first part with any
         if first and _has(source, _TRUTH):
             truth = source.with_format(None)[_TRUTH][:]
         if not columns.image and source.format["type"] is None:
@@ -353,18 +356,6 @@ def _array_or_none(value: Any) -> np.ndarray | None:
 
 def _keep(key: str, label: str) -> str:
     return f"keep one, by select_columns([{key!r}, {label!r}]), or make one of them by map"
-
-
-def _layout(image: Any, size: int | None) -> Any:
-    from deepteach.data.pixels import Layout  # needs Pillow, which has made the image
-
-    side = image.size if size is None else (size, size)
-    return Layout(side, image.mode in ("1", "L", "LA", "La"), deep=False, bits=8)
-
-
-def _is_image(value: Any) -> bool:
-    library = sys.modules.get("PIL.Image")
-    return library is not None and isinstance(value, library.Image)
 
 
 def _is_class_label(kind: Any) -> bool:

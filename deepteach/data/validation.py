@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deepteach.data.frames import numbers_of
+from deepteach.data.pictures import is_picture, unpacked
 from deepteach.errors import DataError
 from deepteach.names import brief
 
@@ -25,7 +26,7 @@ ENCODE = "encode labels as 0..C-1, e.g. with sklearn.preprocessing.LabelEncoder"
 
 
 def as_array(value: Any) -> np.ndarray:
-    """A NumPy array of a tensor, an array, a data frame or a list."""
+    """A NumPy array of a tensor, an array, a data frame, an image, or a list of such."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
@@ -34,6 +35,10 @@ def as_array(value: Any) -> np.ndarray:
             f"{np.ma.count_masked(value)} cells of an array are masked: fill them, e.g. by "
             "array.filled(0), or remove their rows"
         )
+    if isinstance(value, list | tuple) and value and is_picture(value[0]):
+        value = [as_array(item) for item in value]
+    elif is_picture(value):
+        value = unpacked(value)
     return np.asarray(value)
 
 
@@ -129,7 +134,13 @@ def features(value: Any, name: str, *, as_given: bool = False) -> np.ndarray:
 
 
 def _channels_last(x: np.ndarray) -> bool:
-    """Bytes come as pictures, (n, h, w, c); floats more often as PyTorch's (n, c, h, w)."""
+    """Bytes come as pictures, (n, h, w, c); floats more often as PyTorch's (n, c, h, w).
+
+    Four channels, of which one is transparency, only where no other axis may be that of channels,
+    or of maps of 4 x 4.
+    """
+    if x.shape[3] == 4:
+        return x.shape[1] not in (1, 3, 4) and x.shape[2] != 4
     first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
     return last and (x.dtype == np.uint8 or not first)
 

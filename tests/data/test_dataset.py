@@ -67,6 +67,12 @@ def test_constant_columns_become_zero() -> None:
         ("hw", np.float32, (1, 6, 5)),
         ("chw", np.float32, (3, 6, 3)),
         ("hwc", np.uint8, (3, 3, 6)),
+        ("hwc", np.uint8, (4, 6, 5)),
+        ("hwc", np.float32, (4, 6, 5)),
+        ("chw", np.uint8, (4, 6, 5)),
+        ("chw", np.float32, (3, 6, 4)),
+        ("chw", np.uint8, (3, 6, 4)),
+        ("chw", np.float32, (16, 4, 4)),
     ],
 )
 def test_images_of_any_layout_become_chw(

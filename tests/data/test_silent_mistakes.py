@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from data_cases import refused
+from lazy_sets import Listed
 from toy import arrays
 
 from deepteach.data.dataset import Data, from_arrays
 from deepteach.data.decisions import decisions_of
 from deepteach.data.readers import load
+from deepteach.data.reading import Items, Request
 from deepteach.data.tasks.regression import Regression
+from deepteach.data.validation import as_array, features
 from deepteach.errors import ConfigError
 from deepteach.training.api import train
 
@@ -61,6 +64,34 @@ def test_masked_cells_are_missing() -> None:
     refused(lambda: built(x_train=masked), "cells of an array are masked: fill them")
     refused(lambda: built(y_train=np.ma.masked_array(Y, mask=np.arange(60) == 3)), "masked")
     assert len(built(x_train=np.ma.masked_array(np.asarray(X))).x_train) == 60
+
+
+RED, GREY = [204, 0, 0], [61]
+PICTURES = {"L": GREY, "LA": GREY, "P": RED, "PA": RED, "RGB": RED, "RGBA": [*RED, 255]}
+
+
+@pytest.mark.parametrize("mode", PICTURES)
+def test_pictures_are_read_as_their_colours(mode: str) -> None:
+    """The numbers of a palette are none; of two channels one is the transparency of a grey."""
+    pictures = pytest.importorskip("PIL.Image")
+    red = pictures.new("RGB", (5, 6), tuple(RED))
+    shown = red.convert("P").convert("PA") if mode == "PA" else red.convert(mode)
+    expected = np.broadcast_to(
+        np.reshape(PICTURES[mode], (-1, 1, 1)), (2, len(PICTURES[mode]), 6, 5)
+    )
+    items = Items(Listed([shown, shown], [0, 1]), "train_data")
+    np.testing.assert_array_equal(items.inputs(Request([0, 1])), expected)
+    np.testing.assert_array_equal(features([shown, shown], "x"), expected)
+
+
+def test_pictures_of_other_numbers_stay_and_print_becomes_colours() -> None:
+    pictures = pytest.importorskip("PIL.Image")
+    own = {mode: pictures.new(mode, (5, 6), 1) for mode in ("1", "I", "F", "HSV")}
+    for mode, shown in own.items():
+        assert features([shown], "x").shape == (1, 3 if mode == "HSV" else 1, 6, 5)
+        np.testing.assert_array_equal(as_array(shown), np.asarray(shown))
+    print_red = pictures.new("RGB", (5, 6), tuple(RED)).convert("CMYK")
+    np.testing.assert_array_equal(as_array(print_red)[2, 3], RED)
 
 
 @pytest.mark.parametrize("odd", [None, float("nan"), ""])
