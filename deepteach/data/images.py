@@ -129,6 +129,9 @@ def _roots(path: Path) -> tuple[dict[str, Path], list[str]]:
     """The folder of each part, and what to tell of folders beside them.
 
     A folder of images and no folders is a class, whatever its name (a train is one).
+
+    Raises:
+        DataError: two folders of one part, parts without train, or images beside no classes.
     """
     roots: dict[str, Path] = {}
     beside = []
@@ -145,6 +148,11 @@ def _roots(path: Path) -> tuple[dict[str, Path], list[str]]:
         else:
             roots[part] = place
     if not roots:
+        if len(beside) > 1 and all(part_named(name) for name in beside):
+            raise DataError(
+                f"{path} has {' and '.join(beside)}, which hold images and no class folders: "
+                f"expected {path}/train/CLASS/IMAGE.png, or a manifest"
+            )
         inside = [[d.name for d in _folders(path / name)] for name in beside]
         alike = len(inside) > 1 and len(inside[0]) > 1 and all(n == inside[0] for n in inside)
         note = (

@@ -125,6 +125,15 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert data.label_names == ("bee", "train") and len(data.rows) == 90
 
 
+@pytest.mark.parametrize("names", [("train", "test"), ("Training Set", "val")])
+def test_parts_without_class_folders(names: tuple[str, str], tmp_path: Path) -> None:
+    write_images(tmp_path, 50)
+    for old, new in zip(("ant", "bee"), names, strict=True):
+        (tmp_path / old).rename(tmp_path / new)
+    told = f"has {' and '.join(sorted(names))}, which hold images and no class folders: expected"
+    refused(lambda: load(f"folder:{tmp_path}", seed=0), told)
+
+
 def test_what_is_not_read_is_told(tmp_path: Path) -> None:
     """Empty class folders are no classes; folders in a class are read."""
     write_images(tmp_path, 50)
