@@ -77,7 +77,7 @@ def dataset_of(loader: DataLoader[Any], name: str) -> Any:
         DataError: it has a sampler or a function of its own.
     """
     own = "collate_fn" if loader.collate_fn is not default_collate else None
-    if not isinstance(loader.sampler, RandomSampler | SequentialSampler):
+    if not _all_once(loader):
         own = "sampler"
     if loader.batch_size is None:
         own = "batch_sampler"
@@ -89,3 +89,12 @@ def dataset_of(loader: DataLoader[Any], name: str) -> Any:
             f"order of its own: give the Dataset, with what {own} does in its items"
         )
     return loader.dataset
+
+
+def _all_once(loader: DataLoader[Any]) -> bool:
+    """Whether an epoch of a loader is every sample, once."""
+    sampler = loader.sampler
+    if not isinstance(sampler, RandomSampler | SequentialSampler):
+        return False
+    drawn = isinstance(sampler, RandomSampler) and sampler.replacement
+    return not drawn and len(sampler) == len(loader.dataset)  # type: ignore[arg-type] - map-style

@@ -15,7 +15,13 @@ from lazy_sets import Failing, Listed
 from left_behind import results
 from resuming import stop
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
 from toy import Probe, arrays, dropout
 
 from deepteach.data.lazy import Access, LazyRows
@@ -220,6 +226,12 @@ def test_what_cannot_be_trained_on() -> None:
     refused(Endless(), "map-style Dataset, which has a length")
     sampler = WeightedRandomSampler([1.0] * 50, 50)
     refused(DataLoader(Listed(x, y), sampler=sampler), "a DataLoader with a sampler of its own")
+    for own in (
+        RandomSampler(Listed(x, y), replacement=True),
+        RandomSampler(Listed(x, y), num_samples=40),
+        SequentialSampler(range(40)),
+    ):
+        refused(DataLoader(Listed(x, y), sampler=own), "a DataLoader with a sampler of its own")
     loader = DataLoader(Listed(x, y), collate_fn=lambda batch: batch)
     refused(loader, "a DataLoader with a collate_fn of its own")
 
