@@ -14,6 +14,7 @@ from deepteach.data.memory import refuse_too_large
 from deepteach.data.sheets import by_part, last_as_label, row_numbers_note, special_columns
 from deepteach.data.source import Asked, Read
 from deepteach.data.splits import parts_named
+from deepteach.data.validation import decoded
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import brief, first_few
 
@@ -150,7 +151,7 @@ def _text(path: Path, name: str, column: Any) -> list[str]:
     found = column.to_pylist()
     if None in found:
         raise DataError(f"{path} row {found.index(None)}: column '{name}' is empty: fill it")
-    return [str(value) for value in found]
+    return [str(decoded(value)) for value in found]
 
 
 def _parts(path: Path, name: str | None, table: Any) -> np.ndarray:

@@ -96,6 +96,11 @@ def as_text(label: Any) -> str:
     return str(int(label) if isinstance(label, bool) else label)
 
 
+def decoded(item: Any) -> Any:
+    """Text where it is bytes, as it is else."""
+    return item.decode("utf-8", "replace") if isinstance(item, bytes) else item
+
+
 def in_message(item: Any) -> str:
     """A name of the user's, fit for a message."""
     return " ".join(str(item).split())[:60]
@@ -160,14 +165,14 @@ def groups_of(value: Any, count: int) -> tuple[np.ndarray | None, tuple[str, ...
             f"group_train has shape {groups.shape}: expected one source for each of the "
             f"{count} rows of x_train"
         )
-    missing = [is_missing(item) or item == "" for item in groups.tolist()]
+    items = [decoded(item) for item in groups.tolist()]
+    missing = [is_missing(item) or item == "" for item in items]
     if any(missing):
         raise DataError(
             f"group_train has no source at index {missing.index(True)} ({sum(missing)} of {count} "
             "are missing): name every source"
         )
     if groups.dtype.kind not in "buif":
-        items = groups.tolist()
         texts, others = (
             {str(i) for i in items if isinstance(i, str) is own} for own in (True, False)
         )

@@ -91,6 +91,12 @@ def test_a_label_of_another_name_beside_an_index(tmp_path: Path) -> None:
     assert data.input_shape == (1,) and data.label_names == ("ant", "bee")
 
 
+def test_sources_as_bytes_are_text(tmp_path: Path) -> None:
+    own = [text.encode() for text in columns()["source"]]
+    data = load(written(tmp_path / "t.parquet", {"source": own}), 0, valid_size=12, group="source")
+    assert data.group_names == ("s0", "s1", "s2")
+
+
 def changed(row: int, value: Any, name: str) -> dict[str, Any]:
     column = list(columns()[name])
     column[row] = value

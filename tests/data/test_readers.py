@@ -204,6 +204,11 @@ def test_groups_from_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **arrays, group_train=np.arange(120) // 40)
     group = load(f"npz:{tmp_path}/a.npz", seed=0).group
     assert group is not None and group.tolist() == (np.arange(120) // 40).tolist()
+    for odd in ("", "é"):
+        names = np.char.encode([f"{odd}a{i // 40}" for i in range(120)], "utf-8")
+        np.savez(tmp_path / "a.npz", **arrays, group_train=names)
+        data = load(f"npz:{tmp_path}/a.npz", seed=0)
+        assert data.group_names == tuple(f"{odd}a{i}" for i in range(3))
     split = ("train", "valid", "train", "test")
     rows = "".join(f"{i},{i * i},s{i % 5},{split[i % 4]},{i // 4 % 2}\n" for i in range(120))
     (tmp_path / "a.csv").write_text("a,b,source,split,label\n" + rows)
