@@ -126,7 +126,7 @@ def test_parquet_of_booleans() -> None:
 
 def test_parquet_keeps_the_index_of_its_frame() -> None:
     """Which is neither a feature nor the labels."""
-    table = frame(CODES)[["p", "q", "label"]].rename(columns={"label": "kind"})
+    table = pandas.DataFrame({"p": X[:, 0], "q": X[:, 1], "kind": CODES})
     table.index = pandas.Index(DRAW.permutation(N), name="id")
     table.to_parquet("mine.parquet")
     a_run("parquet:mine.parquet", [*map(str, CODES)], range(N), decided={3: None})
