@@ -67,21 +67,41 @@ class Accumulation:
                 leaf.grad.mul_(math.exp(before - after))
         return math.exp(mass - after)
 
-    def whole(self, last: Step, mass: float) -> Step:
-        """All parts and the last as one step."""
+    def whole(self, last: Step, mass: float, objective: Objective) -> Step:
+        """All parts and the last as one step.
+
+        Raises:
+            ConfigError: they are sequences of several lengths, which the teacher weighs otherwise
+                where they are filled up to one.
+        """
         if not self.parts:
             return last
         steps, masses = [*self.parts, last], [*self.masses, mass]
         total = _log_sum(masses)
         shares = [math.exp(own - total) for own in masses]
         first, *others = (step.snapshot for step in steps)
-        return Step(
+        step = Step(
             passes=tuple(part for step in steps for part in step.passes),
             snapshot=first.followed_by(*others),
             weights=torch.cat([s * step.weights for s, step in zip(shares, steps, strict=True)]),
             value=_dot(shares, [step.value for step in steps]),
             hyper=last.hyper,
             state=self.parts[0].state,
+        )
+        lengths = {(seen.logits.shape[1:], seen.internal.shape[1:]) for seen in (first, *others)}
+        if len(lengths) > 1:
+            _refuse_filled(objective, step)
+        return step
+
+
+@torch.no_grad()
+def _refuse_filled(objective: Objective, step: Step) -> None:
+    again = objective.weights(objective.omega, step.snapshot)
+    if objective.teacher.shapes_loss or not torch.allclose(again, step.weights, rtol=1e-4):
+        raise ConfigError(
+            f"{type(objective.teacher).__name__} reads more of sequences than what was pooled of "
+            "them, and the batches of this step have several lengths: pad all to one length, as "
+            "padding='max_length' does"
         )
 
 

@@ -32,6 +32,7 @@ from deepteach.core.losses import (
     counted,
     cross_entropy,
     normalise,
+    refuse_log_weights,
     validation_loss_of,
 )
 from deepteach.core.microbatch import MicroBatched, MicroValidation
@@ -251,6 +252,8 @@ class Coach:
         if recording:
             self._fit_first()
             self.recorder.begin()
+            if not self.adjoint.before_step:
+                self.recorder.pass_on(self.interval)
             self._training_pass.refuse_autocast(device)
         if self.ranks.count > 1:
             refuse_empty(size_of(labels), self.ranks.count)
@@ -404,7 +407,9 @@ class Coach:
         """
         seen = self.look(inputs, labels, index=index, group=group)
         with torch.no_grad():
-            trust = counted(self.teacher.log_trust(seen), seen.ignored())
+            trust = self.teacher.log_trust(seen)
+            refuse_log_weights(trust, self.teacher, len(seen.losses))
+            trust = counted(trust, seen.ignored())
         return normalise(trust) * len(trust)
 
     @torch.no_grad()

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+IGNORED = -100
+"""The label that torch's cross-entropy leaves out."""
+
 
 def integral(labels: Tensor) -> bool:
     """Whether they are integers; booleans are not."""

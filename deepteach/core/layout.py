@@ -44,8 +44,8 @@ class ModuleLayout:
         self._values = list(chain.from_iterable(map(dict.values, dicts)))
 
     def __reduce__(self) -> tuple:
-        """Copies and pickles walk through the module that they have."""
-        return ModuleLayout, (self.module,)
+        """Copies and pickles walk through the module that they have: None stands there."""
+        return type(None), ()
 
     def stands(self) -> bool:
         """Whether the module still holds the same layers, parameters and buffers."""
@@ -115,3 +115,9 @@ def layout_of(module: nn.Module, known: ModuleLayout | None) -> ModuleLayout:
     if known is not None and known.module is module and known.stands():
         return known
     return ModuleLayout(module)
+
+
+def is_whole(module: nn.Module) -> bool:
+    """Whether it has its layers: one that is being copied or loaded gets them last."""
+    layers = vars(module).get("_modules")
+    return layers is not None and all(is_whole(m) for m in layers.values() if m is not None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepteach.core.ignored import ignored, integral, mean_counted
+from deepteach.core.ignored import IGNORED, ignored, integral, mean_counted
 from deepteach.core.nested import size_of
 from deepteach.errors import ConfigError
 from deepteach.names import known
@@ -42,10 +42,6 @@ def effective_fraction(weights: Tensor, count: int | Tensor | None = None) -> Te
     """
     count = len(weights) if count is None else count
     return weights.sum().square() / (count * weights.square().sum())
-
-
-IGNORED = -100
-"""The label that torch's cross-entropy leaves out."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -138,6 +134,22 @@ def refuse_shape(losses: Any, logits: Tensor, labels: Any, states: int, name: st
             remedy += " and the mean over each sample's own values"
     raise ConfigError(
         f"{name} must return one value per sample, shape ({states},), got {came}: {remedy}"
+    )
+
+
+def refuse_log_weights(found: Any, teacher: object, samples: int) -> None:
+    """Raises ConfigError: a teacher's answer is not one real number for each sample."""
+    real = isinstance(found, Tensor) and found.is_floating_point()
+    if real and found.shape == (samples,):
+        return
+    came, remedy = type(found).__name__, "compute it with torch's own operations"
+    if isinstance(found, Tensor):
+        came = f"{str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}"
+        column = found.shape == (samples, 1)
+        remedy = "end it with .squeeze(1)" if column else "answer for every row of the snapshot"
+    raise ConfigError(
+        f"{type(teacher).__name__} must answer with a log weight per sample, shape ({samples},), "
+        f"got {came}: {remedy}"
     )
 
 

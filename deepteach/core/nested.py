@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from deepteach.core.ignored import IGNORED, integral
 from deepteach.errors import ConfigError
 
 
@@ -23,17 +24,34 @@ def rows_of(value: Any, rows: slice | Tensor, count: int) -> Any:
 
 
 def joined_batch(parts: Sequence[Any]) -> Any:
-    """Parts of one shape as one batch: tensors one after the other, what else as in the first."""
+    """Parts as one batch: tensors one after the other, what else as in the first.
+
+    Sequences of several lengths are filled up: whole numbers by `IGNORED`, others by 0.
+    """
     first = parts[0]
     if len(parts) == 1:
         return first
     if isinstance(first, Tensor):
-        return torch.cat(list(parts)) if first.dim() > 0 else first
+        return torch.cat(filled(parts)) if first.dim() > 0 else first
     if isinstance(first, Mapping):
         return {key: joined_batch([part[key] for part in parts]) for key in first}
     if isinstance(first, tuple | list):
         return tuple(joined_batch(items) for items in zip(*parts, strict=True))
     return first
+
+
+def filled(parts: Sequence[Tensor]) -> list[Tensor]:
+    """The parts, each at the end of its axes filled up to the longest of them."""
+    shapes = [part.shape[1:] for part in parts]
+    if len(set(shapes)) == 1 or len(set(map(len, shapes))) > 1:
+        return list(parts)
+    longest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    found = []
+    for part, shape in zip(parts, shapes, strict=True):
+        pairs = [(0, most - own) for most, own in zip(longest, shape, strict=True)]
+        room = [size for pair in reversed(pairs) for size in pair]
+        found.append(nn.functional.pad(part, room, value=IGNORED if integral(part) else 0))
+    return found
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -43,8 +61,19 @@ def moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: moved(item, device) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(moved(item, device) for item in value)
+        items = [moved(item, device) for item in value]
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
     return value
+
+
+def plain_inputs(inputs: Any) -> Any:
+    """A batch of inputs as a plain tuple or dict of arguments; one argument as it is.
+
+    A tokenizer's batch is a mapping that holds its tokenizer, which no file need hold.
+    """
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    return tuple(inputs) if isinstance(inputs, tuple | list) else inputs
 
 
 def in_double(value: Any) -> Any:

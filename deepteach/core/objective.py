@@ -20,7 +20,14 @@ from deepteach.core import forward_mode
 from deepteach.core.double_backward import TwiceDifferentiable
 from deepteach.core.layout import ModuleLayout, layout_of
 from deepteach.core.linearised import Linearised, derivatives_known, gradients, refuse_cut
-from deepteach.core.losses import NOTHING, SampleLoss, counted, normalise, refuse_shape
+from deepteach.core.losses import (
+    NOTHING,
+    SampleLoss,
+    counted,
+    normalise,
+    refuse_log_weights,
+    refuse_shape,
+)
 from deepteach.core.numbered import refuse_odd
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Clock, Snapshot
@@ -136,7 +143,9 @@ class Objective:
     def _log_weights(self, omega: Params, snapshot: Snapshot) -> Tensor:
         """Logarithms of the raw weights."""
         seen = snapshot.detach() if self.held else snapshot
-        return counted(self.taught.call(omega, (seen,)), snapshot.ignored())
+        found = self.taught.call(omega, (seen,))
+        refuse_log_weights(found, self.teacher, len(snapshot.losses))
+        return counted(found, snapshot.ignored())
 
     def _shares(self, log_weights: Tensor, snapshot: Snapshot) -> Tensor:
         """u of a batch, in the logarithms' precision; of the whole batch on several ranks."""
@@ -152,8 +161,7 @@ class Objective:
 
     def log_mass(self, omega: Params, snapshot: Snapshot) -> float:
         """log sum w of a batch, or log n where weights are not normalised."""
-        log_weights = self.taught.call(omega, (snapshot,)).double()
-        log_weights, count = counted(log_weights, snapshot.ignored()), snapshot.count()
+        log_weights, count = self._log_weights(omega, snapshot).double(), snapshot.count()
         if not self.teacher.normalised:
             return math.log(count) if count else NOTHING
         return float(log_weights.logsumexp(0))

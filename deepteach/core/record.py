@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deepteach.core.nested import plain_inputs
 from deepteach.core.optim import Hyper, State
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Inputs
@@ -69,7 +70,7 @@ class Step:
 def pack_step(step: Step) -> dict[str, Any]:
     """A recorded step as nested plain containers of tensors."""
     return {
-        "passes": [_fields(seen) for seen in step.passes],
+        "passes": [{**_fields(seen), "inputs": plain_inputs(seen.inputs)} for seen in step.passes],
         "snapshot": pack_snapshot(step.snapshot),
         "weights": step.weights,
         "value": step.value,

@@ -28,6 +28,7 @@ from deepteach.core.distributed_batch import (
 )
 from deepteach.core.gradient_audit import GradientAudit, attach, has_gradient, weakly
 from deepteach.core.graph_memory import HeldGraphs
+from deepteach.core.layout import is_whole
 from deepteach.core.ledger import Ledger
 from deepteach.core.linearised import Linearised
 from deepteach.core.objective import Objective
@@ -35,7 +36,7 @@ from deepteach.core.observation import Observations
 from deepteach.core.optim import Rule
 from deepteach.core.record import Pass, Step, pack_step, unpack_step
 from deepteach.core.snapshot import Clock, Snapshot
-from deepteach.core.standstill import MOVED, NOT_TAUGHT, Standstill
+from deepteach.core.standstill import MOVED, NOT_ASKED, NOT_TAUGHT, Standstill
 from deepteach.core.step_examination import StepExamination
 from deepteach.core.student import Student
 from deepteach.core.tally import Tally
@@ -85,6 +86,7 @@ class Recorder(Trained):
         guarded: bool = True,
         anchored: bool = False,
     ) -> None:
+        self._attached = True  # that is, below
         super().__init__(student, optimizer, rule)
         self.observed, self._ledger = observed, ledger
         self.ranks, self.clock, self.accumulates = ranks, clock, accumulates
@@ -108,6 +110,7 @@ class Recorder(Trained):
         self._attach()
 
     def _attach(self) -> None:
+        self._attached = True
         self._arrange = attach(
             self,
             self.optimizer,
@@ -120,14 +123,23 @@ class Recorder(Trained):
     def __getstate__(self) -> dict[str, Any]:
         """Of copies and pickles, which get hooks of their own."""
         self._rest()
+        self.standstill.measure()
         kept = {name: value for name, value in vars(self).items() if name != "_arrange"}
-        return {**kept, "_layout": None}
+        return {**kept, "_layout": None, "pending": None, "_accumulation": Accumulation()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.learn_names()
-        self._attach()
-        self.standstill.mark()
+        # A module that holds its coach is still empty while that is copied.
+        self._attached = False
+        if is_whole(self.student.module):
+            self.learn_names()
+            self.standstill.mark()
+
+    def learn_names(self) -> None:
+        super().learn_names()
+        if not self._attached:
+            self._attach()
+            self.standstill.compare()
 
     def begin(self) -> None:
         """Make room for a new batch: one whose loss was dropped is forgotten.
@@ -136,10 +148,9 @@ class Recorder(Trained):
             ConfigError: its gradients are still there, and would be added to.
         """
         self.settle()
-        left = any(map(has_gradient, self.parameters().values())) if self._unfinished else False
-        if not left:
+        if not self._left():
             self._accumulation.clear()
-        if self.pending is not None and self._passed_back and left:
+        elif self.pending is not None and self._passed_back:
             if not self.accumulates:
                 raise ConfigError(
                     "the gradients of the last coach.loss were not stepped on: call "
@@ -154,6 +165,10 @@ class Recorder(Trained):
     @property
     def _unfinished(self) -> bool:
         return self.pending is not None or bool(self._accumulation.parts)
+
+    def _left(self) -> bool:
+        """Whether gradients of the pending batch, or of parts before it, may be there."""
+        return self._unfinished and any(map(has_gradient, self.parameters().values()))
 
     def weighed(
         self, objective: Objective, omega: Params, seen: Pass, snapshot: Snapshot
@@ -215,6 +230,15 @@ class Recorder(Trained):
         self.graphs.drop()
         self.steps.clear()
         self.observed.deliver()
+
+    def pass_on(self, interval: int) -> None:
+        """Where no update was asked for when one was due, what the teacher observes goes to it.
+
+        Else it would wait, and take memory, until one is.
+        """
+        due = self.since_update >= interval and self.since_update % interval == 0
+        if due and self.observed.waiting:
+            self._cut(NOT_ASKED)
 
     def standing(self) -> tuple:
         """What an update changes here, for `stand`."""
@@ -299,9 +323,9 @@ class Recorder(Trained):
             return given
         named = self.parameters()
         active = {n: p for n, p in named.items() if p.grad is not None}
-        self.pending = self._accumulation.whole(self.pending, self._mass)
-        self._accumulation.clear()
         try:
+            self.pending = self._accumulation.whole(self.pending, self._mass, self._objective)
+            self._accumulation.clear()
             self._complete(self.pending, named, active)
         except (NumericError, ConfigError) as error:
             self._abandon(error)
@@ -404,8 +428,12 @@ class Recorder(Trained):
         }
 
     def _rest(self) -> None:
-        if self._unfinished:
-            raise ConfigError("copy or save between optimizer.step() and the next coach.loss")
+        waits = self._accumulation.parts or (self.pending is not None and self._passed_back)
+        if waits and self._left():
+            raise ConfigError(
+                "gradients of coach.loss wait for a step: copy or save between optimizer.step() "
+                "and the next coach.loss, or drop that batch before by coach.discard()"
+            )
         self.graphs.drop()
         self._tally.read()
         self.recorded()
@@ -424,3 +452,4 @@ class Recorder(Trained):
         self.steps = deque(steps, self.steps.maxlen)
         self._forget()
         self._examination.forget()
+        self.standstill.forget()

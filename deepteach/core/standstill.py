@@ -27,6 +27,8 @@ MOVED = (
 )
 NOT_TAUGHT = "the optimizer made a step without coach.loss, which cannot be replayed"
 
+NOT_ASKED = "coach.update was not called when an update was due"
+
 POSTPONED = 2
 """Updates in a row that may wait for a step that leads to where the student is."""
 
@@ -81,12 +83,26 @@ class Standstill:
         """A new window, after an update."""
         self._cause, self._waited = "", 0
 
+    def forget(self) -> None:
+        """Where the student is when this is next asked is where its newest step led."""
+        self._mark, self._measured = None, True
+        self.begin()
+
     def mark(self, *, counts: bool = True) -> None:
         """This is where the step led; `counts` says whether a window may look back over it."""
         self._mark = Mark(self._trained) if self._guarded else None
         self._measured = counts or self._always
         if self._mark is not None and self._measured:
             _ = self._mark.norms
+
+    def measure(self) -> None:
+        """A copy is made: it has other tensors, whose versions tell nothing."""
+        if self._mark is not None:
+            _ = self._mark.norms
+
+    def compare(self) -> None:
+        """This is such a copy: what was measured says whether it is where the newest step led."""
+        self._measured = True
 
     def look_always(self) -> None:
         """A window may look back over any step."""

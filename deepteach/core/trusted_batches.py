@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from deepteach.core.student import Inputs
 from deepteach.errors import DataError
-from deepteach.rng import replayed
+from deepteach.rng import untouched
 
 Trusted = Iterable | tuple | Callable[[], tuple]
 """A batch `(x, y)`, an iterable of batches, or what makes a batch when an update needs it."""
@@ -22,9 +24,10 @@ class TrustedBatches:
 
     What a function returns is up to it: its batches are not taken back, nor its place resumed.
 
-    A DataLoader draws its order from the global generator. Here it draws from a private
-    stream instead, so reading trusted data never shifts the user's random numbers, and a
-    resumed run reads the same batches.
+    A DataLoader draws its order from the global generator, or from one of its own, and its
+    samples may be drawn by torch, Python or NumPy. Here all of these stand at a place of a
+    private stream instead, so reading trusted data never shifts the user's random numbers, and
+    a resumed run reads the same batches.
     """
 
     def __init__(self) -> None:
@@ -63,6 +66,11 @@ class TrustedBatches:
             self._open(skip=0)
             batch = self._draw(0)
         if batch is None:
+            if iter(self.source) is self.source:
+                raise DataError(
+                    "the trusted batches are used up, and an iterator cannot be read again: give "
+                    "a DataLoader or a list of batches"
+                )
             raise DataError("the trusted loader is empty: give it at least one batch")
         self._drawn = _pair_of(batch, "a trusted loader must yield")
         self._position += 1
@@ -82,14 +90,14 @@ class TrustedBatches:
     def _open(self, skip: int) -> None:
         assert isinstance(self.source, Iterable)
         self._returned = None
-        with _private_stream(self._epoch, 0):
+        with _private_stream(self.source, self._epoch, 0):
             self._reading, self._iterator = self.source, iter(self.source)
         for position in range(skip):
             self._draw(position)
 
     def _draw(self, position: int) -> Any:
         assert self._iterator is not None
-        with _private_stream(self._epoch, position):
+        with _private_stream(self.source, self._epoch, position):
             return next(self._iterator, None)
 
     def __getstate__(self) -> dict[str, int]:
@@ -109,11 +117,37 @@ class TrustedBatches:
 
 
 @contextmanager
-def _private_stream(epoch: int, position: int) -> Iterator[None]:
-    """Seed the global generators for one draw, then put them back."""
-    with replayed(None):
-        torch.manual_seed(epoch * 1_000_003 + position)
-        yield
+def _private_stream(source: object, epoch: int, position: int) -> Iterator[None]:
+    """Seed the global generators and those of a loader for one draw, then put them back."""
+    place = epoch * 1_000_003 + position
+    own = [(generator, generator.get_state()) for generator in _generators_of(source)]
+    with untouched():
+        torch.manual_seed(place)
+        random.seed(place)
+        np.random.seed(place % 2**32)
+        for generator, _ in own:
+            generator.manual_seed((generator.initial_seed() + place) % 2**63)
+        try:
+            yield
+        finally:
+            for generator, state in own:
+                generator.set_state(state)
+
+
+def _generators_of(source: object) -> list[torch.Generator]:
+    """Those that a DataLoader, or one behind others, and its samplers draw from."""
+    seen: dict[int, object] = {}
+    waiting = [source]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen[id(one)] = one
+            waiting += [getattr(one, name, None) for name in _INNER]
+    return [one for one in seen.values() if isinstance(one, torch.Generator)]
+
+
+_INNER = ("loader", "batch_sampler", "sampler", "generator")
+"""Where loaders keep what draws for them."""
 
 
 def _pair_of(batch: Any, who: str) -> tuple[Inputs, Tensor]:

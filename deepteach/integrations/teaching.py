@@ -137,10 +137,10 @@ class OnDevice:
     """
 
     def __init__(self, source: Iterable[Any], moved: Callable[[Any], Any]) -> None:
-        self._source, self._moved = source, moved
+        self.loader, self._moved = source, moved
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self._moved, iter(self._source))
+        return map(self._moved, iter(self.loader))
 
 
 def whole_state(coach: Coach) -> dict[str, Any]:

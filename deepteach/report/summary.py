@@ -10,7 +10,7 @@ import numpy as np
 
 from deepteach.data.tasks.metrics import METRICS, metric_of
 from deepteach.report.pairing import UNIFORM, setting_of
-from deepteach.report.table import number, percent, times
+from deepteach.report.table import UNKNOWN, number, percent, times
 from deepteach.runs.reader import Run
 
 
@@ -114,4 +114,4 @@ def facts_of(run: Run, base: Mapping[str, Any] | None) -> tuple[Fact, ...]:
     if seconds is not None:
         cost = f"{times(seconds / usual)} plain training" if usual else ""
         found.append(Fact("Time", f"{seconds:.1f} s", cost))
-    return tuple(fact for fact in found if not fact.value.startswith("-"))
+    return tuple(fact for fact in found if fact.value not in (UNKNOWN, f"{UNKNOWN} %"))

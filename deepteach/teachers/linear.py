@@ -54,6 +54,6 @@ class Teacher(Reading):
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         dtype = cast(nn.Linear, next(iter(self.score))).weight.dtype
-        first, *others = [feature(snapshot).to(dtype) for feature in self._each_feature()]
-        read = torch.cat([first, *others], 1) if others else first
-        return nn.functional.logsigmoid(self.score(read).squeeze(1))
+        read = [self._read(feature, snapshot).to(dtype) for feature in self._each_feature()]
+        joined = torch.cat(read, 1) if len(read) > 1 else read[0]
+        return nn.functional.logsigmoid(self.score(joined).squeeze(1))

@@ -59,7 +59,7 @@ class LogLinear(Reading):
         total = torch.zeros_like(snapshot.losses)
         for feature, factor in zip(self._each_feature(), factors, strict=True):
             unit = factor.new_tensor(feature.unit)
-            total = total + feature(snapshot).to(factor.dtype) @ (factor / unit)
+            total = total + self._read(feature, snapshot).to(factor.dtype) @ (factor / unit)
         return total * (1 - rides(snapshot).to(total.dtype))
 
     def fit(self, trusted: Snapshot) -> None:

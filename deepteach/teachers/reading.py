@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from deepteach.core.feature import Feature
 from deepteach.core.snapshot import Snapshot
@@ -20,13 +21,20 @@ class Reading(AbstractTeacher):
         features: what it reads of a sample, side by side.
 
     Raises:
-        ConfigError: no features, or something that is not a `Feature`.
+        ConfigError: no features, something that is not a `Feature`, or one without a width.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:
         super().__init__()
         if not features or not all(isinstance(item, Feature) for item in features):
             raise ConfigError(f"{type(self).__name__} takes a non-empty list of dt.Feature objects")
+        for item in features:
+            width = getattr(item, "width", None)
+            if not isinstance(width, Integral) or isinstance(width, bool) or width < 1:
+                raise ConfigError(
+                    f"{type(item).__name__}.width is the number of its columns, a whole number of "
+                    f"at least 1, got {width!r}: set it in the class or in __init__"
+                )
         self.features = nn.ModuleList(features)
 
     def fit(self, trusted: Snapshot) -> None:
@@ -44,6 +52,19 @@ class Reading(AbstractTeacher):
     @property
     def reads_trusted(self) -> bool:
         return any(feature.reads_trusted for feature in self._each_feature())
+
+    def _read(self, feature: Feature, snapshot: Snapshot) -> Tensor:
+        """`(batch, width)` what a feature says. Raises ConfigError: it said something else."""
+        found, samples = feature(snapshot), len(snapshot.losses)
+        if isinstance(found, Tensor) and found.shape == (samples, feature.width):
+            return found
+        came = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        column = isinstance(found, Tensor) and found.shape == (samples,) and feature.width == 1
+        remedy = "end it with .unsqueeze(1)" if column else "return that, or set its width to fit"
+        raise ConfigError(
+            f"{type(feature).__name__} must return (batch, width), here "
+            f"{(samples, feature.width)}, got {came}: {remedy}"
+        )
 
     def _each_feature(self) -> list[Feature]:
         return cast(list[Feature], list(self.features))  # as they were when it was made

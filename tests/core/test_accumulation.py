@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASE, CLASSES, Case, Setting, bench
-from oracles import off
+from oracles import off, size
 from shaping import Candidates
 from torch import nn
 
@@ -143,3 +143,94 @@ def test_a_scaler_is_refused() -> None:
     loss = coach.loss(*run.batches[0]) * 1024
     with pytest.raises(ConfigError, match="GradScaler"):
         loss.backward()
+
+
+class Tagger(nn.Module):
+    """A class for every token, of its embedding and that of the token before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.fc = nn.Embedding(20, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        known = self.words(tokens)
+        return self.fc((known + known.roll(1, 1)).tanh())
+
+
+def per_sentence(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    found = nn.functional.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")
+    return found.sum(1) / (labels >= 0).sum(1)
+
+
+class Confidence(dt.Feature):
+    """Reads the logits of all tokens, filled up or not."""
+
+    width = 1
+
+    def forward(self, snapshot: dt.Snapshot) -> torch.Tensor:
+        return snapshot.logits.softmax(-1).amax(-1).mean(1, keepdim=True)
+
+
+class Numbered(dt.Feature):
+    """A number of each sample's own, which no step moves."""
+
+    width = 1
+
+    def forward(self, snapshot: dt.Snapshot) -> torch.Tensor:
+        assert snapshot.index is not None
+        return (snapshot.index % 4).double().unsqueeze(1) / 4
+
+
+def tagged(
+    teacher: dt.AbstractTeacher, adjoint: dt.AbstractAdjoint | None = None, steps: int = 2
+) -> tuple[dt.Coach, Any, float]:
+    """A coach after steps on sentences of 5 and of 7 tokens; trusted ones, and their loss."""
+    torch.manual_seed(3)
+    module, draw = Tagger().double(), torch.Generator().manual_seed(4)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.3, momentum=0.9)
+    student = dt.Student(module, "fc", pool="tokens")
+    options: dict[str, Any] = {"loss": per_sentence, "accumulate": True, "window": 2}
+    coach = dt.Coach(student, optimizer, teacher, adjoint=adjoint, **options)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for length in (5, 7):
+            x = torch.randint(20, (3, length), generator=draw)
+            y = torch.randint(3, (3, length), generator=draw)
+            y[0, 3:] = -100
+            coach.loss(x, y, index=torch.arange(3) + length).backward()
+        optimizer.step()
+    x, y = torch.randint(20, (6, 6), generator=draw), torch.randint(3, (6, 6), generator=draw)
+    return coach, (x, y), per_sentence(module(x), y).mean().item()
+
+
+def reads(*features: dt.Feature) -> dt.AbstractTeacher:
+    torch.manual_seed(5)
+    teacher = dt.Teacher(list(features)).double()
+    for leaf in teacher.parameters():
+        nn.init.normal_(leaf)
+    return teacher
+
+
+@pytest.mark.parametrize("adjoint", [dt.Reversed, dt.Stored, dt.Unrolled])
+@pytest.mark.parametrize(("feature", "steps"), [(dt.Loss, 1), (Numbered, 2)])
+def test_parts_may_be_sequences_of_several_lengths(feature: Any, steps: int, adjoint: Any) -> None:
+    """Against black-box differences of all steps, in the teacher's numbers."""
+    teacher = reads(feature())
+    coach, trusted, _ = tagged(teacher, adjoint(), steps)
+    found = coach.meta_gradient(*trusted)
+    assert coach.last_weights.shape == (6,) and size(found) > 1e-4
+    for name, leaf in teacher.named_parameters():
+        for place in range(leaf.numel()):
+            ends = []
+            for change in (1e-5, -1e-5):
+                other = reads(feature())
+                with torch.no_grad():
+                    dict(other.named_parameters())[name].view(-1)[place] += change
+                ends.append(tagged(other, None, steps)[2])
+            slope = (ends[0] - ends[1]) / 2e-5
+            assert float(found[name].view(-1)[place]) == pytest.approx(slope, rel=1e-6, abs=1e-9)
+
+
+def test_what_reads_more_of_them_than_was_pooled_is_refused() -> None:
+    with pytest.raises(ConfigError, match="several lengths: pad all to one length"):
+        tagged(reads(Confidence()))

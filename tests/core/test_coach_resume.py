@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 import warnings
-from dataclasses import dataclass
+from collections import UserDict, namedtuple
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from torch import Tensor, nn
 
 import deepteach as dt
 from deepteach.core.optim import Hyper, MomentumSGD, State
+from deepteach.errors import WindowWarning
 from deepteach.tree import Params
 
 
@@ -138,12 +143,142 @@ def travel(run: Bench, coach: dt.Coach, steps: range) -> list[Any]:
     return everything(run, coach)
 
 
-def test_state_is_saved_between_steps_only() -> None:
+@pytest.mark.parametrize("save", [dt.Coach.state_dict, copy.deepcopy, pickle.dumps])
+def test_nothing_is_saved_while_gradients_wait_for_a_step(save: Any) -> None:
     run = bench(MLP, EVERY_STEP)
     coach = run.coach()
-    coach.loss(*run.batches[0])
-    with pytest.raises(dt.ConfigError, match="between optimizer.step"):
-        coach.state_dict()
+    coach.loss(*run.batches[0]).backward()
+    with pytest.raises(dt.ConfigError, match="gradients of coach.loss wait.*coach.discard"):
+        save(coach)
+    coach.discard()
+    save(coach)
+
+
+@pytest.mark.parametrize("case", ["batchnorm", "dropout"])
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_loss_that_was_dropped_does_not_keep_the_state_from_being_saved(
+    case: str, cleared: bool
+) -> None:
+    """An interrupt between the loss and the step: training goes on from the file as it would."""
+    setting = Setting(window=3, interval=4)
+    run = bench(CASE[case], setting, teacher=probing)
+    torch.manual_seed(8)
+    coach = run.coach()
+    journey(run, coach, range(6))
+    run.optimizer.zero_grad()
+    loss = coach.loss(*run.batches[0])
+    if cleared:
+        loss.backward()
+        run.optimizer.zero_grad()
+    parts = [run.module.state_dict(), run.optimizer.state_dict(), coach.state_dict()]
+    saved, generator = plain(parts), torch.get_rng_state()
+    want = journey(run, coach, range(6, 13))
+    other = bench(CASE[case], setting, teacher=probing)
+    other.module.load_state_dict(saved[0])
+    other.optimizer.load_state_dict(saved[1])
+    resumed = other.coach()
+    resumed.load_state_dict(saved[2])
+    torch.set_rng_state(generator)
+    assert same(journey(other, resumed, range(6, 13)), want)
+
+
+@pytest.mark.parametrize("adjoint", [dt.Reversed, dt.Stored])
+@pytest.mark.parametrize("cut", [6, 7])
+def test_a_process_that_goes_back_to_a_checkpoint_does_what_a_new_one_does(
+    cut: int, adjoint: type[dt.AbstractAdjoint]
+) -> None:
+    """Without a warning that the student was moved: it was, and its steps with it."""
+    run = bench(CASE["batchnorm"], Setting(window=3, interval=4), teacher=probing)
+    torch.manual_seed(8)
+    coach = run.coach(adjoint())
+    journey(run, coach, range(cut))
+    parts = [run.module.state_dict(), run.optimizer.state_dict(), coach.state_dict()]
+    saved, generator = plain(parts), torch.get_rng_state()
+    want = journey(run, coach, range(cut, 13))
+    run.module.load_state_dict(saved[0])
+    run.optimizer.load_state_dict(saved[1])
+    coach.load_state_dict(saved[2])
+    torch.set_rng_state(generator)
+    assert same(journey(run, coach, range(cut, 13)), want)
+
+
+def through_pickle(module: Any) -> Any:
+    return pickle.loads(pickle.dumps(module))  # noqa: S301 (its own bytes)
+
+
+class Holder(nn.Module):
+    """A module that keeps its coach, as Lightning's do with `Teach`."""
+
+    def __init__(self, own: nn.Module) -> None:
+        super().__init__()
+        self.own = own
+        self.coach: Any = None
+
+    def forward(self, *x: Any) -> Any:
+        return self.own(*x)
+
+
+def held(setting: Setting, case: Any, *, whole: bool) -> tuple[Bench, Holder]:
+    """A run whose module holds its coach: as the student, or as what the student is a layer of."""
+    run = bench(case, setting)
+    own = Holder(run.module)
+    layer = f"own.{case.internal}" if whole else case.internal
+    student = dt.Student(own if whole else run.module, layer, pool=case.pool)
+    options = {"interval": setting.interval, "window": setting.window}
+    own.coach = dt.Coach(student, run.optimizer, run.teacher, **options)
+    return run, own
+
+
+def of(own: Holder, run: Bench) -> Bench:
+    """The run of a copy."""
+    coach = own.coach
+    return replace(run, module=own.own, optimizer=coach.optimizer, teacher=coach.teacher)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["a layer", "the student"])
+@pytest.mark.parametrize("cut", [6, 7])
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
+def test_a_module_that_holds_its_coach_is_copied_with_it(
+    copied: Any, cut: int, whole: bool
+) -> None:
+    run, own = held(Setting(window=3, interval=4), CASE["batchnorm"], whole=whole)
+    journey(run, own.coach, range(cut))
+    other = copied(own)
+    assert other.coach is not own.coach and other.own is not own.own
+    found = journey(of(other, run), other.coach, range(cut, 13))
+    assert same(found, journey(run, own.coach, range(cut, 13)))
+
+
+def test_a_copy_with_its_module_notices_a_step_that_was_not_taught() -> None:
+    run, own = held(Setting(window=3, interval=4), MLP, whole=True)
+    for t in range(3):
+        step(run, own.coach, t)
+    other = copy.deepcopy(own)
+    again = of(other, run)
+    nn.functional.cross_entropy(other.own(run.batches[3][0]), run.batches[3][1]).backward()
+    other.coach.optimizer.step()
+    step(again, other.coach, 3)
+    with pytest.warns(WindowWarning, match="goes back over 1 of 3"):
+        other.coach.update(run.valid)
+
+
+Pair = namedtuple("Pair", "x mask")
+
+
+@pytest.mark.parametrize("kind", ["mapping", "namedtuple"])
+def test_a_state_holds_plain_containers_whatever_the_batches_are_made_of(kind: str) -> None:
+    run = bench(CASE["dict" if kind == "mapping" else "tuple"], Setting(window=3, interval=4))
+    coach = run.coach()
+    x, y = run.batches[0]
+    given: Any = UserDict(x) if kind == "mapping" else Pair(*x)
+    coach.loss(given, y).backward()
+    run.optimizer.step()
+    file = io.BytesIO()
+    torch.save(coach.state_dict(), file)
+    file.seek(0)
+    coach.load_state_dict(torch.load(file, weights_only=True))
+    step(run, coach, 1)
+    coach.meta_gradient(*run.batches[0])
 
 
 @dataclass(frozen=True)

@@ -133,3 +133,19 @@ def test_a_memory_stands_still_while_a_window_is_open(case: Any) -> None:
     wanted = taught.meta_gradient(*run.valid, adjoint=dt.Unrolled())
     assert off(found, wanted) < 1e-8 and same(before, everything(run, taught))
     assert float(flat(found)[1].abs().max()) > 0
+
+
+def test_what_is_observed_does_not_pile_up_where_updates_are_not_asked_for() -> None:
+    """A warm-up without teaching; the updates after it look back over what is left."""
+    taught = coach(Watching(), interval=3, window=2)
+    x, y = torch.randn(4, 3), torch.randint(2, (4,))
+    waiting = []
+    for _ in range(11):
+        taught.optimizer.zero_grad()
+        taught.loss(x, y, index=torch.arange(4)).backward()
+        taught.optimizer.step()
+        waiting.append(len(taught.recorder.observed.waiting))
+    assert waiting == [1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2]
+    assert isinstance(taught.teacher, Watching) and len(taught.teacher.shown) == 9
+    record = taught.update((x, y))
+    assert record is not None and record.skipped is None and len(taught.teacher.shown) == 11

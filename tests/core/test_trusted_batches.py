@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import deepteach as dt
 from deepteach.core.trusted_batches import TrustedBatches
 from deepteach.errors import DataError
+from deepteach.integrations.teaching import OnDevice
 
 X, Y = torch.arange(10.0).unsqueeze(1), torch.arange(10)
 
@@ -111,3 +115,59 @@ def test_inputs_may_be_tuples_or_dicts() -> None:
     for value in inputs:
         x, y = reader([(value, Y)]).next()
         assert x is value and isinstance(y, Tensor)
+
+
+class Augmented(Dataset):
+    """Samples that a library of numbers of its own moves about."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        self.draw = draw
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        return torch.tensor([self.draw()]), place
+
+
+DRAWS = (random.random, np.random.rand, lambda: torch.rand(()).item())
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=["python", "numpy", "torch"])
+def test_what_samples_draw_differs_by_batch_and_comes_again_on_resume(draw: Any) -> None:
+    whole = reader(DataLoader(Augmented(draw), batch_size=4))
+    numbers = [whole.next()[0].flatten().tolist() for _ in range(8)]
+    assert len({value for batch in numbers for value in batch}) == 28  # nothing is drawn twice
+    later = reader(DataLoader(Augmented(draw), batch_size=4))
+    later.load_state_dict({"epoch": 1, "position": 2})
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert [later.next()[0].flatten().tolist() for _ in range(3)] == numbers[5:]
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert before == after
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_loader_with_a_generator_of_its_own_goes_on_where_it_was(wrapped: bool) -> None:
+    def source() -> Any:
+        own = torch.Generator().manual_seed(5)
+        made = DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True, generator=own)
+        return OnDevice(made, lambda batch: batch) if wrapped else made
+
+    whole = drawn(reader(source()), 12)
+    assert whole[:3] != whole[3:6] != whole[6:9]
+    later, given = reader(source()), torch.Generator()
+    later.load_state_dict({"epoch": 2, "position": 1})
+    assert drawn(later, 5) == whole[7:]
+    loader_of = later.source.loader if wrapped else later.source  # type: ignore[union-attr]
+    given.manual_seed(5)
+    assert torch.equal(loader_of.generator.get_state(), given.get_state())
+
+
+def test_an_iterator_that_runs_out_is_told_apart_from_an_empty_loader() -> None:
+    batches = reader((X, Y) for _ in range(2))
+    drawn(batches, 2)
+    with pytest.raises(DataError, match="used up, and an iterator cannot be read again"):
+        batches.next()
+    with pytest.raises(DataError, match="the trusted loader is empty"):
+        reader([]).next()

@@ -407,3 +407,42 @@ def test_the_page_s_sequences_are_taught() -> None:
     mask = torch.tensor([[1, 1, 0]])
     pooled = names["masked_mean"](torch.arange(6.0).view(1, 3, 2), {"mask": mask})
     assert pooled.tolist() == [[1.0, 2.0]]
+
+
+class Answers(dt.AbstractTeacher):
+    """One of the shapes that a first teacher of one's own has."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.score = kind, nn.Linear(4, 1)
+
+    def forward(self, snapshot: dt.Snapshot) -> Any:
+        column = self.score(snapshot.internal)
+        return {
+            "column": column,
+            "scalar": column.mean(),
+            "short": column.squeeze(1)[:-1],
+            "whole": column.squeeze(1).long(),
+            "list": column.squeeze(1).tolist(),
+        }[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("column", r"shape \(\d+, 1\): end it with .squeeze\(1\)"),
+        ("scalar", r"shape \(\): answer for every row"),
+        ("short", "answer for every row"),
+        ("whole", "got int64"),
+        ("list", "got list: compute it with torch's own operations"),
+    ],
+)
+def test_a_teacher_answers_with_a_number_for_each_sample(kind: str, said: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+    coach = dt.Coach(dt.Student(module, "2"), optimizer, Answers(kind))
+    x, y = torch.randn(5, 3), torch.randint(2, (5,))
+    for ask in (coach.loss, coach.weights):
+        with pytest.raises(dt.ConfigError, match=f"Answers must answer with a log weight.*{said}"):
+            ask(x, y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fake_run import make_run, make_runs
 
 from deepteach.errors import ConfigError, DataError, StorageError
 from deepteach.report.html import write_comparison, write_report
-from deepteach.report.summary import headline_of
+from deepteach.report.summary import facts_of, headline_of
 from deepteach.report.suspects import suspects_of
 from deepteach.report.workbench import workbench_of
 from deepteach.runs.reader import open_run
@@ -231,3 +232,13 @@ def test_comparison(tmp_path: Path) -> None:
     assert "What uniform" not in page.words and "What deep (seed 1)" not in page.words
     assert any("AUROC of wrong labels over the epochs" in i["alt"] for i in page.all("img"))
     assert "deep +11.00, better" in next(i["alt"] for i in page.all("img") if "gain" in i["alt"])
+
+
+def test_key_figures_below_zero_are_shown(tmp_path: Path) -> None:
+    """R2 of a student that is worse than the mean; what is not known is left out."""
+    run = open_run(make_run(tmp_path / "a"))
+    known = {"test_r2_last": -4.6, "test_r2_selected": None, "valid_r2_best": -1.5, "metric": "r2"}
+    summary = {k: v for k, v in run.summary.items() if "accuracy" not in k} | known
+    found = {fact.name: fact.value for fact in facts_of(replace(run, summary=summary), None)}
+    assert found["Test, last"] == "-460.00 %" and found["Validation, best"] == "-150.00 %"
+    assert "Test, selected" not in found and "Test, best" not in found

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import deepteach as dt
 from deepteach.teachers import features
 from deepteach.teachers.generalised_cross_entropy import GeneralisedCrossEntropy
+from deepteach.teachers.log_linear import LogLinear
 
 
 def snapshot(
@@ -204,3 +205,41 @@ def shaping(teacher: dt.L2TLoss) -> Any:
 def test_only_the_probe_reads_trusted_samples() -> None:
     assert dt.Teacher([dt.Loss(), dt.TrustedProbe()]).reads_trusted
     assert not dt.Teacher([dt.Loss(), dt.Surface()]).reads_trusted
+
+
+class Odd(dt.Feature):
+    """Says what it is given."""
+
+    width = 1
+
+    def __init__(self, says: Callable[[Tensor], Any], width: Any = 1) -> None:
+        super().__init__()
+        self.says, self.width = says, width
+
+    def forward(self, snapshot: dt.Snapshot) -> Any:
+        return self.says(snapshot.losses)
+
+
+@pytest.mark.parametrize("reader", [dt.Teacher, LogLinear])
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    ("says", "width", "told"),
+    [
+        (lambda x: x, 1, r"here \(6, 1\), got \(6,\): end it with .unsqueeze\(1\)"),
+        (lambda x: x.unsqueeze(1), 2, r"here \(6, 2\), got \(6, 1\): return that, or set"),
+        (lambda x: x[:3].unsqueeze(1), 1, r"here \(6, 1\), got \(3, 1\)"),
+        (lambda x: x.tolist(), 1, "got list"),
+    ],
+)
+def test_a_feature_of_another_shape_is_refused_by_name(
+    reader: Any, beside: bool, says: Any, width: int, told: str
+) -> None:
+    teacher = reader([*([dt.Loss()] if beside else []), Odd(says, width)])
+    with pytest.raises(dt.ConfigError, match=rf"Odd must return \(batch, width\).*{told}"):
+        teacher(snapshot())
+
+
+@pytest.mark.parametrize("width", [None, 0, 1.0, "2", True])
+def test_a_feature_says_how_wide_it_is(width: Any) -> None:
+    with pytest.raises(dt.ConfigError, match="Odd.width is the number of its columns"):
+        dt.Teacher([Odd(lambda x: x, width)])
