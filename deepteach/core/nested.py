@@ -62,7 +62,8 @@ def moved(value: Any, device: torch.device) -> Any:
         return {key: moved(item, device) for key, item in value.items()}
     if isinstance(value, tuple | list):
         items = [moved(item, device) for item in value]
-        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+        kind: Any = type(value)
+        return kind(*items) if hasattr(kind, "_fields") else kind(items)
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,7 +19,11 @@ from deepteach.core.optim import unwrapped
 from deepteach.core.student import Student
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError, DataError
-from deepteach.integrations.sequence_losses import masked_mean, sample_losses
+from deepteach.integrations.sequence_losses import (
+    masked_mean,
+    refuse_another_loss,
+    sample_losses,
+)
 from deepteach.integrations.teaching import OnDevice, Teaching, load_coach, needed, save_coach
 from deepteach.integrations.wrong_labels import WrongLabels
 from deepteach.rng import untouched
@@ -37,6 +42,10 @@ COACH_FILE = "deepteach.safetensors"
 
 SAMPLE_COLUMNS = ("index", "group", "clean_labels")
 """What a batch may say of its samples beside the model's own inputs."""
+
+
+DECODER_INPUTS = ("decoder_input_ids", "decoder_inputs_embeds")
+"""What a model of sequences to sequences makes of its labels unless it is given one of them."""
 
 
 class TeachTrainer(Trainer):
@@ -62,7 +71,8 @@ class TeachTrainer(Trainer):
 
     Raises:
         ConfigError: what cannot be taught exactly (fp16, torch_compile, DataParallel, sharded
-            models, a `compute_loss_func`), with the remedy.
+            models, a `compute_loss_func`, a loss of the model's own that is not the mean over
+            its samples or tokens), with the remedy.
     """
 
     loss_is_scaled_for_ga = False
@@ -141,12 +151,22 @@ class TeachTrainer(Trainer):
         assert module is not None
         config = getattr(module, "config", None)
         with untouched():
-            _, labels = next(iter(self._trusted))
+            x, labels = next(iter(self._trusted))
         problem, count = (getattr(config, name, None) for name in ("problem_type", "num_labels"))
         regression = problem == "regression" or (problem is None and count == 1)
         teaching = self.teaching
         if teaching.teacher is None and (own := _other_teacher(labels, regression)):
             teaching = replace(teaching, teacher=own)
+        losses = sample_losses(
+            regression=regression,
+            smoothing=args.label_smoothing_factor,
+            shifted=getattr(self, "_loss_shifts_labels", False),
+        )
+        # With smoothing the Trainer takes a loss of its own, too.
+        if "loss" not in teaching.options and not args.label_smoothing_factor:
+            names = [name for name in self.label_names if name in self._accepted(module)]
+            if len(names) == 1 and isinstance(labels, Tensor):
+                refuse_another_loss(module, {**x, names[0]: labels}, labels, losses)
         return teaching.coach(
             module,
             optimizer,
@@ -155,12 +175,20 @@ class TeachTrainer(Trainer):
             pool=masked_mean,
             clip_norm=args.max_grad_norm if 0 < args.max_grad_norm < math.inf else None,
             accumulate=args.gradient_accumulation_steps > 1,
-            loss=sample_losses(
-                regression=regression,
-                smoothing=args.label_smoothing_factor,
-                shifted=getattr(self, "_loss_shifts_labels", False),
-            ),
+            loss=losses,
         )
+
+    def _accepted(self, module: nn.Module) -> list[str]:
+        """The arguments of the model. Raises ConfigError: labels are among those it needs."""
+        given = inspect.signature(module.forward).parameters
+        needed = [n for n in self.label_names if n in given and given[n].default is given[n].empty]
+        if needed:
+            raise ConfigError(
+                "TeachTrainer takes the loss of each sample from the logits, so it calls the model "
+                f"without {needed[0]!r}, which {type(module).__name__}.forward requires: give it "
+                "the default None there"
+            )
+        return [*given]
 
     def compute_loss(
         self,
@@ -238,7 +266,13 @@ class TeachTrainer(Trainer):
         labels = {name: inputs[name] for name in named}
         x = {k: v for k, v in inputs.items() if k not in labels and k not in SAMPLE_COLUMNS}
         told = {name: inputs[name] for name in SAMPLE_COLUMNS if name in inputs}
-        return x, labels if len(labels) > 1 else labels[named[0]], told
+        if len(labels) > 1:
+            return x, labels, told
+        y = labels[named[0]]
+        shifted = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+        if shifted is not None and not any(name in x for name in DECODER_INPUTS):
+            x["decoder_input_ids"] = shifted(labels=y)  # as the model itself does of its labels
+        return x, y, told
 
     def _pair(self, batch: Any) -> tuple[dict[str, Any], Any]:
         x, y, _ = self.parted(self._prepare_inputs(batch))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from deepteach.core.ignored import integral
+from deepteach.core.student import logits_of
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import first_few
+from deepteach.rng import untouched
 
 
 def masked_mean(state: Tensor, inputs: Any) -> Tensor:
@@ -84,3 +88,39 @@ def sample_losses(
         return each.sum(1) / counts.sum(1).clamp(min=1)
 
     return losses
+
+
+def refuse_another_loss(
+    module: nn.Module,
+    inputs: Mapping[str, Any],
+    labels: Tensor,
+    losses: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Raises ConfigError: the loss that the module itself returns is not the mean of `losses`.
+
+    A module that weighs classes, or adds terms, would else be trained on something else than it
+    asks for. `inputs` are a batch with its labels; one without a loss in what it returns passes.
+    """
+    was = [layer.training for layer in module.modules()]
+    try:
+        module.eval()
+        with torch.no_grad(), untouched():
+            outputs = module(**inputs)
+    finally:
+        for layer, training in zip(module.modules(), was, strict=True):
+            layer.training = training
+    found = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        return
+    logits = logits_of(outputs)
+    each = losses(logits.float(), labels)
+    counts = torch.ones_like(each)
+    if labels.dim() > 1 and integral(labels) and labels.shape == logits.shape[:-1]:
+        counts = (labels >= 0).flatten(1).sum(1)
+    own, expected = float(found), float((each * counts).sum() / counts.sum().clamp(min=1))
+    if not math.isclose(own, expected, rel_tol=1e-2, abs_tol=1e-3):
+        raise ConfigError(
+            f"{type(module).__name__} has a loss of its own ({own:.4g} for a batch whose labels "
+            f"have a mean loss of {expected:.4g}), which gives one number for a batch: give "
+            "coach_options={'loss': ...}, a function (logits, labels) -> (batch,)"
+        )

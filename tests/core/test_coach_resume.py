@@ -224,8 +224,8 @@ def held(setting: Setting, case: Any, *, whole: bool) -> tuple[Bench, Holder]:
     own = Holder(run.module)
     layer = f"own.{case.internal}" if whole else case.internal
     student = dt.Student(own if whole else run.module, layer, pool=case.pool)
-    options = {"interval": setting.interval, "window": setting.window}
-    own.coach = dt.Coach(student, run.optimizer, run.teacher, **options)
+    pace: dict[str, Any] = {"interval": setting.interval, "window": setting.window}
+    own.coach = dt.Coach(student, run.optimizer, run.teacher, **pace)
     return run, own
 
 

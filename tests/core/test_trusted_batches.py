@@ -133,35 +133,46 @@ class Augmented(Dataset):
 DRAWS = (random.random, np.random.rand, lambda: torch.rand(()).item())
 
 
+def numbers(batches: TrustedBatches, count: int) -> list[list[float]]:
+    found = []
+    for _ in range(count):
+        x, _ = batches.next()
+        assert isinstance(x, Tensor)
+        found.append(x.flatten().tolist())
+    return found
+
+
+def standing() -> list[Any]:
+    """Where the global generators stand."""
+    arrays: Any = np.random.get_state()
+    return [random.getstate(), arrays[1].tolist(), torch.get_rng_state().tolist()]
+
+
 @pytest.mark.parametrize("draw", DRAWS, ids=["python", "numpy", "torch"])
 def test_what_samples_draw_differs_by_batch_and_comes_again_on_resume(draw: Any) -> None:
-    whole = reader(DataLoader(Augmented(draw), batch_size=4))
-    numbers = [whole.next()[0].flatten().tolist() for _ in range(8)]
-    assert len({value for batch in numbers for value in batch}) == 28  # nothing is drawn twice
+    whole = numbers(reader(DataLoader(Augmented(draw), batch_size=4)), 8)
+    assert len({value for batch in whole for value in batch}) == 28  # nothing is drawn twice
     later = reader(DataLoader(Augmented(draw), batch_size=4))
     later.load_state_dict({"epoch": 1, "position": 2})
-    random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    assert [later.next()[0].flatten().tolist() for _ in range(3)] == numbers[5:]
-    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    assert before == after
+    before = standing()
+    assert numbers(later, 3) == whole[5:]
+    assert standing() == before
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_loader_with_a_generator_of_its_own_goes_on_where_it_was(wrapped: bool) -> None:
-    def source() -> Any:
+    def source() -> tuple[Any, torch.Generator]:
         own = torch.Generator().manual_seed(5)
         made = DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True, generator=own)
-        return OnDevice(made, lambda batch: batch) if wrapped else made
+        return (OnDevice(made, lambda batch: batch) if wrapped else made), own
 
-    whole = drawn(reader(source()), 12)
+    whole = drawn(reader(source()[0]), 12)
     assert whole[:3] != whole[3:6] != whole[6:9]
-    later, given = reader(source()), torch.Generator()
+    given, own = source()
+    later = reader(given)
     later.load_state_dict({"epoch": 2, "position": 1})
     assert drawn(later, 5) == whole[7:]
-    loader_of = later.source.loader if wrapped else later.source  # type: ignore[union-attr]
-    given.manual_seed(5)
-    assert torch.equal(loader_of.generator.get_state(), given.get_state())
+    assert torch.equal(own.get_state(), torch.Generator().manual_seed(5).get_state())
 
 
 def test_an_iterator_that_runs_out_is_told_apart_from_an_empty_loader() -> None:

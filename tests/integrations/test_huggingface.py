@@ -20,6 +20,8 @@ from transformers import (
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
     default_data_collator,
@@ -532,12 +534,94 @@ def test_columns_of_text_are_refused_before_they_are_lost(column: str, tmp_path:
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_pace_of_nothing_is_refused(setting: str, value: int, tmp_path: Path) -> None:
     own = without("truth", TRAIN), without("truth", TRUSTED)
+    pace: dict[str, Any] = {"interval": 3, setting: value}
     trainer = TeachTrainer(
-        bert(),
-        arguments(tmp_path),
-        train_dataset=own[0],
-        trusted_dataset=own[1],
-        **{"interval": 3, setting: value},
+        bert(), arguments(tmp_path), train_dataset=own[0], trusted_dataset=own[1], **pace
     )
     with pytest.raises(ConfigError, match=f"{setting}"):
         trainer.train()
+
+
+class Weighted(nn.Module):
+    """Weighs classes in a loss of its own; `labels` have a default or not."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.words, self.fc = nn.Embedding(60, 8), nn.Linear(8, CLASSES)
+        self.weight = torch.ones(CLASSES)
+        self.weight[0] = weight
+
+    def forward(self, input_ids: Tensor, attention_mask: Any = None, labels: Any = None) -> Any:
+        logits = self.fc(self.words(input_ids).mean(1))
+        own = nn.functional.cross_entropy
+        loss = None if labels is None else own(logits, labels, weight=self.weight)
+        return {"loss": loss, "logits": logits}
+
+
+class Needing(Weighted):
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Any:  # type: ignore[override]
+        return super().forward(input_ids, labels=labels)
+
+
+def untrained(module: nn.Module, folder: Path, **settings: Any) -> TeachTrainer:
+    own = without("truth", TRAIN), without("truth", TRUSTED)
+    given = {"train_dataset": own[0], "trusted_dataset": own[1], "interval": INTERVAL}
+    return TeachTrainer(module, arguments(folder), **{**given, **settings})
+
+
+def test_a_loss_of_the_models_own_is_not_replaced_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Weighted has a loss of its own.*coach_options"):
+        untrained(Weighted(50.0), tmp_path).train()
+    untrained(Weighted(1.0), tmp_path).train()
+    chosen = untrained(Weighted(50.0), tmp_path, coach_options={"loss": sample_losses()})
+    chosen.train()
+    assert chosen.coach is not None and chosen.coach.steps == 7
+
+
+def test_a_model_that_needs_labels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'labels', which Needing.forward requires: give it the"):
+        untrained(Needing(1.0), tmp_path).train()
+
+
+def sentences(count: int) -> list[dict[str, Any]]:
+    """Of several lengths, with a label for each word."""
+    draw = torch.Generator().manual_seed(count)
+    lengths = torch.randint(3, 9, (count,), generator=draw).tolist()
+    words = [torch.randint(1, 10, (n,), generator=draw) for n in lengths]
+    return [{"input_ids": w, "attention_mask": torch.ones_like(w), "labels": w % 2} for w in words]
+
+
+def padded(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    return {
+        name: nn.utils.rnn.pad_sequence([row[name] for row in batch], True, value)
+        for name, value in fill.items()
+    }
+
+
+def tagger() -> nn.Module:
+    return BertForTokenClassification(bert_config(num_labels=2))
+
+
+def translator() -> nn.Module:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = T5Config(vocab_size=50, decoder_start_token_id=0, **sizes)  # type: ignore[arg-type]
+    return T5ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("made", [tagger, translator])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_sentences_of_several_lengths(made: Any, accumulated: int, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    trainer = TeachTrainer(
+        made(),
+        arguments(tmp_path, gradient_accumulation_steps=accumulated),
+        train_dataset=sentences(48),
+        trusted_dataset=sentences(12),
+        data_collator=padded,
+        interval=INTERVAL,
+    )
+    trainer.train()
+    assert trainer.coach is not None and trainer.coach.steps == 7
+    record = trainer.coach.last_record
+    assert record is not None and record.skipped is None and record.gradient_norm > 0
