@@ -111,7 +111,7 @@ def from_arrays(
     name: str = "arrays",
     seed: int = 0,
     classes: int | None = None,
-    label_names: Sequence[str] | None = None,
+    label_names: Sequence[str | int] | None = None,
     valid_size: int | None = None,
     normalise: bool = True,
     as_given: bool = False,
@@ -237,7 +237,7 @@ def from_arrays(
         paths=paths,
         group=None if group is None else torch.from_numpy(group),
         group_names=group_names,
-        label_names=labels.task.names,
+        label_names=None if (called := labels.task.names) is None else tuple(map(str, called)),
         task=labels.task,
         columns=None if (columns := columns_of(x_train)) is None else tuple(columns),
     )

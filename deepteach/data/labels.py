@@ -39,7 +39,7 @@ class Labels:
 
     codes: dict[str, np.ndarray]  # (n,) int64 in 0..C-1, by y_train, y_valid, ...
     classes: int
-    names: tuple[str, ...] | None  # what the user calls each class, where not 0..C-1
+    names: tuple[str | int, ...] | None  # the user's own, where not 0..C-1; numbers of numbers
     notes: tuple[str, ...]  # what the user must be told
 
 
@@ -110,13 +110,13 @@ def encode(ys: Mapping[str, np.ndarray], classes: int | None, numbers: Numbers) 
         return _encode_text(ys, classes, numbers)
     seen = np.unique(np.concatenate(list(ys.values())))
     if seen.tolist() == [-1, 1] and classes in (None, 2):
-        names = ("-1", "1")
+        names = (-1, 1)
         return Labels({k: (y + 1) // 2 for k, y in ys.items()}, 2, names, (sorted_order(names),))
     shifted = seen[0] == 1 and (classes is None or seen[-1] == classes)
     if not shifted:
         return Labels(dict(ys), _count(ys, classes, 0, numbers), None, ())
     count = _count({k: y - 1 for k, y in ys.items()}, classes, 1, numbers)
-    names = tuple(str(label) for label in range(1, count + 1))
+    names = tuple(range(1, count + 1))
     return Labels({k: y - 1 for k, y in ys.items()}, count, names, (sorted_order(names),))
 
 
@@ -235,7 +235,7 @@ def _refuse_lone(
             )
 
 
-def sorted_order(names: tuple[str, ...]) -> str:
+def sorted_order(names: tuple[str | int, ...]) -> str:
     """The note on names that became codes."""
     return "labels in sorted order: " + _shown(f"{name} = {i}" for i, name in enumerate(names))
 

@@ -111,8 +111,9 @@ class Result(SampleTable):
     def predict(self, x: Any) -> NDArray[Any]:
         """Predictions for raw samples, in the user's own labels or units.
 
-        `(n,)` classes or targets, `(n, k)` 0 and 1 for several labels, `(n, classes)`
-        probabilities where labels were given so. By the averaged student where `ema` is on.
+        `(n,)` classes (text, or int64 where labels were numbers) or targets, `(n, k)` 0 and 1 for
+        several labels, `(n, classes)` probabilities where labels were given so. By the averaged
+        student where `ema` is on.
 
         Raises:
             DataError: samples that are not as those of the training.

@@ -87,8 +87,8 @@ def test_one_hot_rows_are_classes() -> None:
 
 ANY_TWO = {
     "codes": (np.array([0, 1]), None),
-    "signs": (np.array([-1, 1]), ("-1", "1")),
-    "numbers": (np.array([3, 7]), ("3", "7")),
+    "signs": (np.array([-1, 1]), (-1, 1)),
+    "numbers": (np.array([3, 7]), (3, 7)),
     "text": (np.array(["no", "yes"]), ("no", "yes")),
 }
 

@@ -61,11 +61,12 @@ class Task(ABC):
 
     Args:
         classes: C: classes, or labels, or quantities of a sample.
-        names: what the user calls each class, where it is not its code.
+        names: what the user calls each class, where it is not its code; numbers where labels
+            were numbers.
     """
 
     classes: int = 2
-    names: tuple[str, ...] | None = None
+    names: tuple[str | int, ...] | None = None
 
     name: ClassVar[str]
     """As `--task` says it."""
@@ -101,7 +102,7 @@ class Task(ABC):
         cls,
         ys: Parts,
         classes: int | None = None,
-        names: Sequence[str] | None = None,
+        names: Sequence[str | int] | None = None,
         numbers: Numbers | None = None,
     ) -> Coded:
         """Codes of what `read` returned, the same in every part.
@@ -197,7 +198,7 @@ class Task(ABC):
 
     @abstractmethod
     def given_back(self, codes: Tensor) -> np.ndarray:
-        """Labels `(n,)`, or `(n, ...)` rows, as the user gave them: names, numbers, units."""
+        """Labels `(n,)`, or `(n, ...)` rows, as the user gave them: text, whole numbers, units."""
 
     @abstractmethod
     def shown(self, codes: Tensor) -> list[Any]:

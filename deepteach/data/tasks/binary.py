@@ -34,7 +34,7 @@ class Binary(Classification):
         cls,
         ys: Parts,
         classes: int | None = None,
-        names: Sequence[str] | None = None,
+        names: Sequence[str | int] | None = None,
         numbers: Numbers | None = None,
     ) -> Coded:
         refuse_one_class(ys)
@@ -50,7 +50,7 @@ class Binary(Classification):
         codes = {name: (y == seen[1]).astype(np.int64) for name, y in ys.items()}
         if seen.tolist() == [0, 1]:
             return Coded(cls(2, None if names is None else tuple(names)), codes)
-        called = tuple(map(str, seen.tolist())) if names is None else tuple(names)
+        called = tuple(seen.tolist()) if names is None else tuple(names)
         return Coded(cls(2, called), codes, (sorted_order(called),))
 
     @property

@@ -43,7 +43,7 @@ class Classification(Task):
         cls,
         ys: Parts,
         classes: int | None = None,
-        names: Sequence[str] | None = None,
+        names: Sequence[str | int] | None = None,
         numbers: Numbers | None = None,
     ) -> Coded:
         refuse_one_class(ys)
@@ -80,7 +80,7 @@ class Classification(Task):
         return found
 
     def _called(self, labels: list[int]) -> str:
-        names = self.names or [str(label) for label in range(self.classes)]
+        names = self.names or range(self.classes)
         shown = first_few([in_message(names[label]) for label in labels])
         return f"{'class' if len(labels) == 1 else 'classes'} {shown}"
 
@@ -132,7 +132,7 @@ class Classification(Task):
         return codes.tolist() if names is None else [names[code] for code in codes.tolist()]
 
     def parsed(self, text: str) -> Any:
-        names = list(self.names or map(str, range(self.classes)))
+        names = list(map(str, self.names or range(self.classes)))
         if text in names:
             return names.index(text)
         for code, name in enumerate(names):  # spreadsheets write 3.0

@@ -64,7 +64,7 @@ class MultiLabel(Task):
         cls,
         ys: Parts,
         classes: int | None = None,
-        names: Sequence[str] | None = None,
+        names: Sequence[str | int] | None = None,
         numbers: Numbers | None = None,
     ) -> Coded:
         if any(y.ndim == 1 for y in ys.values()):
@@ -90,7 +90,7 @@ class MultiLabel(Task):
         trusted, found = codes["y_valid"], []
         constant = np.flatnonzero((trusted == trusted[0]).all(0))
         if len(constant):
-            names = self.names or [str(label) for label in range(self.classes)]
+            names = list(map(str, self.names or range(self.classes)))
             shown = first_few([in_message(names[label]) for label in constant])
             note = (
                 f"all validation samples agree on {'label' if len(constant) == 1 else 'labels'} "
@@ -132,12 +132,12 @@ class MultiLabel(Task):
         return codes.numpy().astype(np.int64)
 
     def shown(self, codes: Tensor) -> list[Any]:
-        names = self.names or [str(label) for label in range(self.classes)]
+        names = list(map(str, self.names or range(self.classes)))
         held = [[names[i] for i, on in enumerate(row) if on] for row in codes.tolist()]
         return [BETWEEN.join(row) or NO_LABEL for row in held]
 
     def parsed(self, text: str) -> Any:
-        names = list(self.names or map(str, range(self.classes)))
+        names = list(map(str, self.names or range(self.classes)))
         said = _labels_of(text)
         strange = sorted(said - set(names))
         if strange:
@@ -156,13 +156,17 @@ def several_logits_loss(logits: Tensor, labels: Tensor) -> Tensor:
     ).mean(1)
 
 
-def _of_text(ys: Parts, names: Sequence[str] | None) -> tuple[dict[str, np.ndarray], Sequence[str]]:
+def _of_text(
+    ys: Parts, names: Sequence[str | int] | None
+) -> tuple[dict[str, np.ndarray], Sequence[str]]:
     """Rows of 0 and 1 out of `cat|dog`, and the names of their columns."""
     told = next((name for name, y in ys.items() if y.ndim != 1), None)
     if told is not None:
         raise DataError(f"{told} holds numbers, and other parts text: give all the same labels")
     sets = {name: [_labels_of(text) for text in y.tolist()] for name, y in ys.items()}
-    known = names or sorted({label for rows in sets.values() for row in rows for label in row})
+    known = list(map(str, names or ())) or sorted(
+        {label for rows in sets.values() for row in rows for label in row}
+    )
     strange = {label for rows in sets.values() for row in rows for label in row} - set(known)
     if strange or not known:
         raise DataError(f"labels {sorted(strange)[:5]} are none of {list(known)[:5]}: correct them")

@@ -47,7 +47,7 @@ class OneHot(Classification):
         cls,
         ys: Parts,
         classes: int | None = None,
-        names: Sequence[str] | None = None,
+        names: Sequence[str | int] | None = None,
         numbers: Numbers | None = None,
     ) -> Coded:
         width = _width(ys)
@@ -78,7 +78,7 @@ class SoftLabels(Classification):
         cls,
         ys: Parts,
         classes: int | None = None,
-        names: Sequence[str] | None = None,
+        names: Sequence[str | int] | None = None,
         numbers: Numbers | None = None,
     ) -> Coded:
         width = _width(ys)
