@@ -140,8 +140,8 @@ def train(
     """Train `model` (in place) with a teacher that learns from the trusted `valid_data`.
 
     A module gets floating inputs and whole numbers (tokens) as they are, of any shape; bytes
-    (pixels) are normalised per channel by the training samples, and for a model by name all
-    whole numbers are.
+    (pixels) are normalised per channel by the training samples. For a model by name all inputs
+    are, per channel or column, as in `TeachClassifier` and from files.
 
     Args:
         model: a module, or the name of a student ("mlp", "cnn", "resnet8", ...).
@@ -248,7 +248,7 @@ def assembled(
         classes=classes if names is None else len(names),
         label_names=names,
         valid_size=config.valid_size,
-        normalise=kind.kind in "bui",
+        normalise=not as_given or kind.kind in "bui",
         as_given=as_given,
         task=config.task,
     )

@@ -15,6 +15,7 @@ import deepteach as dt
 from deepteach.data.noise import flip
 from deepteach.errors import ConfigError
 from deepteach.models import Mlp
+from deepteach.training.api import Result
 
 SHORT: dict[str, Any] = {"epochs": 3, "batch_size": 16, "interval": 4}
 A = arrays(train=240, valid=60)
@@ -45,22 +46,22 @@ def test_nobody_is_judged_by_a_student_that_has_seen_it(monkeypatch: pytest.Monk
     """Each sample's row is that of the one student that was not trained on it."""
     from deepteach.training import cross_fit
 
-    seen: list[tuple[list[int], torch.nn.Module]] = []
+    seen: list[tuple[list[int], Result]] = []
     plain = cross_fit.run
 
     def noted(config: Any, data: Any, **more: Any) -> Any:
         result = plain(config, data, **more)
-        seen.append((data.rows.tolist(), result.model))
+        seen.append((data.rows.tolist(), result))
         return result
 
     monkeypatch.setattr(cross_fit, "run", noted)
     found = dt.cross_fitted("mlp", (X, NOISY), VALID, folds=4, **{**SHORT, "epochs": 1})
     assert len(seen) == 4
     for row in (0, 17, 100, 239):
-        others = [model for rows, model in seen if row not in rows]
+        others = [result for rows, result in seen if row not in rows]
         assert len(others) == 1
         with torch.no_grad():
-            own = others[0].eval()(X[row : row + 1]).softmax(1).numpy()
+            own = others[0].model.eval()(others[0].inputs(X[row : row + 1])).softmax(1).numpy()
         np.testing.assert_allclose(own[0], found[row], rtol=1e-4)
     counts = [np.bincount(NOISY[rows], minlength=3) for rows, _ in seen]
     assert np.ptp(counts, axis=0).max() <= 1  # alike in their labels
