@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepteach.errors import ConfigError
+from deepteach.errors import ConfigError, DeepTeachError
 from deepteach.names import brief, imported
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -86,15 +86,18 @@ def by_default(source: str, shape: Sequence[int]) -> bool:
     return known and len(shape) == 3 and min(shape[1:]) >= SMALLEST
 
 
-def resolve(name: bool | str | None) -> Augmentation:
+def resolve(name: bool | str | None, own: Augmentation | None = None) -> Augmentation:
     """`Augment()` for True, `identity` for False, or a function by `package.module:name`.
+
+    `own` is such a function at hand, called `name` in messages.
 
     Raises:
         ConfigError: the path cannot be imported, or names no function.
     """
-    if name is None or isinstance(name, bool):
+    if own is None and (name is None or isinstance(name, bool)):
         return Augment() if name else identity
-    function = imported("augment", name)
+    name = str(name)
+    function = imported("augment", name) if own is None else own
     if isinstance(function, type) or not callable(function):
         kind = "a class" if isinstance(function, type) else f"of type {type(function).__name__}"
         raise ConfigError(
@@ -113,6 +116,8 @@ class _Own:
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         try:
             made = self.function(x, generator)
+        except DeepTeachError:
+            raise
         except Exception as error:  # the user's code may raise anything
             raise ConfigError(
                 f"augment {self.path!r} failed on a batch of shape {tuple(x.shape)} "

@@ -219,7 +219,7 @@ def assemble(
         Rates.of(optimizer, teacher_optimizer, follows=chosen.follows_schedule),
         curriculum=chosen.curriculum,
         seed=config.seed,
-        augment=overrides.augment or augment.resolve(config.augment),
+        augment=augment.resolve(config.augment, overrides.augment),
         step_rule=StepRule(config.clip_norm, config.precision),
         average=None if config.ema is None else MovingAverage(student.module, config.ema),
     )

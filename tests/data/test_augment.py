@@ -127,3 +127,8 @@ def test_resolve_by_switch_and_by_path(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(ConfigError, match=words) as caught:
             resolve(f"my_augmentation:{name}")(x, torch.Generator())
         assert "\n" not in str(caught.value)
+
+
+def test_an_object_of_ours_speaks_for_itself() -> None:
+    with pytest.raises(ConfigError, match="^pad is 3 for images"):
+        resolve("mine:unnamed", Augment(3))(torch.zeros(1, 1, 2, 2), seeded(0))

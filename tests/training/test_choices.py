@@ -167,6 +167,10 @@ def test_an_augmentation_of_ones_own(augment: Any) -> None:
         ({"loss": "own_things:averaged"}, "one value per sample"),
         ({"loss": "own_things:NUMBER"}, "of type int: expected a function"),
         ({"augment": "own_things:NUMBER"}, "of type int: expected a function"),
+        ({"augment": lambda x: x}, "unnamed' failed on a batch of shape"),
+        ({"augment": lambda x, g: x[:5]}, r"returned \(5, 8\) for a batch of shape \(16, 8\)"),
+        ({"augment": lambda x, g: x.numpy()}, "returned ndarray for a batch of shape"),
+        ({"augment": torch.nn.Identity}, "'torch.nn.modules.linear:Identity' is a class"),
     ],
 )
 def test_refusals(settings: dict[str, Any], said: str) -> None:
