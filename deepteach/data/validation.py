@@ -117,6 +117,8 @@ def features(value: Any, name: str, *, as_given: bool = False) -> np.ndarray:
         raise DataError(
             f"{name} is not an array ({brief(error)}): give every sample the same shape"
         ) from error
+    if 0 in x.shape:
+        raise DataError(f"{name} is empty (shape {x.shape}): expected at least one sample")
     if x.dtype.kind == "O":
         x = numbers_of(value, x, name)
     if x.dtype.kind not in "buif":
@@ -133,8 +135,6 @@ def features(value: Any, name: str, *, as_given: bool = False) -> np.ndarray:
             x = x[:, None]
         elif x.ndim == 4 and _channels_last(x):
             x = np.moveaxis(x, 3, 1)
-    if 0 in x.shape:
-        raise DataError(f"{name} is empty (shape {x.shape}): expected at least one sample")
     return x
 
 

@@ -59,6 +59,14 @@ def test_columns_without_names_go_by_place() -> None:
         assert len(built(x_train=frame(X, "abc"), x_valid=valid).x_valid) == len(XV)
 
 
+def test_a_frame_of_several_types_without_rows_is_empty() -> None:
+    mixed = frame(X, "abc").assign(d=True)
+    refused(
+        lambda: built(x_train=mixed, x_valid=mixed[:0], y_valid=YV[:0]),
+        "x_valid is empty (shape (0, 4)): expected at least one sample",
+    )
+
+
 def test_masked_cells_are_missing() -> None:
     masked = np.ma.masked_array(np.asarray(X), mask=np.asarray(X) > 1.5)
     refused(lambda: built(x_train=masked), "cells of an array are masked: fill them")
