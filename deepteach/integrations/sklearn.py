@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from deepteach.data.tasks.multilabel import MultiLabel
 from deepteach.data.tasks.regression import Regression
 from deepteach.data.validation import is_missing, label_array
 from deepteach.errors import ConfigError, DataError
+from deepteach.integrations.input_forms import form_for
 from deepteach.names import brief
 from deepteach.training.api import Result, configured, run
 
@@ -36,7 +38,10 @@ class TaughtEstimator(BaseEstimator):
 
     Args:
         model: an `nn.Module` (copied, never changed), or the name of a student ("mlp",
-            "cnn", "resnet8", ...); None takes "mlp" for tables and "cnn" for images.
+            "cnn", "resnet8", ...); None takes "mlp" for tables and "cnn" for images. A student
+            gets X normalised, and as images where it has three axes. A module that cannot take
+            that gets X as it is, as from `train`: series `(n, c, t)`, or whole numbers (tokens),
+            which a module with an embedding gets first.
         teacher: the name of a method, or a teacher.
         internal: the layer whose input the teacher reads; the last linear layer unless given.
         epochs: passes through X.
@@ -145,7 +150,8 @@ class TaughtEstimator(BaseEstimator):
                     UserWarning,
                     stacklevel=3,
                 )
-        data = from_arrays(
+        made = partial(
+            from_arrays,
             *(x[rows], encoded[rows], trusted, truth),
             rows_train=rows,
             rows_valid=held if X_valid is None else None,
@@ -153,8 +159,9 @@ class TaughtEstimator(BaseEstimator):
             seed=seed,
             task=kind.name,
         )
+        data, as_given = form_for(self.model, self.internal, x, made)
         result = self._train(data, seed)
-        self._inputs, self._task = RawInputs.of(data, as_given=False), data.task
+        self._inputs, self._task = RawInputs.of(data, as_given=as_given), data.task
         self.module_, self.teacher_ = result.model, result.coach.teacher
         self.history_, self.summary_ = result.metrics, result.summary
         self.sample_weights_ = np.full(len(x), np.nan)
@@ -171,13 +178,14 @@ class TaughtEstimator(BaseEstimator):
         """
         check_is_fitted(self)
         checked = validate_data(self, X, allow_nd=True, dtype="numeric", reset=False)
-        # As the training samples came to the student: channels first, normalised.
+        # As the training samples came to the student.
         inputs = self._inputs(checked)
         module = self.module_
         on_cpu = all(leaf.device.type == "cpu" for leaf in module.parameters())
-        if on_cpu and inputs.is_floating_point():
+        if on_cpu:
+            wide = inputs.double() if inputs.is_floating_point() else inputs
             try:
-                return logits(copy.deepcopy(module).double(), inputs.double())
+                return logits(copy.deepcopy(module).double(), wide)
             except RuntimeError:
                 pass  # a module of the user's own may make float32 numbers itself
         return logits(self.module_, inputs)

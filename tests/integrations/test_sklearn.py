@@ -282,6 +282,92 @@ def test_trusted_rows_that_a_pipeline_did_not_scale() -> None:
     quick(epochs=1).fit(scaled.transform(far), Y, X_valid=scaled.transform(trusted), y_valid=YV)
 
 
+class Recurrent(nn.Module):
+    """Reads series (n, t, c), or tokens (n, t)."""
+
+    def __init__(self, table: nn.Module, width: int, outputs: int) -> None:
+        super().__init__()
+        self.table, self.rnn = table, nn.GRU(width, 8, batch_first=True)
+        self.fc = nn.Linear(8, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.rnn(self.table(x))[0][:, -1])
+
+
+class Places(nn.Module):
+    """Reads columns as numbers; its embedding is of their places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.column, self.places = nn.Linear(1, 4), nn.Embedding(6, 4)
+        self.fc = nn.Linear(6 * 4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc((self.column(x[..., None]) + self.places.weight).tanh().flatten(1))
+
+
+def convolution(outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Conv1d(6, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(),
+                         nn.Linear(8, outputs))  # fmt: skip
+
+
+FORMS: dict[str, tuple[Any, Any, bool]] = {
+    "series": (convolution, "series", True),
+    "series of a recurrent layer": (lambda k: Recurrent(nn.Identity(), 10, k), "series", True),
+    "tokens": (lambda k: Recurrent(nn.Embedding(9, 4), 4, k), "tokens", True),
+    "tokens by themselves": (
+        lambda k: nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(24, k)), "tokens", True,
+    ),
+    "whole numbers": (lambda k: nn.Sequential(nn.Linear(6, k)), "tokens", False),
+    "whole numbers beside places": (lambda k: Places(), "tokens", False),
+    "grey images": (lambda k: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(128, k)),
+                    "series", False),
+    "images of whole numbers": (
+        lambda k: nn.Sequential(nn.Flatten(), nn.Linear(60, k)), "pixels", False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_module_of_ones_own_gets_what_it_can_take(kind: str) -> None:
+    make, form, as_given = FORMS[kind]
+    draw = np.random.default_rng(0)
+    y = np.arange(160) % 2
+    shape = (160, 6) if form == "tokens" else (160, 6, 10)
+    x = draw.integers(0, 5, shape) + 4 * y.reshape(-1, *[1] * (len(shape) - 1))
+    if form == "series":
+        x = (x / 4).astype(np.float32)
+    torch.manual_seed(0)
+    seen: list[torch.Tensor] = []
+    model = make(2)
+    made = quick(model=model, epochs=8).fit(x[:100], y[:100], X_valid=x[100:], y_valid=y[100:])
+    made.module_.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    assert made.score(x[100:], y[100:]) > 0.9
+    if as_given:
+        assert np.array_equal(seen[0].numpy(), x[100:])
+    else:
+        assert seen[0].is_floating_point() and abs(float(seen[0].mean())) < 0.2
+    whole, alone = made.predict_proba(x), made.predict_proba(x[:1])
+    np.testing.assert_allclose(alone[0], whole[0], atol=1e-12)
+
+
+def test_a_regression_of_series() -> None:
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(90, 6, 10)).astype(np.float32)
+    made = dt.TeachRegressor(convolution(1), epochs=2, batch_size=16, interval=2)
+    made.fit(x[:60], x[:60].mean((1, 2)), X_valid=x[60:], y_valid=x[60:].mean((1, 2)))
+    assert made.predict(x[60:]).shape == (30,)
+
+
+def test_a_module_that_can_take_neither() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 6, 10))
+    with pytest.raises(ConfigError) as caught:
+        quick(model=nn.Sequential(nn.Linear(4, 2))).fit(x, Y[:60], X_valid=x + 1, y_valid=Y[:60])
+    assert "\n" not in str(caught.value)
+    for words in ("samples of shape (1, 6, 10)", "; of X as it is: ", "samples of shape (6, 10)"):
+        assert words in str(caught.value)
+
+
 class Single(nn.Module):
     """Makes float32 numbers in its pass, which a float64 one cannot be multiplied with."""
 
