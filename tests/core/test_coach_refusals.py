@@ -215,21 +215,25 @@ def test_inputs_changed_in_place(adjoint: type[dt.AbstractAdjoint]) -> None:
 class Noisy(nn.Module):
     """Draws from a generator that no replay can know of."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: float = 1.0) -> None:
         super().__init__()
-        self.lift, self.head = nn.Linear(3, 4), nn.Linear(4, CLASSES)
+        self.lift, self.head, self.size = nn.Linear(3, 4), nn.Linear(4, CLASSES), size
         self.draws = random.Random(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.lift(x) * self.draws.uniform(0.0, 5.0))
+        return self.size * self.head(self.lift(x) * self.draws.uniform(0.0, 5.0))
 
 
 @pytest.mark.parametrize("adjoint", [dt.Reversed, dt.Stored])
-def test_module_that_is_not_deterministic(adjoint: type[dt.AbstractAdjoint]) -> None:
-    run, coach = started(replace(MLP, module=Noisy), Setting(window=2), adjoint=adjoint())
+@pytest.mark.parametrize("size", [1, 1e5])
+def test_module_that_is_not_deterministic(adjoint: type[dt.AbstractAdjoint], size: float) -> None:
+    """Where losses are large, rounding may be the cause, and is named."""
+    case = replace(MLP, module=lambda: Noisy(size))
+    run, coach = started(case, Setting(window=2), adjoint=adjoint())
     run.train(coach)
-    with pytest.raises(dt.ReplayError, match="not deterministic"):
+    with pytest.raises(dt.ReplayError, match="not deterministic") as caught:
         coach.meta_gradient(*run.valid)
+    assert ("are so large that rounding shows: scale them" in str(caught.value)) == (size > 1)
 
 
 def test_drift_past_the_tolerance() -> None:

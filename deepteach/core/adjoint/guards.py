@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, ReplayError
 from deepteach.shards import anywhere, own
 from deepteach.tree import Params, norm, tree_map
+
+LARGE = 1e3
+"""Inputs or losses above it are named as a cause where losses do not repeat."""
 
 
 class Gap:
@@ -109,19 +113,37 @@ def compare_losses(losses: Tensor, step: Step, tolerance: float, ranks: Ranks) -
 
     All ranks raise, or none.
     """
-    refuse_replay(replay_error(losses, step, ranks), tolerance)
+    refuse_replay(replay_error(losses, step, ranks), tolerance, step)
 
 
-def refuse_replay(error: float, tolerance: float) -> None:
+def refuse_replay(error: float, tolerance: float, step: Step) -> None:
     """Raises ReplayError where a `replay_error` is beyond the tolerance, or no number."""
     if not error <= tolerance:
+        size = _largest(step)
+        scale = (
+            f", or its inputs or losses, of up to {size:.1e}, are so large that rounding shows: "
+            "scale them"
+        )
         raise ReplayError(
             f"replaying a step gave other losses than the first pass (by {error:.1e}): the "
             "student is not deterministic (randomness outside torch's generators?), or was changed "
             "since (a hook, a rate of dropout, a temperature: set it right after coach.update), "
-            "or its inputs were changed in place after coach.loss, or a loss was added to it",
+            "or its inputs were changed in place after coach.loss, or a loss was added to it"
+            + (scale if size > LARGE else ""),
             off=error,
         )
+
+
+def _largest(step: Step) -> float:
+    """The largest size of a number among the inputs and the losses of a step."""
+    found: list[Any] = [step.snapshot.losses]
+    for inputs in (seen.inputs for seen in step.passes):
+        if isinstance(inputs, Tensor):
+            found.append(inputs)
+        else:
+            found += inputs.values() if isinstance(inputs, Mapping) else inputs
+    floats = [x for x in found if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+    return max(float(x.detach().abs().max()) for x in floats)
 
 
 @contextmanager
