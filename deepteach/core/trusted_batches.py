@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deepteach.core.student import Inputs
 from deepteach.errors import DataError
-from deepteach.rng import untouched
+from deepteach.rng import globals_kept, replayed
 
 Trusted = Iterable | tuple | Callable[[], tuple]
 """A batch `(x, y)`, an iterable of batches, or what makes a batch when an update needs it."""
@@ -121,7 +121,7 @@ def _private_stream(source: object, epoch: int, position: int) -> Iterator[None]
     """Seed the global generators and those of a loader for one draw, then put them back."""
     place = epoch * 1_000_003 + position
     own = [(generator, generator.get_state()) for generator in _generators_of(source)]
-    with untouched():
+    with replayed(None), globals_kept():
         torch.manual_seed(place)
         random.seed(place)
         np.random.seed(place % 2**32)
