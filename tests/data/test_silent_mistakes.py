@@ -375,13 +375,14 @@ def test_what_is_no_part_says_what_is(kind: str) -> None:
 def test_objects_in_the_place_of_settings_are_one_line() -> None:
     weight = torch.nn.Parameter(torch.zeros(2))
     parts = (X, Y), (XV, YV)
-    for settings, words in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         (
             {"optimizer": torch.optim.SGD([weight], 0.1)},
             "optimizer: input should be a valid string",
         ),
         ({"out": 3}, "out must be the path of a folder, got 3"),
-    ):
+    ]
+    for settings, words in wrong:
         refused(lambda s=settings: train("mlp", *parts, **s), words, ConfigError)
     refused(lambda: train(None, *parts), "model is None: give an nn.Module", ConfigError)  # type: ignore[arg-type]
     cpu = {"epochs": 1, "batch_size": 20, "baseline": False, "device": torch.device("cpu")}

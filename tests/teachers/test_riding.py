@@ -74,6 +74,7 @@ def test_riders_of_a_small_trusted_set_are_not_drawn_until_they_are_known_by_hea
     data: Data,
 ) -> None:
     """An eighth of each batch of 100 would be 12 of them: every one of 4 in 3,000 in each batch."""
+    assert isinstance(data.x_train, Tensor)
     many, few = data.x_train.repeat(15, 1), slice(0, 10)
     large = replace(
         data,
