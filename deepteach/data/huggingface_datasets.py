@@ -192,9 +192,8 @@ def opened(
         if columns.unused:
             notes.append(f"columns of {name} that are not used: {', '.join(columns.unused)}")
         if columns.image and layout is None:
-            layout = picture_layout(
-                source[0][columns.inputs[0]], image_size
-            )  # of the first part with any
+            # Of the first part with any.
+            layout = picture_layout(source[0][columns.inputs[0]], image_size)
         if first and _has(source, _TRUTH):
             truth = source.with_format(None)[_TRUTH][:]
         if not columns.image and source.format["type"] is None:

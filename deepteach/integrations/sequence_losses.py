@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepteach.core.ignored import integral
+from deepteach.core.predict import evaluating
 from deepteach.core.student import logits_of
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import first_few
@@ -101,14 +102,8 @@ def refuse_another_loss(
     A module that weighs classes, or adds terms, would else be trained on something else than it
     asks for. `inputs` are a batch with its labels; one without a loss in what it returns passes.
     """
-    was = [layer.training for layer in module.modules()]
-    try:
-        module.eval()
-        with torch.no_grad(), untouched():
-            outputs = module(**inputs)
-    finally:
-        for layer, training in zip(module.modules(), was, strict=True):
-            layer.training = training
+    with evaluating(module), untouched():
+        outputs = module(**inputs)
     found = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
     if not isinstance(found, Tensor) or found.numel() != 1:
         return

@@ -85,6 +85,11 @@ class Task(ABC):
     real_valued: ClassVar[bool] = False
     """Labels are quantities, and there are no classes."""
 
+    @property
+    def texts(self) -> list[str]:
+        """What each class is called, as text; its code where it has no name."""
+        return list(map(str, self.names or range(self.classes)))
+
     # How they are read.
 
     @classmethod

@@ -80,7 +80,7 @@ class Classification(Task):
         return found
 
     def _called(self, labels: list[int]) -> str:
-        names = self.names or range(self.classes)
+        names = self.texts
         shown = first_few([in_message(names[label]) for label in labels])
         return f"{'class' if len(labels) == 1 else 'classes'} {shown}"
 
@@ -132,7 +132,7 @@ class Classification(Task):
         return codes.tolist() if names is None else [names[code] for code in codes.tolist()]
 
     def parsed(self, text: str) -> Any:
-        names = list(map(str, self.names or range(self.classes)))
+        names = self.texts
         if text in names:
             return names.index(text)
         for code, name in enumerate(names):  # spreadsheets write 3.0

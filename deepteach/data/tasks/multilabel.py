@@ -90,7 +90,7 @@ class MultiLabel(Task):
         trusted, found = codes["y_valid"], []
         constant = np.flatnonzero((trusted == trusted[0]).all(0))
         if len(constant):
-            names = list(map(str, self.names or range(self.classes)))
+            names = self.texts
             shown = first_few([in_message(names[label]) for label in constant])
             note = (
                 f"all validation samples agree on {'label' if len(constant) == 1 else 'labels'} "
@@ -132,12 +132,12 @@ class MultiLabel(Task):
         return codes.numpy().astype(np.int64)
 
     def shown(self, codes: Tensor) -> list[Any]:
-        names = list(map(str, self.names or range(self.classes)))
+        names = self.texts
         held = [[names[i] for i, on in enumerate(row) if on] for row in codes.tolist()]
         return [BETWEEN.join(row) or NO_LABEL for row in held]
 
     def parsed(self, text: str) -> Any:
-        names = list(map(str, self.names or range(self.classes)))
+        names = self.texts
         said = _labels_of(text)
         strange = sorted(said - set(names))
         if strange:
