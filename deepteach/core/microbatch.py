@@ -164,6 +164,7 @@ class MicroValidation(Validation):
         assert isinstance(objective, MicroBatched)
         student = objective.student
         given = theta
+        objective.refuse_ties(False)  # before a chunk of one is passed, which torch may refuse
         theta = student.shards.copies(given)
         total, logits, internal, mean = zeros_like(theta), [], [], 0.0
         for start in range(0, count, objective.size):

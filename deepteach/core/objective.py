@@ -105,11 +105,7 @@ class Objective:
         """`(batch,)` losses; refuses a loss that already averages."""
         losses = self.loss(outputs.logits, labels)
         refuse_shape(losses, outputs.logits, labels, len(outputs.internal), "loss")
-        if outputs.logits.requires_grad and not losses.requires_grad:
-            raise ConfigError(
-                "loss returned values without a gradient: compute them from the logits by torch's "
-                "own operations, without detach() or numpy"
-            )
+        _refuse_without_gradient(losses, outputs.logits, "loss")
         return losses
 
     def snapshot(
@@ -171,6 +167,7 @@ class Objective:
         given = logits, snapshot, self.loss
         shaped = self.taught.call(omega, given, function=self.teacher.sample_losses)
         refuse_shape(shaped, logits, snapshot.labels, len(snapshot.losses), "sample_losses")
+        _refuse_without_gradient(shaped, logits, "sample_losses")
         return shaped.to(snapshot.losses.dtype)
 
     def value(
@@ -313,6 +310,14 @@ class Objective:
                 terms = _terms(log_weights, change, omega)
                 self.summed = tree_map(torch.add, self.summed, terms)
             return gradients(change.sum(), omega)
+
+
+def _refuse_without_gradient(losses: Tensor, logits: Tensor, name: str) -> None:
+    if logits.requires_grad and not losses.requires_grad:
+        raise ConfigError(
+            f"{name} returned values without a gradient: compute them from the logits by torch's "
+            "own operations, without detach() or numpy"
+        )
 
 
 def _terms(log_weights: Tensor, change: Tensor, omega: Params) -> Params:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -128,13 +129,17 @@ def decided(data: Data, decisions: Decisions) -> Data:
         decisions=decisions.csv,
     )
     labels = {"y_train": found.y_train, "y_valid": found.y_valid}
-    found.task.refuse_strange({name: as_array(codes) for name, codes in labels.items()})
+    arrays = {name: as_array(codes) for name, codes in labels.items()}
+    found.task.refuse_strange(arrays)
+    told = [one.note for one in found.task.told(arrays) if one.warn]
+    for one in (fresh := [one for one in told if one not in data.notes]):
+        warnings.warn(one, stacklevel=2)
     dropped = len(asked) - int(kept.sum())
     note = (
         f"decisions: {int(moved.sum())} training samples are trusted from now on, {changed} of "
         f"them under another label; {dropped} rows are dropped"
     )
-    return replace(found, notes=(*found.notes, note))
+    return replace(found, notes=(*found.notes, note, *fresh))
 
 
 def _row(index: Any) -> int:

@@ -21,7 +21,9 @@ def identity_of(data: Data) -> dict[str, str]:
     Inputs are told apart from labels because a file of an image may be decoded to other bits by
     another version of a library.
     """
-    labels = (data.y_train, data.y_valid, data.y_test, data.rows, data.group)
+    given = (data.y_train, data.y_valid, data.y_test)
+    learned = (None if y is None else data.task.learned(y) for y in given)
+    labels = (*learned, data.rows, data.group)
     inputs = [fingerprint(x) for x in (data.x_train, data.x_valid, data.x_test)]
     some = [None if x is None else x[:: -(-len(x) // _ROWS)] for x in inputs]
     return {"labels": _digest(labels), "inputs": _digest(some)}

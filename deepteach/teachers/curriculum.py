@@ -45,6 +45,11 @@ class TrainingView(Protocol):
         ...
 
     @property
+    def epochs(self) -> int:
+        """Epochs of the episode."""
+        ...
+
+    @property
     def progress(self) -> float:
         """Fraction of the episode done."""
         ...

@@ -93,7 +93,9 @@ def deep(
 
 
 def _probe(context: MethodContext) -> Probe:
-    return TrustedRegression() if context.task.real_valued else TrustedProbe()
+    if context.task.real_valued:
+        return TrustedRegression()
+    return TrustedProbe(several=not context.task.exclusive)
 
 
 def _of_probe(context: MethodContext) -> Method:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
-from deepteach.teachers.method import Method, recipe
+from deepteach.teachers.method import Method, MethodContext, recipe
 from deepteach.teachers.trusted_probe import TrustedProbe
 
 
@@ -15,11 +15,14 @@ class FixedProbe(AbstractTeacher):
 
     The control of the default teacher, which reads the same probe: what is gained beyond it
     is due to teaching. Until the first fit all samples weigh alike.
+
+    Args:
+        several: as of `TrustedProbe`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, several: bool | None = None) -> None:
         super().__init__()
-        self.probe = TrustedProbe()
+        self.probe = TrustedProbe(several=several)
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         return self.probe(snapshot)[:, 0]
@@ -33,6 +36,6 @@ class FixedProbe(AbstractTeacher):
 
 
 @recipe("probe")
-def probe() -> Method:
+def probe(context: MethodContext) -> Method:
     """The default teacher's probe as fixed weights."""
-    return Method(FixedProbe(), window=1)
+    return Method(FixedProbe(several=not context.task.exclusive), window=1)

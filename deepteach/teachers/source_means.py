@@ -25,6 +25,7 @@ class SourceMeans(AbstractTeacher):
         sources: how many there are; 0: the given label is the source of a sample.
         classes: C.
         memory: in [0, 1].
+        several: as of `TrustedProbe`.
 
     Raises:
         ConfigError: a memory out of range, or a batch without `group` where there are sources.
@@ -34,11 +35,14 @@ class SourceMeans(AbstractTeacher):
     seen: Tensor
     means: Tensor
 
-    def __init__(self, sources: int, classes: int, memory: float = 0.9) -> None:
+    def __init__(
+        self, sources: int, classes: int, memory: float = 0.9, *, several: bool | None = None
+    ) -> None:
         super().__init__()
         if not 0 <= memory <= 1:
             raise ConfigError(f"memory must lie in [0, 1], got {memory}")
-        self.probe, self.by_label, self.memory = TrustedProbe(), sources == 0, memory
+        self.probe = TrustedProbe(several=several)
+        self.by_label, self.memory = sources == 0, memory
         count = sources or classes
         self.register_buffer("total", torch.zeros(count, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(count, dtype=torch.float64))
@@ -89,4 +93,6 @@ class SourceMeans(AbstractTeacher):
 @recipe("source-means")
 def source_means(context: MethodContext, memory: float = 0.9) -> Method:
     """The probe's mean probability of the given label, by source, as fixed weights."""
-    return Method(SourceMeans(context.groups, context.classes, memory), window=1)
+    several = not context.task.exclusive
+    teacher = SourceMeans(context.groups, context.classes, memory, several=several)
+    return Method(teacher, window=1)

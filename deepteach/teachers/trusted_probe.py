@@ -58,6 +58,9 @@ class TrustedProbe(Feature):
         shrinkage: s, in [0, 1].
         folds: parts of the cross-fitting.
         floor: least log-probability.
+        several: whether labels of the shape of the logits hold each by itself, else they are
+            probabilities of one class. None: they do once those of any trusted sample do not
+            sum to 1; where samples have one of several labels each, only you can tell.
 
     Raises:
         ConfigError: a shrinkage outside [0, 1]; real-valued labels, or those of tokens or pixels,
@@ -69,13 +72,21 @@ class TrustedProbe(Feature):
     reads_trusted = True
     evidence = True
 
-    def __init__(self, *, shrinkage: float = 0.3, folds: int = 5, floor: float = -10.0) -> None:
+    def __init__(
+        self,
+        *,
+        shrinkage: float = 0.3,
+        folds: int = 5,
+        floor: float = -10.0,
+        several: bool | None = None,
+    ) -> None:
         super().__init__()
         if not 0 <= shrinkage <= 1:
             raise ConfigError(f"TrustedProbe's shrinkage must lie in [0, 1], got {shrinkage}")
         self.shrinkage = shrinkage
         self.folds = folds
         self.floor = floor
+        self.several = several
         # Shapes are known only at the first fit; loading a state adopts the saved shapes.
         self.register_buffer("slope", torch.zeros(0, 0))
         self.register_buffer("offset", torch.zeros(0))
@@ -115,7 +126,9 @@ class TrustedProbe(Feature):
 
     def refitted(self, trusted: Snapshot) -> TrustedProbe:
         """A probe like this one, with its temperature, fitted on these samples alone."""
-        other = TrustedProbe(shrinkage=self.shrinkage, folds=1, floor=self.floor)
+        other = TrustedProbe(
+            shrinkage=self.shrinkage, folds=1, floor=self.floor, several=self.several
+        )
         other.to(trusted.internal.device)
         other._held = cast(Tensor, self.temperature)
         other.fit(trusted)
@@ -123,6 +136,8 @@ class TrustedProbe(Feature):
 
     @property
     def _several(self) -> bool:
+        if self.several is not None:
+            return self.several
         return cast(Tensor, self.temperature).dim() > 0
 
     def forward(self, snapshot: Snapshot) -> Tensor:
@@ -130,7 +145,7 @@ class TrustedProbe(Feature):
         slope, offset = cast(Tensor, self.slope), cast(Tensor, self.offset)
         read = read_labels(snapshot, "TrustedProbe", several=self._several)
         if slope.numel() == 0:
-            hold_by_themselves(snapshot, "TrustedProbe")  # refuses them now and not later
+            self._told_apart(snapshot)  # refuses them now and not later
             return states.new_zeros(len(states), 2)
         refuse_width(states, slope, "TrustedProbe")
         evidence = states.to(slope.dtype) @ slope
@@ -139,6 +154,12 @@ class TrustedProbe(Feature):
         else:
             pair = self._of_one(evidence, offset, read)
         return pair.to(states.dtype)
+
+    def _told_apart(self, snapshot: Snapshot) -> bool:
+        """Whether labels are several; those that once were stay so, whatever a batch sums to."""
+        if self.several is not None:
+            return self.several
+        return hold_by_themselves(snapshot, "TrustedProbe") or self._several
 
     def _of_one(self, evidence: Tensor, offset: Tensor, read: OneClass) -> Tensor:
         table = None
@@ -194,9 +215,7 @@ class TrustedProbe(Feature):
         None where labels are no class indices, where some are ignored, or where a class has
         samples in one of the parts alone.
         """
-        # Labels that once were several stay so, whatever a batch of them sums to.
-        several = hold_by_themselves(trusted, "TrustedProbe") or self._several
-        read = read_labels(trusted, "TrustedProbe", several=several)
+        read = read_labels(trusted, "TrustedProbe", several=self._told_apart(trusted))
         states = trusted.internal.detach().double()
         if isinstance(read, SeveralLabels):
             self._fit_several(states, read.given)

@@ -28,7 +28,8 @@ class Merged(Curriculum):
 class FineTuned(Curriculum):
     """The training set, then the trusted set for the last `share` of the epochs.
 
-    With the default 1/3 the change falls on the default schedule's first rate drop.
+    With the default 1/3 the change falls on the default schedule's first rate drop. It is the
+    last epoch at least: of a single one, that one.
     """
 
     def __init__(self, share: float = 1 / 3) -> None:
@@ -37,7 +38,9 @@ class FineTuned(Curriculum):
         self.share = share
 
     def rows(self, training: TrainingView) -> Tensor:
-        if training.progress < 1 - self.share - 1e-9:
+        # By whole epochs: an epoch that a resume begins in its middle is what it was.
+        tuned = max(1, int(self.share * training.epochs + 1e-9))
+        if training.epoch < training.epochs - tuned:
             return torch.arange(len(training.y))
         return len(training.y) + torch.arange(len(training.y_valid))
 

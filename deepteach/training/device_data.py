@@ -27,9 +27,9 @@ class DeviceData:
         """Move what a training reads to its device."""
         return cls(
             x=data.x_train.to(device),
-            y=data.y_train.to(device),
+            y=data.task.learned(data.y_train).to(device),
             x_valid=data.x_valid.to(device),
-            y_valid=data.y_valid.to(device),
+            y_valid=data.task.learned(data.y_valid).to(device),
             group=None if data.group is None else data.group.to(device),
         )
 

@@ -55,9 +55,9 @@ def case_of(
 
     def rows(number: int) -> tuple[Tensor, Tensor]:
         chosen = torch.arange(number * batch, (number + 1) * batch) % len(data.y_train)
-        return data.x_train[chosen].to(dtype), data.y_train[chosen]
+        return data.x_train[chosen].to(dtype), data.task.learned(data.y_train[chosen])
 
-    trusted = data.x_valid[:batch].to(dtype), data.y_valid[:batch]
+    trusted = data.x_valid[:batch].to(dtype), data.task.learned(data.y_valid[:batch])
     return Case(coach, rows, trusted, loss=loss)
 
 

@@ -59,16 +59,17 @@ def trust(coach: Coach, data: Data) -> Trust:
     shown = torch.zeros(count, dtype=torch.bool)
     shown[shown_states(count)] = True
     teacher, size = copy.deepcopy(coach.teacher), at_once(inputs)
+    y, y_valid = data.task.learned(data.y_train), data.task.learned(data.y_valid)
     with evaluating(coach.student.module):
         trusted = [
             coach.look(x.to(device), y.to(device))
-            for x, y in zip(data.x_valid.split(size), data.y_valid.split(size), strict=True)
+            for x, y in zip(data.x_valid.split(size), y_valid.split(size), strict=True)
         ]
         teacher.fit(trusted[0].followed_by(*trusted[1:]))
         seen: list[dict[str, Tensor]] = []
         for part, x in zip(own.split(size), chunks(inputs, size, device), strict=True):
             snapshot = coach.look(
-                *(x, data.y_train[part].to(device)),
+                *(x, y[part].to(device)),
                 index=part.to(device),
                 group=None if group is None else group[part].to(device),
             )

@@ -7,6 +7,7 @@ follows a schedule is a function of the step, so a run continues from any step e
 from __future__ import annotations
 
 import bisect
+import copy
 import itertools
 import math
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from deepteach.core.snapshot import Clock
 from deepteach.data.augment import Augmentation, identity
 from deepteach.data.rows import readable
 from deepteach.errors import ConfigError, NumericError
-from deepteach.rng import stream
+from deepteach.rng import replayed, stream
 from deepteach.teachers.curriculum import Curriculum
 from deepteach.training.averaged import MovingAverage
 from deepteach.training.device_data import DeviceData
@@ -100,6 +101,7 @@ class TrainingLoop:
         self.device = data.y.device
         refuse_large_batches(len(self.y), schedule.batch_size)
         self._refuse_thin_batches()
+        self._refuse_single_trusted()
         self.per_epoch = steps_per_epoch(len(self.y), schedule.step_size)
         episodes = range(curriculum.episodes)
         lengths = [curriculum.epochs_of(i, schedule.epochs) for i in episodes]
@@ -123,6 +125,20 @@ class TrainingLoop:
                 f"the smallest batch of an epoch has {least} samples, but {self.ranks.count} ranks "
                 f"need {each} each: choose a batch_size that leaves more, or fewer processes"
             )
+
+    def _refuse_single_trusted(self) -> None:
+        """One trusted sample at a time teaches nothing where a pass needs two."""
+        taught = self.coach.teacher_optimizer is not None or self.coach.teacher.reads_trusted
+        if min(self.schedule.valid_batch, len(self.y_valid)) > 1 or not taught:
+            return
+        try:
+            with torch.no_grad(), replayed(None):
+                copy.deepcopy(self.module).train()(self.x_valid[:1])
+        except ValueError as error:
+            raise ConfigError(
+                f"the student cannot pass a single trusted sample in train mode ({error}): choose "
+                "a valid_batch of 2 or more"
+            ) from error
 
     def _clear_epoch(self) -> None:
         self._losses, self._effective = 0.0, 0.0
@@ -149,10 +165,14 @@ class TrainingLoop:
         return self.step // self.per_epoch
 
     @property
+    def epochs(self) -> int:
+        """Epochs of the present episode."""
+        return self.begins[self.episode + 1] - self.begins[self.episode]
+
+    @property
     def progress(self) -> float:
         """Fraction of the present episode done."""
-        epochs = self.begins[self.episode + 1] - self.begins[self.episode]
-        return self.within / (self.per_epoch * epochs)
+        return self.within / (self.per_epoch * self.epochs)
 
     def epoch_steps(self) -> Iterator[EpochEnd | None]:
         """Train from the present step on: `EpochEnd` after an epoch's last step, else None."""

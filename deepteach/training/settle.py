@@ -73,7 +73,8 @@ def refuse_unread(coach: Coach, data: Data, chosen: Method, name: str) -> None:
         return
     reason = "it reads class numbers" if chosen.curriculum.reads_classes else None
     teacher, device = copy.deepcopy(coach.teacher), device_of(coach.student.module)
-    x, y = data.x_valid[:TRIED].to(device), data.y_valid[:TRIED].to(device)
+    x = data.x_valid[:TRIED].to(device)
+    y = task.learned(data.y_valid[:TRIED]).to(device)
     group = None if data.group is None else torch.zeros(len(y), dtype=torch.int64, device=device)
     index = torch.arange(len(y), device=device)
     try:

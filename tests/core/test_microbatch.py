@@ -84,6 +84,11 @@ def test_what_ties_samples_is_refused(name: str, remedy: str) -> None:
         gradient(name, 2, dt.Stored(micro_batch=2))
 
 
+def test_batch_statistics_are_refused_before_a_chunk_of_one_is_passed() -> None:
+    with pytest.raises(ConfigError, match="eval mode"):
+        gradient("batchnorm", 2, dt.Stored(micro_batch=1))
+
+
 def test_a_refused_step_leaves_the_loop_as_it_was() -> None:
     run = bench(CASE["batchnorm"], Setting(2, warmup=0))
     coach = run.coach(dt.Stored(micro_batch=2))

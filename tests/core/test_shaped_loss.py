@@ -166,3 +166,14 @@ def test_an_averaged_loss_is_refused() -> None:
     run = bench(CASE["mlp"], Setting(2), teacher=lambda case: Averaged(CLASSES))
     with pytest.raises(ConfigError, match="sample_losses must return one value per sample"):
         run.train(run.coach(dt.Stored()))
+
+
+class Detached(Shifted):
+    def sample_losses(self, logits: Any, snapshot: dt.Snapshot, loss: Any) -> Any:
+        return super().sample_losses(logits, snapshot, loss).detach()
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    run = bench(CASE["mlp"], Setting(2), teacher=lambda case: Detached(CLASSES))
+    with pytest.raises(ConfigError, match="sample_losses returned values without a gradient"):
+        run.train(run.coach(dt.Stored()))

@@ -112,6 +112,16 @@ def test_checked_rows_are_trusted_and_dropped_ones_gone() -> None:
     assert decided(before, Decisions({})) is before
 
 
+def test_a_class_that_decisions_leave_without_samples_is_told() -> None:
+    data = problem()
+    gone: dict[int, str | None] = {
+        int(row): None for row, y in zip(data.rows, data.y_train, strict=True) if y == 0
+    }
+    with pytest.warns(UserWarning, match="no training sample of class 0"):
+        found = decided(data, Decisions(gone))
+    assert any("no training sample of class 0" in note for note in found.notes)
+
+
 def test_trusted_rows_that_were_split_off_can_be_corrected() -> None:
     arrays = table()
     truth = np.roll(arrays["y_train"], 1)

@@ -103,6 +103,14 @@ def test_any_two_labels_are_binary(kind: str) -> None:
     assert data.task.predicted(torch.tensor([[-1.0], [2.0]])).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("seen", [(0, 1), (0, 2), (1, 2)])
+def test_codes_of_more_names_keep_the_names_of_their_own(seen: tuple[int, int]) -> None:
+    names = ("neg", "neu", "pos")
+    data = labelled(np.array(seen)[CODES % 2], task="binary", label_names=names, classes=3)
+    own = [names[code] for code in seen]
+    assert data.task.names == tuple(own) and data.task.shown(data.y_train[:2]) == own
+
+
 def test_three_labels_are_not_binary() -> None:
     refused(lambda: labelled(CODES, task="binary"), "these are 3 (0, 1, 2): correct them, or say")
     mixed = np.array(["a", "b"])[CODES % 2]
@@ -158,6 +166,39 @@ def test_targets_are_standardised_and_shown_in_their_unit() -> None:
     np.testing.assert_allclose(task.in_units(data.y_valid)[:, 0], REAL[:30], atol=1e-4)
     whole = labelled(np.arange(120) % 60 + 25, task="regression")
     assert whole.task.shown(whole.y_train[:2]) == ["25", "26"]
+
+
+WRITTEN = {
+    "zeros": np.where(CODES == 0, 0, np.round(np.arange(120) * 0.37 - 17.3, 2)),
+    "an outlier": np.where(np.arange(120) == 7, 1e9, np.round(np.arange(120) * 0.37 - 5, 2)),
+    "sizes": np.array([float(f"1e{i % 12 - 6}") for i in range(120)]),
+    "large": 1e12 + np.arange(120) / 2,
+    "tiny": np.round(np.arange(1, 121) * 1e-9, 12),
+    "float32": np.round(np.arange(120) * 0.1 - 3, 1).astype(np.float32),
+    "beyond float32": 16_777_216.0 + np.arange(120),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_given_targets_are_shown_as_they_were_given(kind: str) -> None:
+    y = WRITTEN[kind]
+    data = labelled(y, task="regression")
+    shown = data.task.shown(data.y_train)
+    assert [float(text) for text in shown] == [float(str(value)) for value in y]
+    assert not any(text.startswith("-0") and float(text) == 0 for text in shown)
+    codes = torch.tensor(np.array([data.task.parsed(text) for text in shown]))
+    assert not data.task.differ(data.y_train, codes).any()
+    assert data.task.learned(data.y_train).dtype == torch.float32
+    assert "-0" not in data.task.shown(-1e-9 * data.task.learned(data.y_train))
+
+
+def test_a_target_that_is_one_number_but_for_rounding_is_a_constant() -> None:
+    y = np.stack([REAL, np.full(120, 0.1)], 1)
+    trusted = y[:30].copy()
+    trusted[0, 1] = 0.2
+    data = labelled(y, trusted, task="regression")
+    assert data.y_train[:, 1].abs().max() < 1e-12
+    assert float(data.y_valid[0, 1]) == pytest.approx(0.1)
 
 
 def test_targets_refused() -> None:

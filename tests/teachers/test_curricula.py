@@ -42,6 +42,23 @@ def test_controls_train_on_what_they_say(
         assert int(counts.max() - counts.min()) <= 1
 
 
+@pytest.mark.parametrize("name", ["fine-tune+share=0.1", "deep+fine_tune=0.1"])
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+def test_a_share_below_an_epoch_tunes_in_the_last_one(name: str, epochs: int, data: Data) -> None:
+    drawn = rows_of(trained(data, name, epochs=epochs))
+    tuned = [min(torch.cat(rows).tolist()) >= 200 for rows in drawn]
+    assert tuned == [False] * (epochs - 1) + [True]
+
+
+def test_an_epoch_that_a_resume_begins_in_its_middle_draws_from_the_same_rows(data: Data) -> None:
+    training = trained(data, "fine-tune", epochs=4)
+    allowed = []
+    for training.step in range(40):
+        allowed.append(training.curriculum.rows(training).tolist())
+    assert all(rows == allowed[10 * (step // 10)] for step, rows in enumerate(allowed))
+    assert allowed[29][0] == 0 and allowed[30][0] == 200
+
+
 def test_samples_of_both_sets(data: Data) -> None:
     training = trained(data, "merged")
     x, y = training.samples(torch.tensor([3, 200, 259, 199]))

@@ -101,6 +101,8 @@ def test_settings_behind_the_name() -> None:
         ("deep+fine_tune=0.3+control=shuffled", "cannot be combined"),
         ("l2t-data+episodes=-1", "episodes"),
         ("mentornet-dd+corrupted=0", "corrupted"),
+        ("sama+radius=0", "radius"),
+        ("sama+radius=inf", "radius"),
     ],
 )
 def test_bad_methods_are_refused_in_one_line(text: str, message: str) -> None:

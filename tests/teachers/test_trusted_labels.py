@@ -11,7 +11,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import deepteach as dt
+from deepteach.data.tasks.classification import Classification
+from deepteach.data.tasks.multilabel import MultiLabel
 from deepteach.teachers.discriminant import label_discriminants
+from deepteach.teachers.method import MethodContext
+from deepteach.teachers.registry import method
 from deepteach.teachers.trusted_ratio import TrustedRatio
 
 LABELS, WIDTH = 5, 12
@@ -151,6 +155,29 @@ def test_labels_that_once_were_several_stay_so() -> None:
     probe = fitted(seen)
     probe.fit(single)
     assert probe.get_buffer("temperature").dim() == 1
+
+
+def test_labels_known_to_be_several_are_read_so_whatever_they_sum_to() -> None:
+    """One label on in each trusted sample looks like one-hot classes; only the task can tell."""
+    seen = snapshot(200)
+    alone = part(seen, (seen.labels.sum(1) == 1).nonzero().squeeze(1))
+    told, guessed = fitted(alone, several=True), fitted(alone)
+    assert told.get_buffer("temperature").shape == (LABELS,)
+    assert guessed.get_buffer("temperature").dim() == 0
+    none = replace(alone, labels=torch.zeros_like(alone.labels))
+    assert (told(none)[:, 0] < 0).all() and not guessed(none)[:, 0].any()
+    classes = fitted(snapshot(200), several=False)
+    assert classes.get_buffer("temperature").dim() == 0
+    assert told.refitted(alone).several is True
+
+
+@pytest.mark.parametrize("name", ["deep", "deep+features=probe", "probe"])
+def test_the_task_says_whether_labels_are_several(name: str) -> None:
+    for task, several in ((MultiLabel(3), True), (Classification(3), False)):
+        context = MethodContext(classes=3, width=4, steps=10, task=task, counts=(1, 2, 3))
+        made = method(name, context).teacher
+        probes = [m for m in made.modules() if isinstance(m, dt.TrustedProbe)]
+        assert probes and all(probe.several is several for probe in probes)
 
 
 def test_it_survives_a_state_dict_and_shares_it_with_none() -> None:

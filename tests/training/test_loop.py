@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from deepteach.data.dataset import Data, from_arrays
 from deepteach.errors import ConfigError
 from deepteach.rng import stream
 from deepteach.teachers.confident_learning import Pruned
+from deepteach.teachers.fixed_probe import FixedProbe
 from deepteach.teachers.method import Method
 from deepteach.training.loop import EpochEnd, TrainingLoop
 from deepteach.training.schedule import batches, steps_per_epoch
@@ -265,6 +266,17 @@ def test_batches_of_one_come_to_an_end() -> None:
     made = training(data, replace(SCHEDULE, batch_size=1, epochs=2), module=module)
     seen = list(itertools.islice(made.epoch_steps(), 100))
     assert [end.step for end in seen if end is not None] == [12, 24]
+
+
+def test_a_single_trusted_sample_where_a_pass_needs_two_is_refused(data: Data) -> None:
+    layers = {"in": nn.Linear(FEATURES, 8), "norm": nn.BatchNorm1d(8), "fc": nn.Linear(8, CLASSES)}
+    normed, one = nn.Sequential(OrderedDict(layers)), replace(SCHEDULE, valid_batch=1)
+    for teacher in (dt.Teacher([dt.Internal(8)]), FixedProbe()):
+        with pytest.raises(ConfigError, match="a valid_batch of 2 or more"):
+            training(data, one, module=normed, method=Method(teacher))
+    training(data, one, module=normed, method=Method(dt.Uniform()))
+    plain = nn.Sequential(OrderedDict({"in": nn.Linear(FEATURES, 8), "fc": nn.Linear(8, CLASSES)}))
+    training(data, one, module=plain)
 
 
 def test_refuses_batches_above_the_data(data: Data) -> None:

@@ -18,6 +18,7 @@ from deepteach.core.examination import DIFFERENCES, EITHER
 from deepteach.core.linearised import gradients
 from deepteach.core.optim import Hyper, MomentumSGD, State
 from deepteach.core.validation import Validation
+from deepteach.errors import ConfigError
 from deepteach.tree import norm, tree_map, zeros_like
 
 
@@ -84,6 +85,9 @@ class FirstOrder(AbstractAdjoint):
     Args:
         radius: length of the step to either side; 0.01 is that of DARTS and of the authors'
             library.
+
+    Raises:
+        ConfigError: a radius that is not finite and above 0.
     """
 
     crosses = False
@@ -91,6 +95,8 @@ class FirstOrder(AbstractAdjoint):
 
     def __init__(self, radius: float = 0.01) -> None:
         super().__init__()
+        if not (0 < radius < math.inf):
+            raise ConfigError(f"FirstOrder's radius must be finite and above 0, got {radius}")
         self.radius = radius
 
     def keep(self, state: State, position: int, window: int) -> State | None:

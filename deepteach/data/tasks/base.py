@@ -146,6 +146,10 @@ class Task(ABC):
         """Columns of the student's logits."""
         return self.classes
 
+    def learned(self, codes: Tensor) -> Tensor:
+        """The codes as losses and teachers read them, of the same shape."""
+        return codes
+
     @property
     def loss(self) -> LabelLoss | None:
         """A sample's loss unless the user gives one; None for the cross-entropy of `Coach`."""

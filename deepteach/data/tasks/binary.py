@@ -48,9 +48,12 @@ class Binary(Classification):
                 f"{', ...' if len(seen) > 5 else ''}): correct them, or say task=classification"
             )
         codes = {name: (y == seen[1]).astype(np.int64) for name, y in ys.items()}
+        if names is not None and seen.dtype.kind in "iu":
+            called = tuple(names[int(label)] for label in seen)  # of three, two may have samples
+        else:
+            called = tuple(seen.tolist() if names is None else names)
         if seen.tolist() == [0, 1]:
-            return Coded(cls(2, None if names is None else tuple(names)), codes)
-        called = tuple(seen.tolist()) if names is None else tuple(names)
+            return Coded(cls(2, None if names is None else called), codes)
         return Coded(cls(2, called), codes, (sorted_order(called),))
 
     @property

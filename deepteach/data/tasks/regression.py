@@ -25,13 +25,21 @@ FAR = 3.0
 They are told by the median, which some wrong targets do not move much.
 """
 
+ROUNDING = 1e-12
+"""Of a mean: a standard deviation up to there is taken for 0."""
+
+
+LEAST = 1e-14
+"""Of what was added up: digits from there on are rounding."""
+
 
 @dataclass(frozen=True)
 class Regression(Task):
-    """Codes `(n, d)` float32, (target - mean) / scale; logits `(b, d)`, or `(b,)` of one.
+    """Codes `(n, d)` float64, (target - mean) / scale; logits `(b, d)`, or `(b,)` of one.
 
     Mean and standard deviation are those of the training targets, so that a rate of learning
-    does not depend on the unit; whatever is shown is in the user's own.
+    does not depend on the unit; whatever is shown is in the user's own. Codes are learned as
+    float32, and kept as float64, so that a given target is shown as it was given.
 
     Args:
         mean: of each of the d targets.
@@ -51,6 +59,8 @@ class Regression(Task):
     @classmethod
     def read(cls, value: Any, name: str, numbers: Numbers | None = None) -> np.ndarray:
         y = as_array(value)
+        if y.dtype in (np.float16, np.float32):
+            y = y.astype(np.str_)  # 0.1 of float32 is meant as 0.1, and shown so
         try:
             y = y.astype(np.float64) if y.dtype.kind in "buifOU" else y  # 007 of a file is text
         except (TypeError, ValueError):
@@ -86,10 +96,12 @@ class Regression(Task):
                 )
         _refuse_constant(ys)
         mean, scale = train.mean(0), train.std(0)
-        scale = np.where(scale > 0, scale, 1.0)
+        # A column of one number has a deviation of rounding; by it nothing can be divided.
+        scale = np.where(scale > ROUNDING * np.abs(mean), scale, 1.0)
         with np.errstate(over="ignore"):
-            codes = {name: ((y - mean) / scale).astype(np.float32) for name, y in ys.items()}
-        for name, found in codes.items():
+            codes = {name: (y - mean) / scale for name, y in ys.items()}
+            learned = {name: found.astype(np.float32) for name, found in codes.items()}
+        for name, found in learned.items():
             if not np.isfinite(found).all():
                 raise DataError(f"{name} holds targets too large for float32: rescale them")
         task = cls(train.shape[1], None, tuple(mean.tolist()), tuple(scale.tolist()))
@@ -118,6 +130,9 @@ class Regression(Task):
                 "x_valid and y_valid"
             )
 
+    def learned(self, codes: Tensor) -> Tensor:
+        return codes.float()
+
     @property
     def loss(self) -> LabelLoss:
         return squared_error
@@ -144,11 +159,16 @@ class Regression(Task):
         each = (missed / count).sqrt() * scale
         return {R2.key: float(explained.mean()), RMSE.key: float(each.mean())}
 
+    def differ(self, one: Tensor, other: Tensor) -> Tensor:
+        away = torch.tensor(np.abs(self.mean) / np.array(self.scale)) + other.double().abs()
+        return ((one - other).double().abs() > 10 * LEAST * away).any(1)
+
     def suggested(self, given: Tensor, predicted: Tensor, weight: Tensor) -> Tensor:
         missed = (predicted - given).abs()
         spread = 1.4826 * missed.median(0).values
         doubtful = (missed > FAR * spread) & (weight < 1).unsqueeze(1)
-        return torch.where(doubtful, predicted, given)
+        said = torch.from_numpy(self._coded(self._predicted(predicted)))
+        return torch.where(doubtful, said, given)
 
     def in_units(self, codes: Tensor) -> np.ndarray:
         """`(n, d)` float64 in the user's own units."""
@@ -159,20 +179,36 @@ class Regression(Task):
         return found[:, 0] if self.classes == 1 else found
 
     def shown(self, codes: Tensor) -> list[Any]:
+        if codes.dtype == torch.float64:
+            texts = [_texts(*pair) for pair in zip(self.in_units(codes).T, self.mean, strict=True)]
+        else:
+            texts = [[f"{v:.10g}" for v in column] for column in self._predicted(codes).T.tolist()]
+        return [" ".join(row) for row in zip(*texts, strict=True)]
+
+    def _predicted(self, codes: Tensor) -> np.ndarray:
+        """`(n, d)` float64 in the user's own units, with the decimals that a float32 code has."""
         size = np.abs(self.mean) + np.array(self.scale)
-        decimals = 6 - np.floor(np.log10(size)).astype(int)  # as many as float32 has
-        columns = [
-            np.round(column, int(places)).tolist()
-            for column, places in zip(self.in_units(codes).T, decimals, strict=True)
-        ]
-        return [" ".join(f"{value:.10g}" for value in row) for row in zip(*columns, strict=True)]
+        decimals = 6 - np.floor(np.log10(size)).astype(int)
+        columns = zip(self.in_units(codes).T, decimals, strict=True)
+        return np.stack([np.round(column, int(places)) for column, places in columns], 1) + 0.0
+
+    def _coded(self, values: np.ndarray) -> np.ndarray:
+        return (values - np.array(self.mean)) / np.array(self.scale)
 
     def parsed(self, text: str) -> Any:
         parts = text.split()
         values = np.array([float(part) if is_number(part) else np.nan for part in parts])
         if len(values) != self.classes or not np.isfinite(values).all():
             raise ValueError(f"label {text!r}: expected {self.classes} finite numbers, as given")
-        return ((values - self.mean) / self.scale).astype(np.float32)
+        return self._coded(values)
+
+
+def _texts(values: np.ndarray, mean: float) -> list[str]:
+    """Given targets as they were given: what centring and scaling rounded is not shown."""
+    size = abs(mean) + np.abs(values - mean)
+    places = -np.floor(np.log10(LEAST * np.where(size > 0, size, 1.0))).astype(int)
+    pairs = zip(values.tolist(), places.tolist(), strict=True)
+    return [f"{round(value, decimals) + 0.0:.15g}" for value, decimals in pairs]  # 0 and not -0
 
 
 def squared_error(logits: Tensor, targets: Tensor) -> Tensor:
