@@ -326,15 +326,16 @@ def _refuse_inputs(
     arrays = []
     for key in inputs:
         kind, value = features.get(key), item[key]
+        called = f"column {key!r} of {name}"
         if _is_class_label(kind):
             raise DataError(
-                f"column {key!r} of {name} holds classes: make columns of 0 and 1 of it by map, or "
+                f"{called} holds classes: make columns of 0 and 1 of it by map, or "
                 f"leave it out by remove_columns({key!r})"
             )
-        found = None if isinstance(value, Mapping) else _array_or_none(value)
+        found = None if isinstance(value, Mapping) else _array_or_none(value, called)
         if found is None or found.dtype.kind not in "buif" and value is not None:
             raise DataError(
-                f"column {key!r} of {name} holds {type(value).__name__}: make numbers of it (text "
+                f"{called} holds {type(value).__name__}: make numbers of it (text "
                 f"by a tokenizer and map), or leave it out by remove_columns({key!r})"
             )
         if found.ndim:
@@ -346,9 +347,11 @@ def _refuse_inputs(
         )
 
 
-def _array_or_none(value: Any) -> np.ndarray | None:
+def _array_or_none(value: Any, name: str) -> np.ndarray | None:
     try:
-        return as_array(value)
+        return as_array(value, name)
+    except DataError:  # it is a ValueError, too, and says what is wrong
+        raise
     except (TypeError, ValueError):
         return None
 

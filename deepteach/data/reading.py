@@ -89,7 +89,12 @@ class Items:
     def stacked(self, samples: Sequence[Any], rows: Sequence[int]) -> np.ndarray:
         """Inputs `(batch, ...)` as they travel: bytes, whole numbers, or float32."""
         try:
-            arrays = [as_array(sample) for sample in samples]
+            arrays = [
+                as_array(sample, f"item {row} of {self.name}")
+                for row, sample in zip(rows, samples, strict=True)
+            ]
+        except DataError:  # it is a ValueError, too, and says what is wrong
+            raise
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"items of {self.name} from row {rows[0]} on are no arrays ({brief(error)[:200]}): "

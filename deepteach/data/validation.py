@@ -25,14 +25,17 @@ MANY_SOURCES = 20
 ENCODE = "encode labels as 0..C-1, e.g. with sklearn.preprocessing.LabelEncoder"
 
 
-def as_array(value: Any) -> np.ndarray:
-    """A NumPy array of a tensor, an array, a data frame, an image, or a list of such."""
+def as_array(value: Any, name: str = "an array") -> np.ndarray:
+    """A NumPy array of a tensor, an array, a data frame, an image, or a list of such.
+
+    Raises DataError where cells of it, which `name` calls in the message, are masked.
+    """
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise DataError(
-            f"{np.ma.count_masked(value)} cells of an array are masked: fill them, e.g. by "
+            f"{np.ma.count_masked(value)} cells of {name} are masked: fill them, e.g. by "
             "array.filled(0), or remove their rows"
         )
     if isinstance(value, list | tuple) and value and is_picture(value[0]):
@@ -43,9 +46,14 @@ def as_array(value: Any) -> np.ndarray:
 
 
 def label_array(value: Any, name: str) -> np.ndarray:
-    """Labels of any kind as an array. Raises DataError: samples have different numbers of them."""
+    """Labels of any kind as an array.
+
+    Raises DataError: samples have different numbers of them, or some are masked.
+    """
     try:
-        return as_array(value)
+        return as_array(value, name)
+    except DataError:  # it is a ValueError, too, and has a remedy of its own
+        raise
     except (ValueError, TypeError) as error:
         raise DataError(
             f"{name} is not an array ({brief(error)}): give one label a sample, or for several "
@@ -112,7 +120,9 @@ def features(value: Any, name: str, *, as_given: bool = False) -> np.ndarray:
     `as_given`: only bytes, which are pixels, are taken for images and put in that order.
     """
     try:
-        x = as_array(value)
+        x = as_array(value, name)
+    except DataError:  # likewise
+        raise
     except (ValueError, TypeError) as error:
         raise DataError(
             f"{name} is not an array ({brief(error)}): give every sample the same shape"
