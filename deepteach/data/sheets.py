@@ -256,8 +256,7 @@ def by_part(
         if not len(chosen):
             continue
         arrays[f"x_{part}"], arrays[f"y_{part}"] = inputs(part, chosen), labels["label"][chosen]
-        if part != "test":
-            arrays[f"rows_{part}"] = chosen
+        arrays[f"rows_{part}"] = chosen
         if part == "train" and "label_clean" in labels:
             arrays["y_clean"] = labels["label_clean"][chosen]
         if part == "train" and groups is not None:

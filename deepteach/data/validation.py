@@ -20,6 +20,7 @@ from deepteach.errors import DataError
 from deepteach.names import brief
 
 ROWS_AT_ONCE = 1024  # rows held in float64 at a time
+_LARGEST = float(np.finfo(np.float32).max)
 MANY_SOURCES = 20
 """Sources that may be more than half as many as samples."""
 ENCODE = "encode labels as 0..C-1, e.g. with sklearn.preprocessing.LabelEncoder"
@@ -251,34 +252,74 @@ def refuse_out_of_range(
         )
 
 
-def first_non_finite(x: np.ndarray) -> tuple[int, tuple[int, int, float] | None]:
-    """How many rows of `(n, ...)` are not finite; the first of them, where in it, what is there."""
+def first_non_finite(
+    x: np.ndarray, *, single: bool = False
+) -> tuple[int, tuple[int, int, float] | None]:
+    """How many rows of `(n, ...)` are not finite; the first of them, where in it, what is there.
+
+    `single`: nor what is beyond float32.
+    """
     found, count = None, 0
+    wide = single and x.dtype.kind == "f" and x.dtype.itemsize > np.dtype(np.float32).itemsize
     for start in range(0, len(x), ROWS_AT_ONCE):
         part = x[start : start + ROWS_AT_ONCE].reshape(len(x[start : start + ROWS_AT_ONCE]), -1)
-        rows = np.flatnonzero(~np.isfinite(part).all(axis=1))
+        fine = np.abs(part) <= _LARGEST if wide else np.isfinite(part)
+        rows = np.flatnonzero(~fine.all(axis=1))
         count += len(rows)
         if len(rows) and found is None:
-            column = int(np.argmin(np.isfinite(part[rows[0]])))
+            column = int(np.argmin(fine[rows[0]]))
             found = start + int(rows[0]), column, part[rows[0], column]
     return count, found
 
 
 def refuse_non_finite(x: np.ndarray, name: str, numbers: Numbers | None = None) -> None:
     """Raises DataError for a NaN or an infinity, with its row and column, and how many rows."""
-    count, found = first_non_finite(x)
-    if found is None:
-        return
-    index, column, value = found
+    _refuse(first_non_finite(x), name, numbers)
+
+
+def refuse_beyond_single(x: np.ndarray, name: str, numbers: Numbers | None = None) -> None:
+    """The same for what float32 cannot hold."""
+    _refuse(first_non_finite(x, single=True), name, numbers)
+
+
+def _refuse(
+    looked: tuple[int, tuple[int, int, float] | None], name: str, numbers: Numbers | None
+) -> None:
+    count, found = looked
+    if found is not None:
+        index, column, value = found
+        row = _own_row(numbers, name, index)
+        raise DataError(non_finite_message(name, row, column, value, count))
+
+
+def refuse_overflow(
+    scaled: Tensor, x: np.ndarray, name: str, numbers: Numbers | None = None
+) -> None:
+    """Raises DataError where `scaled` holds what was finite in `x`, and is beyond float32 now."""
+    count, found = first_non_finite(scaled.numpy())
+    if found is not None:
+        index, column, _ = found
+        value = x[index].reshape(-1)[column]
+        shown = value if np.isfinite(value) else "a number"  # scaled in its place
+        raise DataError(
+            f"{name} holds {shown} in row {_own_row(numbers, name, index)} (feature {column})"
+            f"{_more(count)}: too large for float32 beside the numbers of x_train; correct or "
+            "remove such rows"
+        )
+
+
+def _own_row(numbers: Numbers | None, name: str, index: int) -> int:
     part = name[2:]
-    row = index if numbers is None or part not in numbers else numbers[part][index]
-    raise DataError(non_finite_message(name, int(row), column, value, count))
+    return index if numbers is None or part not in numbers else int(numbers[part][index])
 
 
 def non_finite_message(name: str, row: int, column: int, value: float, count: int) -> str:
-    """What to say of `count` rows that are not finite, `row` the first."""
-    more = f", and {count - 1} more rows like it" if count > 1 else ""
-    return (
-        f"{name} holds {value} in row {row} (feature {column}){more}: expected finite numbers; "
-        "fill or remove such rows"
-    )
+    """What to say of `count` rows that are not finite, or too large, `row` the first."""
+    where = f"{name} holds {value} in row {row} (feature {column}){_more(count)}"
+    if np.isfinite(value):
+        return f"{where}: too large for float32; rescale that feature, or remove such rows"
+    return f"{where}: expected finite numbers; fill or remove such rows"
+
+
+def _more(count: int) -> str:
+    return f", and {count - 1} more rows like it" if count > 1 else ""

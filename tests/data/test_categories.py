@@ -67,7 +67,7 @@ def test_a_category_that_no_training_row_has(kind: str, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=words):
         data = loaded(tmp_path, kind, columns(colour=colours))
     assert data.input_shape == (6,) and data.x_test is not None
-    shown = data.x_valid[10] * data.scale + data.mean
+    shown = (data.x_valid[10] * data.scale + data.mean).float()
     torch.testing.assert_close(shown[1:4], torch.zeros(3), atol=1e-6, rtol=0)
     assert data.x_test[5].isfinite().all() and any("mauve" in note for note in data.notes)
 

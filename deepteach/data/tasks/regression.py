@@ -90,8 +90,11 @@ class Regression(Task):
         with np.errstate(over="ignore"):
             codes = {name: ((y - mean) / scale).astype(np.float32) for name, y in ys.items()}
         for name, found in codes.items():
-            if not np.isfinite(found).all():
-                raise DataError(f"{name} holds targets too large for float32: rescale them")
+            if len(wrong := np.flatnonzero(~np.isfinite(found).all(1))):
+                raise DataError(
+                    f"{name} holds a target too large for float32 at "
+                    f"{place(numbers, name, int(wrong[0]))}: rescale the targets, or correct it"
+                )
         task = cls(train.shape[1], None, tuple(mean.tolist()), tuple(scale.tolist()))
         return Coded(task, codes)
 
