@@ -21,6 +21,8 @@ from deepteach.names import brief
 
 ROWS_AT_ONCE = 1024  # rows held in float64 at a time
 _LARGEST = float(np.finfo(np.float32).max)
+_SHOWN = 60
+"""Characters of a name in a message."""
 MANY_SOURCES = 20
 """Sources that may be more than half as many as samples."""
 ENCODE = "encode labels as 0..C-1, e.g. with sklearn.preprocessing.LabelEncoder"
@@ -111,8 +113,20 @@ def decoded(item: Any) -> Any:
 
 
 def in_message(item: Any) -> str:
-    """A name of the user's, fit for a message."""
-    return " ".join(str(item).split())[:60]
+    """A name of the user's, fit for a message: one short line, that a terminal only prints."""
+    line = " ".join(str(item).split())[:_SHOWN]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
+def quoted(label: Any) -> str:
+    """A label between quotes, with all its spaces, line breaks and the like, however they print."""
+    text = str(label)
+    return repr(text if len(text) <= _SHOWN else f"{text[:40]}...{text[-17:]}")
+
+
+def label_in_message(label: Any) -> str:
+    """A label as it is, and quoted where that would not show what it is."""
+    return str(label) if str(label) == in_message(label) else quoted(label)
 
 
 def features(value: Any, name: str, *, as_given: bool = False) -> np.ndarray:
@@ -234,8 +248,8 @@ def refuse_one_class(labels: Mapping[str, np.ndarray]) -> None:
     for name in ("y_valid", "y_train"):
         if name in labels and len(only := np.unique(labels[name])) == 1:
             raise DataError(
-                f"{name} holds class {in_message(only[0])} only: expected samples of at least 2 "
-                "classes"
+                f"{name} holds class {label_in_message(only[0])} only: expected samples of at "
+                "least 2 classes"
             )
 
 
