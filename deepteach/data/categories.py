@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deepteach.data.validation import in_message
 from deepteach.errors import DataError
 from deepteach.names import first_few
 
@@ -88,7 +89,7 @@ def categories_of(
     if len(other):
         unseen = (
             f"column '{name}': {len(other)} rows beside the training rows hold a category that "
-            f"those do not have, e.g. '{cells[int(other[0])]}': 0 in all its columns"
+            f"those do not have, e.g. '{in_message(cells[int(other[0])])}': 0 in all its columns"
         )
     columns = codes[:, None] == np.arange(len(names))
     return Categories(name, tuple(names), columns, tuple(told), unseen)
@@ -98,7 +99,9 @@ def notes_of(found: Sequence[Categories]) -> list[str]:
     """What to tell of the columns of text of a table; of unseen categories it warns, too."""
     if not found:
         return []
-    shown = "; ".join(f"{one.name} ({first_few(one.names)})" for one in found[:5])
+    shown = "; ".join(
+        f"{one.name} ({first_few([*map(in_message, one.names)])})" for one in found[:5]
+    )
     more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
     notes = [
         f"columns of text become 0 and 1 for each category of the training rows: {shown}{more}"

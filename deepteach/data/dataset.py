@@ -19,19 +19,22 @@ from deepteach.data.lazy import LazyRows
 from deepteach.data.ranges import Range, refuse_two_ranges
 from deepteach.data.repeats import Keys, Repeats
 from deepteach.data.rows import Samples, select
-from deepteach.data.scaling import moments, normalised, whole
+from deepteach.data.scaling import divisor, lost_digits, normalised, spread, whole
 from deepteach.data.splits import stratified_split
 from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.classification import Classification
 from deepteach.data.tasks.registry import AUTO, kind_of, told_of
 from deepteach.data.texts import Texts
 from deepteach.data.validation import (
+    Numbers,
     as_array,
     features,
     groups_of,
     label_array,
+    refuse_beyond_single,
     refuse_lengths,
     refuse_non_finite,
+    refuse_overflow,
     row_numbers,
 )
 from deepteach.errors import DataError
@@ -55,7 +58,7 @@ class Data:
     y_clean: Tensor | None  # the truth of the training labels, where known
     classes: int  # C, or what the task has in their place
     name: str  # what the data is called, in messages
-    mean: Tensor  # (c, 1, 1), (c, 1), (d,), ...: it spreads over a sample
+    mean: Tensor  # (c, 1, 1), (c, 1), (d,), ... float64: it spreads over a sample
     scale: Tensor
     rows: Tensor  # (n,) int64: the user's own row number of each training sample
     rows_valid: Tensor | None = None  # of the trusted samples, where they share that numbering
@@ -108,6 +111,7 @@ def from_arrays(
     paths_train: Sequence[str] | None = None,
     rows_train: Any = None,
     rows_valid: Any = None,
+    rows_test: Any = None,
     name: str = "arrays",
     seed: int = 0,
     classes: int | None = None,
@@ -134,6 +138,7 @@ def from_arrays(
         paths_train: the file of each training sample.
         rows_train: the user's own row numbers (default: the place in x_train).
         rows_valid: those of the trusted samples, where they share that numbering.
+        rows_test: those of the test samples, likewise, for messages.
         name: what the data is called.
         seed: of the split of a trusted set.
         classes: their number, unless it is to be read off the labels.
@@ -169,7 +174,7 @@ def from_arrays(
     }
     numbers = {
         k: row_numbers(rows, f"rows_{k}", len(xs[f"x_{k}"]))
-        for k, rows in (("train", rows_train), ("valid", rows_valid))
+        for k, rows in (("train", rows_train), ("valid", rows_valid), ("test", rows_test))
         if rows is not None and f"x_{k}" in xs
     }
     kind = kind_of(task, given)
@@ -214,11 +219,15 @@ def from_arrays(
         trusted = None if trusted is None else trusted[part]
         notes.append(note)
     lazy = isinstance(xs["x_train"], LazyRows) or isinstance(xs["x_valid"], LazyRows)
-    keys = Keys.of(xs["x_train"], xs["x_valid"]) if lazy else None
+    keys = Keys.of(xs["x_train"], xs["x_valid"], wide=not as_given) if lazy else None
     if isinstance(xs["x_valid"], LazyRows):
         xs["x_valid"] = xs["x_valid"].held()
     refuse_two_ranges({k: Range.of(v) for k, v in xs.items()})
-    x, mean, scale = _scaled(xs, normalise, as_given, overwrite)
+    numbers = {**numbers, "train": rows, **({} if trusted is None else {"valid": trusted})}
+    x, mean, scale, lost = _scaled(xs, normalise, as_given, overwrite, numbers)
+    if lost is not None:
+        notes.append(lost)
+        warnings.warn(lost, UserWarning, stacklevel=2)
     y = {k: torch.from_numpy(v) for k, v in ys.items()}
     data = Data(
         x_train=x["x_train"],
@@ -286,9 +295,9 @@ def check(data: Data, *, split_off: bool = False, keys: Keys | None = None) -> t
 
 
 def _scaled(
-    xs: dict[str, Any], normalise: bool, as_given: bool, overwrite: bool
-) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """The samples as tensors, and the mean and scale that were taken out of them."""
+    xs: dict[str, Any], normalise: bool, as_given: bool, overwrite: bool, numbers: Numbers
+) -> tuple[dict[str, Any], Tensor, Tensor, str | None]:
+    """The samples as tensors, the mean and scale that were taken out of them, and what to tell."""
     kinds = {k: x.raw_dtype if isinstance(x, LazyRows) else x.dtype for k, x in xs.items()}
     keep = {k: as_given and kind.kind in "iu" and kind != np.uint8 for k, kind in kinds.items()}
     for k in xs:
@@ -299,20 +308,23 @@ def _scaled(
             )
     train = xs["x_train"]
     plain = keep["x_train"] or not normalise
-    if isinstance(train, LazyRows):
-        mean, scale = train.moments.scale()
-    else:
-        mean, scale = moments(train)
+    mean, std = train.moments.spread() if isinstance(train, LazyRows) else spread(train)
+    bounded = (np.maximum(np.abs(mean), std) <= np.finfo(np.float32).max).all()
+    if not bounded and isinstance(train, np.ndarray):  # what is read on access was looked at
+        refuse_beyond_single(train, "x_train", numbers)
+    lost = lost_digits(mean, std) if plain and not keep["x_train"] else None
+    scale = divisor(mean, std)
     if plain:
         mean, scale = np.zeros_like(mean), np.ones_like(scale)
-    single = [torch.from_numpy(m.astype(np.float32)) for m in (mean, scale)]
     made: dict[str, Any] = {}
     for k, x in xs.items():
         if isinstance(x, LazyRows):
             made[k] = x if keep[k] or plain and x.raw_dtype.kind == "f" else x.scaled(mean, scale)
         else:
             made[k] = whole(x) if keep[k] else normalised(x, mean, scale, overwrite=overwrite)
-    return made, single[0], single[1]
+            if not keep[k]:
+                refuse_overflow(made[k], x, k, numbers)
+    return made, torch.from_numpy(mean), torch.from_numpy(scale), lost
 
 
 def _split_off(

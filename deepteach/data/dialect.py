@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,35 @@ _PACKED_REMEDY = "save it as csv, unpack it, or name it as what it is (parquet:P
 _SAYS = re.compile(r'"?sep=([^"\r\n])"?[,;\t|]*', re.IGNORECASE)
 _MOST_LINES = 1000
 """Of a header, whose quoted cells may hold line breaks."""
+_LONGEST = 2**31 - 1
+"""Characters of a cell; no platform takes a larger limit."""
+
+
+class _CellsOfAnyLength:
+    """While it is entered, by any thread, a cell may be longer than 131,072 characters.
+
+    That limit is one for the whole process, and others may rely on it: the last to leave puts back
+    what there was.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = csv.field_size_limit(_LONGEST)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                csv.field_size_limit(self._before)
+
+
+cells_of_any_length = _CellsOfAnyLength()
+"""To be entered where rows are read, and not by whatever hands them on: that may never end."""
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,12 @@ def stored_index(names: Sequence[str], described: Mapping[str, Any] | None = Non
     return [name for name in names if name.startswith("__index_level_") or name in told]
 
 
+def categorical(described: Mapping[str, Any] | None) -> list[str]:
+    """Which columns of a file pandas says that it wrote categories to."""
+    columns = (described or {}).get("columns", ())
+    return [one["name"] for one in columns if one.get("pandas_type") == "categorical"]
+
+
 def refuse_columns(parts: Mapping[str, Any], first: str) -> None:
     """Raises DataError where a frame's columns have other names, or another order, than `first`'s.
 

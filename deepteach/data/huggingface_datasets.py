@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from deepteach.data.frames import stored_index
+from deepteach.data.huggingface_formats import dtype_of, exact
 from deepteach.data.map_style import dataset_of
 from deepteach.data.pictures import is_picture, picture_layout
 from deepteach.data.splits import PARTS, part_named
@@ -74,9 +75,7 @@ class Columns:
         kind = features.get(label)
         classes = tuple(kind.names) if _is_class_label(kind) and kind.names else None
         unused = tuple(key for key in rest if key not in inputs)
-        dtype = None
-        if dataset.format["type"] != "custom" and not dataset.format["format_kwargs"]:
-            dtype = _dtype(features.get(inputs[0]))
+        dtype = dtype_of(dataset, inputs[0])
         return cls(label, group, tuple(inputs), bool(images), classes, unused, dtype)
 
     def ordered_as(self, first: Columns | None, name: str) -> Columns:
@@ -117,7 +116,7 @@ class HuggingFaceItems:
             if columns.dtype is not None:  # the library's formats make int64 of bytes
                 x = as_array(x).astype(columns.dtype, copy=False)
         else:
-            x = np.array([item[key] for key in columns.inputs], np.float32)
+            x = np.array([item[key] for key in columns.inputs], np.float64)
         own = () if columns.group is None else (item[columns.group],)
         return (x, item[columns.label], *own)
 
@@ -196,8 +195,8 @@ def opened(
             layout = picture_layout(source[0][columns.inputs[0]], image_size)
         if first and _has(source, _TRUTH):
             truth = source.with_format(None)[_TRUTH][:]
-        if not columns.image and source.format["type"] is None:
-            source = source.with_format("numpy")
+        if not columns.image:
+            source = exact(source, columns.inputs, columns.dtype)
         own = layout if columns.image else None
         found[name] = HuggingFaceItems(source, columns, own, image_size is not None)
     has_columns = isinstance(found.get("train_data"), HuggingFaceItems)
@@ -326,15 +325,16 @@ def _refuse_inputs(
     arrays = []
     for key in inputs:
         kind, value = features.get(key), item[key]
+        called = f"column {key!r} of {name}"
         if _is_class_label(kind):
             raise DataError(
-                f"column {key!r} of {name} holds classes: make columns of 0 and 1 of it by map, or "
+                f"{called} holds classes: make columns of 0 and 1 of it by map, or "
                 f"leave it out by remove_columns({key!r})"
             )
-        found = None if isinstance(value, Mapping) else _array_or_none(value)
+        found = None if isinstance(value, Mapping) else _array_or_none(value, called)
         if found is None or found.dtype.kind not in "buif" and value is not None:
             raise DataError(
-                f"column {key!r} of {name} holds {type(value).__name__}: make numbers of it (text "
+                f"{called} holds {type(value).__name__}: make numbers of it (text "
                 f"by a tokenizer and map), or leave it out by remove_columns({key!r})"
             )
         if found.ndim:
@@ -346,9 +346,11 @@ def _refuse_inputs(
         )
 
 
-def _array_or_none(value: Any) -> np.ndarray | None:
+def _array_or_none(value: Any, name: str) -> np.ndarray | None:
     try:
-        return as_array(value)
+        return as_array(value, name)
+    except DataError:  # it is a ValueError, too, and says what is wrong
+        raise
     except (TypeError, ValueError):
         return None
 
@@ -359,17 +361,6 @@ def _keep(key: str, label: str) -> str:
 
 def _is_class_label(kind: Any) -> bool:
     return type(kind).__name__ == "ClassLabel"
-
-
-def _dtype(kind: Any) -> np.dtype[Any] | None:
-    """The type of the numbers in arrays of a feature."""
-    while getattr(kind, "feature", None) is not None:
-        kind = kind.feature
-    try:
-        found = np.dtype(getattr(kind, "dtype", ""))
-    except TypeError:
-        return None
-    return found if found.kind in "buif" else None
 
 
 def _has(dataset: Any, column: str | None) -> bool:

@@ -11,7 +11,7 @@ from deepteach.data.dataset import Data
 from deepteach.data.frames import refuse_other_columns
 from deepteach.data.ranges import Range, refuse_two_ranges
 from deepteach.data.scaling import normalised, whole
-from deepteach.data.validation import features, refuse_non_finite
+from deepteach.data.validation import features, refuse_non_finite, refuse_overflow
 from deepteach.errors import DataError
 
 
@@ -48,7 +48,7 @@ class RawInputs:
         return cls(data.mean, data.scale, keeps, as_given, data.input_shape, data.columns, pixels)
 
     def __call__(self, x: Any) -> Tensor:
-        """Raises DataError: samples of another shape, other columns, or not finite."""
+        """Raises DataError: samples of another shape, other columns, not finite or too large."""
         own = None if self.columns is None else list(self.columns)
         refuse_other_columns(own, "x_train", x, "x")
         found = features(x, "x", as_given=self.as_given)
@@ -62,4 +62,6 @@ class RawInputs:
             refuse_two_ranges({"x": Range.of(found), "x_train": self.pixels})
         if self.keeps:
             return whole(found)
-        return normalised(found, self.mean.numpy(), self.scale.numpy())
+        made = normalised(found, self.mean.numpy(), self.scale.numpy())
+        refuse_overflow(made, found, "x")
+        return made

@@ -21,10 +21,11 @@ from deepteach.data.validation import (
     ENCODE,
     Numbers,
     as_array,
-    in_message,
     is_missing,
     is_number,
+    label_in_message,
     place,
+    quoted,
     refuse_out_of_range,
 )
 from deepteach.errors import DataError
@@ -147,7 +148,8 @@ def _encode_text(ys: Mapping[str, np.ndarray], classes: int | None, numbers: Num
     told = tuple(map(str, names.tolist()))
     if classes is not None and len(told) > classes:
         raise DataError(
-            f"the labels have {len(told)} names ({_shown(told)}), more than the {classes} classes"
+            f"the labels have {len(told)} names ({_shown(map(label_in_message, told))}), more than "
+            f"the {classes} classes"
         )
     if classes is None:
         _refuse_lone(coded, told, numbers)
@@ -166,7 +168,7 @@ def _odd_names(names: tuple[str, ...]) -> list[str]:
         plain = " ".join(name.casefold().split())
         alike[Decimal(plain) if is_number(plain) else plain].append(name)
     notes = [
-        f"labels {' and '.join(repr(in_message(name)) for name in several[:5])} are classes of "
+        f"labels {' and '.join(map(quoted, several[:5]))} are classes of "
         "their own: write them alike if they are one"
         for several in alike.values()
         if len(several) > 1
@@ -174,13 +176,13 @@ def _odd_names(names: tuple[str, ...]) -> list[str]:
     return (
         notes
         + [
-            f"label {in_message(name)!r} is a class of its own: remove such rows if it says that "
+            f"label {quoted(name)} is a class of its own: remove such rows if it says that "
             "there is no label"
             for name in names
             if name.strip().lower() in MISSING
         ]
         + [
-            f"label {in_message(name)!r} is one class: say task=multilabel if it is several labels"
+            f"label {quoted(name)} is one class: say task=multilabel if it is several labels"
             for name in [name for name in names if _several(name, names)][:1]
         ]
     )
@@ -229,7 +231,7 @@ def _refuse_lone(
     for label, at in zip(labels[counts == 1], index[counts == 1], strict=True):
         if label not in trusted:
             raise DataError(
-                f"label {in_message(names[label])} occurs once in y_train "
+                f"label {label_in_message(names[label])} occurs once in y_train "
                 f"({place(numbers, 'y_train', int(at))}) and in no trusted sample: correct it, "
                 "or say how many classes there are"
             )
@@ -237,10 +239,12 @@ def _refuse_lone(
 
 def sorted_order(names: tuple[str | int, ...]) -> str:
     """The note on names that became codes."""
-    return "labels in sorted order: " + _shown(f"{name} = {i}" for i, name in enumerate(names))
+    return "labels in sorted order: " + _shown(
+        f"{label_in_message(name)} = {i}" for i, name in enumerate(names)
+    )
 
 
 def _shown(items: Any) -> str:
     """The first ten."""
     listed = list(items)
-    return ", ".join(map(in_message, listed[:10])) + (", ..." if len(listed) > 10 else "")
+    return ", ".join(listed[:10]) + (", ..." if len(listed) > 10 else "")

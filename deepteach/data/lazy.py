@@ -120,7 +120,7 @@ class LazyRows:
 
     @property
     def raw_dtype(self) -> np.dtype[Any]:
-        """As samples travel: bytes, whole numbers, or float32."""
+        """As samples travel: bytes, whole numbers, float32, or float64 that will be scaled."""
         return self.found.kind
 
     @property
@@ -210,7 +210,7 @@ class LazyRows:
         """On the device, scaled there in double precision, as `normalised` does."""
         x = raw.to(self._device, non_blocking=True)
         if self._moments is None:
-            return x.float() if x.dtype == torch.uint8 else x
+            return x.float() if x.dtype in (torch.uint8, torch.float64) else x
         mean, scale = (torch.from_numpy(m).to(self._device) for m in self._moments)
         out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         rows = max(1, DOUBLES_AT_ONCE // x[0].numel()) if x.device.type == "cpu" else len(x)

@@ -8,19 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from deepteach.data.categories import categories_of, notes_of
-from deepteach.data.frames import stored_index
+from deepteach.data.categories import categories_of, is_text, notes_of
+from deepteach.data.frames import categorical, stored_index
 from deepteach.data.memory import refuse_too_large
 from deepteach.data.sheets import by_part, last_as_label, row_numbers_note, special_columns
 from deepteach.data.source import Asked, Read
 from deepteach.data.splits import parts_named
+from deepteach.data.texts import Texts
 from deepteach.data.validation import decoded
+from deepteach.data.written_numbers import numbers_in
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import brief, first_few
 
 
 def parquet(path: Path, asked: Asked) -> Read:
     """Columns of numbers or of text, and `label` (else the last column), as of a csv.
+
+    A column that is said to be of categories, in the file or by a data frame, is that whatever
+    they are.
 
     Optional columns: `split` (train, valid, test), `label_clean`, and a group, by whatever
     name it is given. Samples are numbered as the rows of the file, the first 0. The index that
@@ -31,7 +36,7 @@ def parquet(path: Path, asked: Asked) -> Read:
         DataError: the file cannot be read, or would not fit; or a cell is no number, with its row.
     """
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import ArrowException, parquet, types
     except ImportError as error:
         raise ConfigError("parquet: needs pyarrow: pip install 'deepteach[parquet]'") from error
     if not path.is_file():
@@ -47,20 +52,24 @@ def parquet(path: Path, asked: Asked) -> Read:
         raise DataError(f"{path} has no rows")
     header, special, notes = columns_in(path, table, asked.group)
     parts = _parts(path, special.get("split"), table)
-    features = {name: table[name] for name in header if name not in special.values()}
-    text = {
-        name: categories_of(name, _cells(path, name, column), parts, _Rows(path))
-        for name, column in features.items()
-        if _is_text(column)
-    }
-    notes.extend(notes_of(list(text.values())))
-    columns = [
-        text[name].columns if name in text else _numbers(path, name, column)
-        for name, column in features.items()
+    names = [name for name in header if name not in special.values()]
+    known = set(categorical(table.schema.pandas_metadata))
+    known |= {name for name in names if types.is_dictionary(table[name].type)}
+    cells = {n: _cells(path, n, table[n]) for n in names if n in known or _is_text(table[n])}
+    text = [
+        categories_of(name, own, parts, _Rows(path))
+        for name, own in cells.items()
+        if name in known or is_text(own)
     ]
-    for name, values in zip(features, columns, strict=True):
-        notes.extend(row_numbers_note(name, values[:, 0]))
-    x = np.concatenate(columns, 1, dtype=np.float64)
+    for one in text:
+        del cells[one.name]
+    written, told = numbers_in({n: Texts.of(own) for n, own in cells.items()}, _Rows(path))
+    notes.extend([*notes_of(text), *told])
+    read = written | {one.name: one.columns for one in text}
+    read |= {n: _numbers(path, n, table[n]) for n in names if n not in read}
+    for name in names:
+        notes.extend(row_numbers_note(name, read[name][:, 0]))
+    x = np.concatenate([read[name] for name in names], 1, dtype=np.float64)
     labels = {
         key: _objects(table[special[key]]) for key in ("label", "label_clean") if key in special
     }
@@ -102,13 +111,12 @@ class _Rows:
 def _is_text(column: Any) -> bool:
     from pyarrow import types
 
-    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
-    return types.is_string(kind) or types.is_large_string(kind)
+    return types.is_string(column.type) or types.is_large_string(column.type)
 
 
 def _cells(path: Path, name: str, column: Any) -> list[str]:
     _refuse_missing(path, name, column)
-    return [cell.strip() for cell in column.to_pylist()]
+    return [str(decoded(cell)).strip() for cell in column.to_pylist()]
 
 
 def _refuse_missing(path: Path, name: str, column: Any) -> None:

@@ -87,9 +87,14 @@ class Items:
         return tuple(found)
 
     def stacked(self, samples: Sequence[Any], rows: Sequence[int]) -> np.ndarray:
-        """Inputs `(batch, ...)` as they travel: bytes, whole numbers, or float32."""
+        """Inputs `(batch, ...)` as they are given."""
         try:
-            arrays = [as_array(sample) for sample in samples]
+            arrays = [
+                as_array(sample, f"item {row} of {self.name}")
+                for row, sample in zip(rows, samples, strict=True)
+            ]
+        except DataError:  # it is a ValueError, too, and says what is wrong
+            raise
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"items of {self.name} from row {rows[0]} on are no arrays ({brief(error)[:200]}): "
@@ -101,15 +106,18 @@ class Items:
                     f"item {row} of {self.name} has shape {array.shape}, item {rows[0]} "
                     f"{arrays[0].shape}: expected samples of one shape"
                 )
-        x = features(np.stack(arrays), self.name, as_given=self.as_given)
-        return np.ascontiguousarray(compact(x))
+        return features(np.stack(arrays), self.name, as_given=self.as_given)
+
+    def compact(self, x: np.ndarray) -> np.ndarray:
+        """As they travel: bytes, whole numbers, float32, or float64 where they will be scaled."""
+        return np.ascontiguousarray(compact(x, wide=not self.as_given))
 
     def inputs(self, request: Request) -> Tensor:
         """Inputs of the rows, `(batch, ...)`. Raises DataError."""
         rows = [int(row) for row in request.rows]
         with globals_kept():
             samples = [self.item(row, request.epoch)[0] for row in rows]
-        return torch.from_numpy(self.stacked(samples, rows))
+        return torch.from_numpy(self.compact(self.stacked(samples, rows)))
 
 
 @dataclass(frozen=True)

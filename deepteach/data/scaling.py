@@ -13,33 +13,51 @@ import torch
 from torch import Tensor
 
 from deepteach.data.validation import ROWS_AT_ONCE
-from deepteach.errors import DataError
+
+LOSING = 1e6
+"""Deviations of a column that its mean may be away from 0 before float32 loses the digits.
+
+Numbers are then rounded by some hundredths of a deviation.
+"""
 
 
-def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (1 where constant) per channel or column, in float64.
+def spread(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per channel or column, in float64.
 
-    Both of shape (c, 1, ...), which spreads over one sample. Raises DataError where they are
-    beyond float32.
+    Both of shape (c, 1, ...), which spreads over one sample; not finite where they overflow.
     """
     axes = (0, *range(2, x.ndim))
     shape = (-1, *(1,) * (x.ndim - 2))
     starts = range(0, len(x), ROWS_AT_ONCE)
     count = x.size // x.shape[1]
-    with np.errstate(over="ignore", invalid="ignore"):  # found in `_usable`
+    with np.errstate(over="ignore", invalid="ignore"):  # found by the caller
         sums = [x[i : i + ROWS_AT_ONCE].sum(axes, dtype=np.float64) for i in starts]
         mean = (np.sum(sums, axis=0) / count).reshape(shape)
         squares = [((x[i : i + ROWS_AT_ONCE] - mean) ** 2).sum(axes) for i in starts]
         std = np.sqrt(np.sum(squares, axis=0) / count).reshape(shape)
-    return _usable(mean, std)
+    return mean, std
 
 
-def _usable(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    with np.errstate(over="ignore"):
-        single = np.stack([mean, std]).astype(np.float32)
-    if not np.isfinite(single).all():
-        raise DataError("x_train holds numbers too large for float32: rescale its columns")
-    return mean, np.where(std <= 1e-12 * np.abs(mean), 1.0, std)
+def divisor(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """By what samples are divided: their deviation, and 1 where they are constant."""
+    return np.where(_constant(mean, std), 1.0, std)
+
+
+def _constant(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    return std <= 1e-12 * np.abs(mean)
+
+
+def lost_digits(mean: np.ndarray, std: np.ndarray) -> str | None:
+    """What to tell of columns that float32 blurs where nothing is taken out of them first."""
+    blurred = ~_constant(mean, std) & (np.abs(mean) > LOSING * std)
+    if not blurred.any():
+        return None
+    first = int(np.argmax(blurred.reshape(-1)))
+    return (
+        f"feature {first} of x_train varies by {std.flat[first]:.3g} about {mean.flat[first]:.6g}, "
+        "of which float32 loses the digits, and a module of your own gets floats as they are: "
+        "subtract the mean in float64"
+    )
 
 
 @dataclass(frozen=True)
@@ -72,11 +90,11 @@ class Moments:
             squares = np.stack([part.squares for part in parts]).sum(0) + between
         return cls(int(counts.sum()), mean, squares, parts[0].axes)
 
-    def scale(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation, as `moments` returns them."""
+    def spread(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation, as `spread` returns them of an array."""
         shape = (-1, *(1,) * (self.axes - 1))
         std = np.sqrt(self.squares / self.count)
-        return _usable(self.mean.reshape(shape), std.reshape(shape))
+        return self.mean.reshape(shape), std.reshape(shape)
 
 
 def normalised(
@@ -91,10 +109,16 @@ def normalised(
     return torch.from_numpy(out)
 
 
-def compact(x: np.ndarray) -> np.ndarray:
-    """As samples travel to the device: bytes, int32, int64 or float32; a copy where needed."""
+def compact(x: np.ndarray, *, wide: bool = False) -> np.ndarray:
+    """As samples travel to the device: bytes, int32, int64 or float32; a copy where needed.
+
+    `wide`: more than single precision stays double, for samples that will be scaled: large numbers
+    that differ by little would be one number in float32.
+    """
     if x.dtype.kind == "f":
-        return x.astype(np.float32, copy=False)
+        double = wide and x.dtype.itemsize > np.dtype(np.float32).itemsize
+        with np.errstate(over="ignore"):  # refused by the caller
+            return x.astype(np.float64 if double else np.float32, copy=False)
     if x.dtype.kind == "b":
         return x.astype(np.uint8)
     return x if x.dtype in (np.uint8, np.int32) else x.astype(np.int64, copy=False)

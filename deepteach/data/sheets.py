@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from deepteach.data.categories import MISSING
-from deepteach.data.dialect import Dialect
+from deepteach.data.dialect import Dialect, cells_of_any_length
 from deepteach.data.memory import refuse_too_large
 from deepteach.data.splits import PARTS, parts_named
 from deepteach.data.texts import Texts, TextsMaker
@@ -77,24 +77,34 @@ def read_sheet(path: Path) -> tuple[Sheet, list[str]]:
 
 def _read(path: Path) -> Sheet:
     try:
-        refuse_too_large(_TEXT * path.stat().st_size, f"{path} as text")
-        dialect = Dialect.of(path)
-        with dialect.open(path) as file:
-            rows = dialect.rows(file)
-            header = names_in(next(rows, (1, []))[1])
-            columns, lines = [TextsMaker() for _ in header], array("q")
-            cells = _cells(path, rows, header, dialect, lines)
-            while part := list(islice(cells, _AT_ONCE)):
-                for column, own in zip(columns, zip(*part, strict=True), strict=True):
-                    column.extend(own)
+        with cells_of_any_length:
+            return _whole(path)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: expected a csv file") from error
     except UnicodeError as error:
         raise DataError(
             f"{path} cannot be read as csv ({brief(error)}): save it as UTF-8"
         ) from error
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
+        raise DataError(
+            f"{path} cannot be read as csv ({brief(error)}): close the quotes of its cells, and "
+            "write a quote inside one twice"
+        ) from error
+    except OSError as error:
         raise DataError(f"{path} cannot be read as csv ({brief(error)})") from error
+
+
+def _whole(path: Path) -> Sheet:
+    refuse_too_large(_TEXT * path.stat().st_size, f"{path} as text")
+    dialect = Dialect.of(path)
+    with dialect.open(path) as file:
+        rows = dialect.rows(file)
+        header = names_in(next(rows, (1, []))[1])
+        columns, lines = [TextsMaker() for _ in header], array("q")
+        cells = _cells(path, rows, header, dialect, lines)
+        while part := list(islice(cells, _AT_ONCE)):
+            for column, own in zip(columns, zip(*part, strict=True), strict=True):
+                column.extend(own)
     if not lines:
         raise DataError(f"{path} has no rows below its header")
     return Sheet(path, header, [column.done() for column in columns], np.array(lines), dialect)
@@ -256,8 +266,7 @@ def by_part(
         if not len(chosen):
             continue
         arrays[f"x_{part}"], arrays[f"y_{part}"] = inputs(part, chosen), labels["label"][chosen]
-        if part != "test":
-            arrays[f"rows_{part}"] = chosen
+        arrays[f"rows_{part}"] = chosen
         if part == "train" and "label_clean" in labels:
             arrays["y_clean"] = labels["label_clean"][chosen]
         if part == "train" and groups is not None:

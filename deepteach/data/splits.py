@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from deepteach.data.validation import in_message
 from deepteach.errors import DataError
 
 PARTS = ("train", "valid", "test")
@@ -41,7 +42,9 @@ def parts_named(cells: Sequence[str], column: str, place: Callable[[int], str]) 
     found = [part_named(cell) for cell in cells]
     if None in found:
         row = found.index(None)
-        raise DataError(f"{place(row)}: {column} is '{cells[row]}', expected train, valid or test")
+        raise DataError(
+            f"{place(row)}: {column} is '{in_message(cells[row])}', expected train, valid or test"
+        )
     return np.array(found)
 
 

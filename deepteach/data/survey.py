@@ -67,15 +67,16 @@ class _Glances:
                     f"item {row} of {items.name} is not made up of {len(samples[0])} parts as "
                     f"item {rows[0]} is: give every sample as many"
                 )
-        x = items.stacked([sample[0] for sample in samples], rows)
-        bad, fault = first_non_finite(x)
+        given = items.stacked([sample[0] for sample in samples], rows)
+        bad, fault = first_non_finite(given, single=True)
+        x = items.compact(given)
         return _Glance(
             labels=_column([s[1] for s in samples], items.name) if len(samples[0]) > 1 else None,
             groups=_column([s[2] for s in samples], items.name) if len(samples[0]) > 2 else None,
             parts=len(samples[0]),
             shape=x.shape[1:],
             kind=x.dtype,
-            moments=Moments.of(x) if bad == 0 else Moments.of(np.zeros_like(x)),
+            moments=Moments.of(given if bad == 0 else np.zeros_like(x)),
             digests=digests(x),
             bad=bad,
             fault=None if fault is None else (rows[fault[0]], *fault[1:]),
@@ -86,7 +87,8 @@ def survey(items: Items, workers: int, say: Callable[[str], None]) -> Survey:
     """Read all samples once; `say` is told before that is begun.
 
     Raises:
-        DataError: a sample that cannot be read, of another shape, or with NaN or Inf.
+        DataError: a sample that cannot be read, of another shape, or with NaN, Inf, or what is
+            too large for float32.
     """
     count, name = len(items), items.name
     if count == 0:
@@ -110,7 +112,7 @@ def survey(items: Items, workers: int, say: Callable[[str], None]) -> Survey:
     )  # fmt: skip
     return Survey(
         first.shape,
-        first.kind,
+        np.result_type(*{part.kind for part in found}),
         _joined([part.labels for part in found if part.labels is not None], name),
         _joined([part.groups for part in found if part.groups is not None], name),
         Moments.joined([part.moments for part in found]),
@@ -137,7 +139,8 @@ def _alike(name: str, requests: list[Request], stream: Stream, first: _Glance) -
                 f"item {row} of {name} has shape {part.shape}, item 0 {first.shape}: expected "
                 "samples of one shape"
             )
-        if part.kind != first.kind or part.parts != first.parts:
+        floats = part.kind.kind == first.kind.kind == "f"  # of one and of two lengths
+        if part.kind != first.kind and not floats or part.parts != first.parts:
             raise DataError(
                 f"item {row} of {name} has dtype {part.kind} and {part.parts} parts, item 0 "
                 f"{first.kind} and {first.parts}: give every sample the same"

@@ -20,19 +20,25 @@ from deepteach.errors import DataError
 from deepteach.names import brief
 
 ROWS_AT_ONCE = 1024  # rows held in float64 at a time
+_LARGEST = float(np.finfo(np.float32).max)
+_SHOWN = 60
+"""Characters of a name in a message."""
 MANY_SOURCES = 20
 """Sources that may be more than half as many as samples."""
 ENCODE = "encode labels as 0..C-1, e.g. with sklearn.preprocessing.LabelEncoder"
 
 
-def as_array(value: Any) -> np.ndarray:
-    """A NumPy array of a tensor, an array, a data frame, an image, or a list of such."""
+def as_array(value: Any, name: str = "an array") -> np.ndarray:
+    """A NumPy array of a tensor, an array, a data frame, an image, or a list of such.
+
+    Raises DataError where cells of it, which `name` calls in the message, are masked.
+    """
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise DataError(
-            f"{np.ma.count_masked(value)} cells of an array are masked: fill them, e.g. by "
+            f"{np.ma.count_masked(value)} cells of {name} are masked: fill them, e.g. by "
             "array.filled(0), or remove their rows"
         )
     if isinstance(value, list | tuple) and value and is_picture(value[0]):
@@ -43,9 +49,14 @@ def as_array(value: Any) -> np.ndarray:
 
 
 def label_array(value: Any, name: str) -> np.ndarray:
-    """Labels of any kind as an array. Raises DataError: samples have different numbers of them."""
+    """Labels of any kind as an array.
+
+    Raises DataError: samples have different numbers of them, or some are masked.
+    """
     try:
-        return as_array(value)
+        return as_array(value, name)
+    except DataError:  # it is a ValueError, too, and has a remedy of its own
+        raise
     except (ValueError, TypeError) as error:
         raise DataError(
             f"{name} is not an array ({brief(error)}): give one label a sample, or for several "
@@ -102,8 +113,20 @@ def decoded(item: Any) -> Any:
 
 
 def in_message(item: Any) -> str:
-    """A name of the user's, fit for a message."""
-    return " ".join(str(item).split())[:60]
+    """A name of the user's, fit for a message: one short line, that a terminal only prints."""
+    line = " ".join(str(item).split())[:_SHOWN]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
+def quoted(label: Any) -> str:
+    """A label between quotes, with all its spaces, line breaks and the like, however they print."""
+    text = str(label)
+    return repr(text if len(text) <= _SHOWN else f"{text[:40]}...{text[-17:]}")
+
+
+def label_in_message(label: Any) -> str:
+    """A label as it is, and quoted where that would not show what it is."""
+    return str(label) if str(label) == in_message(label) else quoted(label)
 
 
 def features(value: Any, name: str, *, as_given: bool = False) -> np.ndarray:
@@ -112,7 +135,9 @@ def features(value: Any, name: str, *, as_given: bool = False) -> np.ndarray:
     `as_given`: only bytes, which are pixels, are taken for images and put in that order.
     """
     try:
-        x = as_array(value)
+        x = as_array(value, name)
+    except DataError:  # likewise
+        raise
     except (ValueError, TypeError) as error:
         raise DataError(
             f"{name} is not an array ({brief(error)}): give every sample the same shape"
@@ -223,8 +248,8 @@ def refuse_one_class(labels: Mapping[str, np.ndarray]) -> None:
     for name in ("y_valid", "y_train"):
         if name in labels and len(only := np.unique(labels[name])) == 1:
             raise DataError(
-                f"{name} holds class {in_message(only[0])} only: expected samples of at least 2 "
-                "classes"
+                f"{name} holds class {label_in_message(only[0])} only: expected samples of at "
+                "least 2 classes"
             )
 
 
@@ -241,34 +266,74 @@ def refuse_out_of_range(
         )
 
 
-def first_non_finite(x: np.ndarray) -> tuple[int, tuple[int, int, float] | None]:
-    """How many rows of `(n, ...)` are not finite; the first of them, where in it, what is there."""
+def first_non_finite(
+    x: np.ndarray, *, single: bool = False
+) -> tuple[int, tuple[int, int, float] | None]:
+    """How many rows of `(n, ...)` are not finite; the first of them, where in it, what is there.
+
+    `single`: nor what is beyond float32.
+    """
     found, count = None, 0
+    wide = single and x.dtype.kind == "f" and x.dtype.itemsize > np.dtype(np.float32).itemsize
     for start in range(0, len(x), ROWS_AT_ONCE):
         part = x[start : start + ROWS_AT_ONCE].reshape(len(x[start : start + ROWS_AT_ONCE]), -1)
-        rows = np.flatnonzero(~np.isfinite(part).all(axis=1))
+        fine = np.abs(part) <= _LARGEST if wide else np.isfinite(part)
+        rows = np.flatnonzero(~fine.all(axis=1))
         count += len(rows)
         if len(rows) and found is None:
-            column = int(np.argmin(np.isfinite(part[rows[0]])))
+            column = int(np.argmin(fine[rows[0]]))
             found = start + int(rows[0]), column, part[rows[0], column]
     return count, found
 
 
 def refuse_non_finite(x: np.ndarray, name: str, numbers: Numbers | None = None) -> None:
     """Raises DataError for a NaN or an infinity, with its row and column, and how many rows."""
-    count, found = first_non_finite(x)
-    if found is None:
-        return
-    index, column, value = found
+    _refuse(first_non_finite(x), name, numbers)
+
+
+def refuse_beyond_single(x: np.ndarray, name: str, numbers: Numbers | None = None) -> None:
+    """The same for what float32 cannot hold."""
+    _refuse(first_non_finite(x, single=True), name, numbers)
+
+
+def _refuse(
+    looked: tuple[int, tuple[int, int, float] | None], name: str, numbers: Numbers | None
+) -> None:
+    count, found = looked
+    if found is not None:
+        index, column, value = found
+        row = _own_row(numbers, name, index)
+        raise DataError(non_finite_message(name, row, column, value, count))
+
+
+def refuse_overflow(
+    scaled: Tensor, x: np.ndarray, name: str, numbers: Numbers | None = None
+) -> None:
+    """Raises DataError where `scaled` holds what was finite in `x`, and is beyond float32 now."""
+    count, found = first_non_finite(scaled.numpy())
+    if found is not None:
+        index, column, _ = found
+        value = x[index].reshape(-1)[column]
+        shown = value if np.isfinite(value) else "a number"  # scaled in its place
+        raise DataError(
+            f"{name} holds {shown} in row {_own_row(numbers, name, index)} (feature {column})"
+            f"{_more(count)}: too large for float32 beside the numbers of x_train; correct or "
+            "remove such rows"
+        )
+
+
+def _own_row(numbers: Numbers | None, name: str, index: int) -> int:
     part = name[2:]
-    row = index if numbers is None or part not in numbers else numbers[part][index]
-    raise DataError(non_finite_message(name, int(row), column, value, count))
+    return index if numbers is None or part not in numbers else int(numbers[part][index])
 
 
 def non_finite_message(name: str, row: int, column: int, value: float, count: int) -> str:
-    """What to say of `count` rows that are not finite, `row` the first."""
-    more = f", and {count - 1} more rows like it" if count > 1 else ""
-    return (
-        f"{name} holds {value} in row {row} (feature {column}){more}: expected finite numbers; "
-        "fill or remove such rows"
-    )
+    """What to say of `count` rows that are not finite, or too large, `row` the first."""
+    where = f"{name} holds {value} in row {row} (feature {column}){_more(count)}"
+    if np.isfinite(value):
+        return f"{where}: too large for float32; rescale that feature, or remove such rows"
+    return f"{where}: expected finite numbers; fill or remove such rows"
+
+
+def _more(count: int) -> str:
+    return f", and {count - 1} more rows like it" if count > 1 else ""

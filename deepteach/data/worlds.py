@@ -60,8 +60,10 @@ def changed(
         )
     made = dict(made)
     count, sources = len(made["y_train"]), made.get("group_train")
-    if len(made.get("rows_train", ())) != count:
-        made.pop("rows_train", None)  # a function that drew samples did not think of their numbers
+    for part in ("train", "test"):
+        rows, labels = made.get(f"rows_{part}"), made.get(f"y_{part}")
+        if rows is not None and (labels is None or len(rows) != len(labels)):
+            del made[f"rows_{part}"]  # a function that drew samples did not think of their numbers
     told = "" if sources is None else f" from {len(np.unique(sources))} sources"
     return made, f"world {asked}, seed {seed}: {count} training samples{told}"
 

@@ -21,6 +21,7 @@ import torch
 
 from deepteach.data.archives import npz
 from deepteach.data.dataset import Data
+from deepteach.data.dialect import cells_of_any_length
 from deepteach.data.images import image_files
 from deepteach.data.parquet import columns_in
 from deepteach.data.readers import load
@@ -156,7 +157,7 @@ def _rows(path: Path, change: Change, moved: Callable[[list[str], list[str]], li
             if row not in change.dropped:
                 yield moved(cells, header)
 
-    with dialect.open(path) as file:
+    with cells_of_any_length, dialect.open(path) as file:
         return dialect.written(lines(file))
 
 

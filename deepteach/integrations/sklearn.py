@@ -26,10 +26,16 @@ from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.classification import Classification
 from deepteach.data.tasks.multilabel import MultiLabel
 from deepteach.data.tasks.regression import Regression
-from deepteach.data.validation import is_missing, label_array
-from deepteach.errors import ConfigError, DataError
+from deepteach.data.validation import label_array
+from deepteach.errors import ConfigError
+from deepteach.integrations.estimator_checks import (
+    refuse_missing,
+    refuse_missing_cells,
+    refuse_mixed,
+    refuse_split,
+    targets_of,
+)
 from deepteach.integrations.input_forms import form_for
-from deepteach.names import brief
 from deepteach.training.api import Result, configured, run
 
 
@@ -104,7 +110,10 @@ class TaughtEstimator(BaseEstimator):
 
     @staticmethod
     def _look_at(X: Any, y: Any, X_valid: Any, y_valid: Any) -> None:
-        """Raises ConfigError; warns of rows that are another pair by place than by index."""
+        """Raises ConfigError, or DataError for X with missing cells.
+
+        Warns of rows that are another pair by place than by index.
+        """
         for name, x, labels in (("", X, y), ("_valid", X_valid, y_valid)):
             if index_elsewhere(x, labels):
                 warnings.warn(
@@ -117,6 +126,8 @@ class TaughtEstimator(BaseEstimator):
         if (X_valid is None) != (y_valid is None):
             raise ConfigError("X_valid and y_valid go together: give both or neither")
         refuse_other_columns(columns_of(y), "y", y_valid, "y_valid")
+        refuse_missing_cells(X, "X")
+        refuse_missing_cells(X_valid, "X_valid")
 
     def _refuse_settings(self) -> None:
         """Raises ConfigError: what no training would look at before its end."""
@@ -138,7 +149,7 @@ class TaughtEstimator(BaseEstimator):
         seed = self._seed()
         rows, held = np.arange(len(x)), np.arange(0)
         if truth is None:
-            rows, held = self._split(encoded, kind().strata(encoded), seed)
+            rows, held = self._split(kind(), encoded, seed)
             trusted, truth = x[held], encoded[held]
         else:
             valid = validate_data(self, X_valid, allow_nd=True, dtype="numeric", reset=False)
@@ -190,9 +201,9 @@ class TaughtEstimator(BaseEstimator):
                 pass  # a module of the user's own may make float32 numbers itself
         return logits(self.module_, inputs)
 
-    def _split(self, encoded: NDArray, strata: NDArray, seed: int) -> tuple[NDArray, NDArray]:
-        """(rows to train on, trusted rows), each of the strata in its share."""
-        fraction = self.valid_fraction
+    def _split(self, task: Task, encoded: NDArray, seed: int) -> tuple[NDArray, NDArray]:
+        """(rows to train on, trusted rows), each kind of label in its share."""
+        fraction, count = self.valid_fraction, len(encoded)
         if not 0 < fraction < 1:
             raise ConfigError(
                 f"valid_fraction must lie within (0, 1), got {fraction}: the share of X that is "
@@ -203,13 +214,9 @@ class TaughtEstimator(BaseEstimator):
             UserWarning,
             stacklevel=4,
         )
-        size = min(max(1, round(fraction * len(encoded))), len(encoded) - 1)
-        rest, held = stratified_split(strata, size, seed, least=1)
-        if not len(held):
-            raise DataError(
-                f"X has {len(encoded)} rows and no two of one class, of which one could be "
-                "trusted: give X_valid and y_valid, or more rows"
-            )
+        size = min(max(1, round(fraction * count)), count - 1)
+        rest, held = stratified_split(task.strata(encoded), size, seed, least=1)
+        refuse_split(task, encoded, held, getattr(self, "classes_", None))
         return rest, held
 
     def _seed(self) -> int:
@@ -278,8 +285,11 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
         """
         self._look_at(X, y, X_valid, y_valid)
         y, y_valid = (v.toarray() if hasattr(v, "toarray") else v for v in (y, y_valid))
-        shape = label_array(y, "y").shape
-        several = len(shape) == 2 and shape[1] > 1
+        given = label_array(y, "y")
+        several = given.ndim == 2 and given.shape[1] > 1
+        refuse_missing(given, "y")
+        if not several:
+            refuse_mixed(given, "y")
         checked, labels = validate_data(
             self, X, y, allow_nd=True, dtype="numeric", ensure_min_samples=2, multi_output=several
         )
@@ -291,10 +301,10 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
             self.classes_ = np.arange(labels.shape[1])
             self._held = -1 if (labels == -1).any() else 0
             truth = None if y_valid is None else label_array(y_valid, "y_valid")
+            if truth is not None:
+                refuse_missing(truth, "y_valid")
             self._taught(MultiLabel, x, labels.astype(np.float32), X_valid, truth, None)
             return self
-        if labels.dtype == object:
-            _refuse_odd(labels, "y")
         self.classes_, encoded = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class only ({self.classes_[0]!r}): give two or more")
@@ -316,25 +326,12 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
         return self.classes_[found.argmax(1)]
 
     def _encode(self, labels: NDArray) -> NDArray[np.int64]:
-        if labels.dtype.kind in "Of":
-            _refuse_odd(labels, "y_valid")
+        refuse_missing(labels, "y_valid")
+        refuse_mixed(labels, "y_valid")
         unknown = np.setdiff1d(labels, self.classes_)
         if len(unknown):
             raise ValueError(f"y_valid holds labels that y does not: {unknown[:5].tolist()}")
         return np.searchsorted(self.classes_, labels)
-
-
-def _refuse_odd(labels: NDArray, name: str) -> None:
-    """Raises DataError: objects that are no labels, or are not of one kind."""
-    missing = [is_missing(label) for label in labels.tolist()]
-    if any(missing):
-        raise DataError(
-            f"{name} has no label at index {missing.index(True)} ({sum(missing)} of {len(missing)} "
-            "are missing): give them labels, or remove those samples"
-        )
-    kinds = {str if isinstance(label, str) else float for label in labels.tolist()}
-    if len(kinds) > 1:
-        raise DataError(f"{name} holds text and numbers: give all labels as one of the two")
 
 
 class TeachRegressor(RegressorMixin, TaughtEstimator):
@@ -371,12 +368,13 @@ class TeachRegressor(RegressorMixin, TaughtEstimator):
             ConfigError: one trusted part without the other, or settings that do not go together.
         """
         self._look_at(X, y, X_valid, y_valid)
+        refuse_missing(label_array(y, "y"), "y", "target")
         checked, targets = validate_data(
             self, X, y, allow_nd=True, dtype="numeric", ensure_min_samples=2, y_numeric=True,
             multi_output=True,
         )  # fmt: skip
-        rows = _numbers(targets, "y").reshape(len(targets), -1)
-        truth = None if y_valid is None else _numbers(y_valid, "y_valid")
+        rows = targets_of(targets, "y").reshape(len(targets), -1)
+        truth = None if y_valid is None else targets_of(y_valid, "y_valid")
         self._taught(Regression, np.asarray(checked), rows, X_valid, truth, None)
         return self
 
@@ -384,16 +382,3 @@ class TeachRegressor(RegressorMixin, TaughtEstimator):
         """`(n,)` or `(n, targets)` in the unit of y. Raises NotFittedError."""
         scores = self._scores(X)
         return self._task.given_back(self._task.predicted(scores))
-
-
-def _numbers(targets: Any, name: str) -> NDArray[np.float64]:
-    """Raises DataError: targets that are no numbers."""
-    found = label_array(targets, name)
-    try:
-        if found.dtype.kind in "mM":
-            raise TypeError(f"they are of dtype {found.dtype}")
-        return found.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{name} is not made of numbers ({brief(error)}): give targets as numbers"
-        ) from error

@@ -95,7 +95,7 @@ def samples(data: Data, trust: Trust, history: WeightHistory) -> bytes:
             "internal_index": data.rows[trust.states],
             "history": torch.stack(history.course)[:, by_index].contiguous(),
             "history_index": courses[by_index].contiguous(),
-            "suspects": (data.x_train[suspects] * data.scale + data.mean).contiguous(),
+            "suspects": (data.x_train[suspects] * data.scale + data.mean).float().contiguous(),
             "suspect_index": data.rows[suspects],
         }
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,14 @@ def columns(**changes: Any) -> dict[str, list[Any]]:
 def loaded(path: Path, kind: str, table: dict[str, list[Any]]) -> Data:
     file = path / f"t.{kind}"
     if kind == "csv":
-        rows = [",".join(map(str, row)) for row in zip(*table.values(), strict=True)]
-        file.write_text("\n".join([",".join(table), *rows]) + "\n")
+        with file.open("w", newline="") as opened:
+            csv.writer(opened).writerows([table, *zip(*table.values(), strict=True)])
     else:
         pyarrow = pytest.importorskip("pyarrow")
         from pyarrow import parquet
 
-        made = pyarrow.table(table)
+        texts = {k: any(isinstance(cell, str) for cell in v) for k, v in table.items()}
+        made = pyarrow.table({k: [*map(str, v)] if texts[k] else v for k, v in table.items()})
         if kind == "dictionary":  # as pandas writes its categories
             place = made.column_names.index("colour")
             made = made.set_column(place, "colour", made["colour"].dictionary_encode())
@@ -67,7 +70,7 @@ def test_a_category_that_no_training_row_has(kind: str, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=words):
         data = loaded(tmp_path, kind, columns(colour=colours))
     assert data.input_shape == (6,) and data.x_test is not None
-    shown = data.x_valid[10] * data.scale + data.mean
+    shown = (data.x_valid[10] * data.scale + data.mean).float()
     torch.testing.assert_close(shown[1:4], torch.zeros(3), atol=1e-6, rtol=0)
     assert data.x_test[5].isfinite().all() and any("mauve" in note for note in data.notes)
 
@@ -89,14 +92,56 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an empty cell": (with_cell("colour", 4, ""), "line 6: column 'colour' is '', a missing value"),
     "per cent": ({"colour": [f"{i % 3} %" for i in range(COUNT)]}, "line 2: column 'colour' is '0"),
     "nothing": ({"colour": ["NA"] * COUNT}, "column 'colour' is 'NA', a missing value (90 of 90"),
+    "thousands": ({"colour": ["1,200", "1,300"] * 45}, "line 2: '1,200' holds a comma that may p"),
     "days": ({"colour": [f"1.{i % 3 + 1}.20" for i in range(COUNT)]}, "is '1.1.20', expected a n"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_no_category_by_mistake(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_no_category_by_mistake(kind: str, name: str, tmp_path: Path) -> None:
     change, words = BAD[name]
-    refused(lambda: loaded(tmp_path, "csv", columns(**change)), words)
+    if kind == "parquet":
+        words = re.sub(r"line (\d+)", lambda found: f"row {int(found[1]) - 2}", words)
+    refused(lambda: loaded(tmp_path, kind, columns(**change)), words)
+
+
+@pytest.mark.parametrize(
+    ("cells", "note"),
+    [
+        (["1", "2", "3"], None),
+        ([" 1", "2 ", "3.5"], None),
+        (["1,5", "2", ",25"], "commas in numbers are read as decimal points, e.g. '1,5'"),
+        (["True", "false", "TRUE"], "True and False are read as 1 and 0"),
+    ],
+)
+def test_numbers_that_are_stored_as_text(
+    cells: list[str], note: str | None, tmp_path: Path
+) -> None:
+    table = columns(colour=cells * 30, age=[i * 7 % 97 for i in range(COUNT)])
+    data, expected = (loaded(tmp_path, kind, table) for kind in ("parquet", "csv"))
+    assert same(data, expected) and data.input_shape == (4,)
+    assert note is None or note in data.notes and note in expected.notes
+
+
+@pytest.mark.parametrize("cells", [["1", "2", "3"], ["1", "2", "x"], ["5 %", "6 %", "7 %"]])
+def test_what_is_said_to_be_categories_is_that(cells: list[str], tmp_path: Path) -> None:
+    data = loaded(tmp_path, "dictionary", columns(colour=cells * 30))
+    assert data.input_shape == (6,) and f"colour ({', '.join(cells)})" in data.notes[0]
+
+
+@pytest.mark.parametrize(
+    "cells", [[1, 2, 3], ["1", "2", "3"], [True, False, True], [0.5, 2.0, 9.0]]
+)
+def test_categories_of_a_data_frame(cells: list[Any], tmp_path: Path) -> None:
+    pandas, _ = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame(columns(age=[i * 7 % 97 for i in range(COUNT)]))
+    frame = frame.assign(colour=pandas.Categorical(cells * 30))
+    frame.to_parquet(tmp_path / "t.parquet")
+    data = load(f"parquet:{tmp_path / 't.parquet'}", 0)
+    names = sorted(map(str, {*cells}))
+    assert data.input_shape == (3 + len(names),)
+    assert f"colour ({', '.join(names)})" in data.notes[0]
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

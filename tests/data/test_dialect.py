@@ -12,6 +12,7 @@ import torch
 from data_cases import refused
 
 from deepteach.data.dataset import Data
+from deepteach.data.dialect import cells_of_any_length
 from deepteach.data.readers import load
 from deepteach.data.written_back import Change, written_back
 
@@ -105,7 +106,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         "expected a number",
     ),
     "a line break in a number": (PLAIN + '"1\n2",2,u\n', "column 'a' is '1 2', expected a number"),
-    "a quote that does not end": (PLAIN + '"1,2,u\n', "cannot be read as csv"),
+    "a quote that does not end": (PLAIN + '"1,2,u\n', "unexpected end of data): close the quotes"),
     "nothing but a separator": ("sep=;\n", "has no rows below its header"),
 }
 
@@ -114,6 +115,36 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, kind: str) -> None:
     content, words = REFUSED[kind]
     refused(lambda: read(tmp_path, content), words)
+
+
+LONG = "x" * 140_000
+"""Beyond what Python's csv takes as a cell by itself."""
+
+
+@pytest.mark.parametrize("where", ["header", "cells"])
+def test_cells_of_any_length(where: str, tmp_path: Path) -> None:
+    mine = 1234  # what a user has set for files that they read themselves
+    before = csv.field_size_limit(mine)
+    try:
+        text = lines(lambda i, line: f"{line},{(LONG + 'uvw'[i % 3], 'town')[where == 'header']}")
+        header, rest = text.split("\n", 1)
+        own = LONG if where == "header" else "town"
+        text = f"a,b,label,{own}\n{rest}"
+        data = read(tmp_path, text)
+        assert data.input_shape == (2 + (1 if where == "header" else 3),)
+        assert all(len(note) < 1000 for note in data.notes if where == "cells")
+        assert csv.field_size_limit() == mine
+        change = Change({}, frozenset({0}), {})
+        made = written_back(f"csv:{tmp_path / 't.csv'}", change, tmp_path / "o.csv")
+        assert csv.field_size_limit() == mine and made
+        refused(lambda: read(tmp_path, text + '"1,2,u\n'), "close the quotes")
+        assert csv.field_size_limit() == mine
+        with cells_of_any_length:  # another thread reads, too
+            read(tmp_path, text)
+            assert csv.field_size_limit() > len(LONG)
+        assert csv.field_size_limit() == mine
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_quoted_line_breaks_in_text(tmp_path: Path) -> None:

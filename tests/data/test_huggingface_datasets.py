@@ -374,3 +374,15 @@ def test_columns_of_inputs_go_by_name() -> None:
             DataError, match="valid_data has other columns of inputs than train_data"
         ):
             go(linear(4), table("train"), other)
+
+
+def test_masked_cells_of_a_transform_are_missing() -> None:
+    masked = np.ma.masked_greater(TABLE["train"], 1)
+
+    def transform(batch: dict[str, Any]) -> dict[str, Any]:
+        return {"x": [masked[row] for row in batch["row"]], "label": batch["label"]}
+
+    first = int(np.argmax(TABLE["train"].max(1) > 1))
+    rows = Dataset.from_dict({"row": range(first, 60), "label": CODES["train"][first:].tolist()})
+    with pytest.raises(DataError, match="cells of column 'x' of train_data are masked: fill them"):
+        opened({"train_data": rows.with_transform(transform)})

@@ -235,6 +235,38 @@ def test_two_spellings_of_one_label_are_never_merged_in_silence(
     assert data.classes == len(names) and set(data.label_names or ()) == set(names)
 
 
+ALIKE = {
+    ("cat", "cat "): "labels 'cat' and 'cat ' are classes",
+    ("cat", "ca\t", "ca "): r"labels 'ca\t' and 'ca ' are classes",
+    ("red\x1b[2J", "Red\x1b[2J"): r"labels 'Red\x1b[2J' and 'red\x1b[2J' are classes",
+    ("x" * 70, "x" * 70 + "\u2028"): r"...xxxxxxxxxxxxxxxx\u2028' are classes",
+}
+
+
+@pytest.mark.parametrize("names", ALIKE)
+def test_labels_that_look_alike_are_shown_with_their_spaces(names: tuple[str, ...]) -> None:
+    y = np.array(names)[np.arange(120) % len(names)]
+    with pytest.warns(UserWarning) as caught:
+        data = labelled(y, y[:30])
+    told = next(str(one.message) for one in caught if "of their own" in str(one.message))
+    assert ALIKE[names] in told
+    shown = [told, *data.notes]
+    assert all(note.isprintable() for note in shown)
+    assert (
+        "labels in sorted order: " + ("cat = 0, 'cat ' = 1" * (names[1] == "cat ")) in data.notes[0]
+    )
+
+
+@pytest.mark.filterwarnings("ignore:labels 'cat'")
+def test_a_label_that_occurs_once_is_shown_with_its_spaces() -> None:
+    y = np.array(["cat", "dog"])[np.arange(120) % 2].astype("U5")
+    y[7] = "cat "
+    refused(
+        lambda: labelled(y, y[8:38]), "label 'cat ' occurs once in y_train (index 7 of y_train)"
+    )
+    refused(lambda: labelled(y), "label 'cat ' occurs once in y_train (index 7)")
+
+
 @pytest.mark.parametrize("word", ["NA", "nan", "None", "null", "?", "-", "n/a"])
 def test_a_word_for_nothing_among_names_is_told(tmp_path: Path, word: str) -> None:
     names = ("cat", word)

@@ -54,6 +54,15 @@ def test_images_are_read_when_they_are_needed(tmp_path: Path) -> None:
     np.testing.assert_allclose(shown, raw[train[rows]], atol=1e-3)
 
 
+def test_captions_of_any_length(tmp_path: Path) -> None:
+    path, _ = written(tmp_path)
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{head},caption", *(f"{row},{'x' * 140_000}" for row in rows)]))
+    with pytest.warns(UserWarning, match="only 8 validation samples"):
+        data = load(f"manifest:{path}", 0)
+    assert "columns that are not used: hospital, caption" in data.notes
+
+
 def test_sizes(tmp_path: Path) -> None:
     path, _ = written(tmp_path)
     Image.new("L", (9, 9), 200).save(tmp_path / "pictures" / "3.png")

@@ -15,11 +15,12 @@ from toy import arrays
 
 from deepteach.data.dataset import Data, from_arrays
 from deepteach.data.decisions import decisions_of
+from deepteach.data.lazy import LazyRows
 from deepteach.data.readers import load
 from deepteach.data.reading import Items, Request
 from deepteach.data.tasks.regression import Regression
 from deepteach.data.validation import as_array, features
-from deepteach.errors import ConfigError
+from deepteach.errors import ConfigError, DataError
 from deepteach.training.api import train
 
 A = arrays(train=60, valid=30, test=30)
@@ -69,8 +70,15 @@ def test_a_frame_of_several_types_without_rows_is_empty() -> None:
 
 def test_masked_cells_are_missing() -> None:
     masked = np.ma.masked_array(np.asarray(X), mask=np.asarray(X) > 1.5)
-    refused(lambda: built(x_train=masked), "cells of an array are masked: fill them")
-    refused(lambda: built(y_train=np.ma.masked_array(Y, mask=np.arange(60) == 3)), "masked")
+    mask: np.ndarray = np.asarray(X) > 1.5
+    many = int(mask.sum())
+    with pytest.raises(DataError, match=rf"^{many} cells of x_train are masked: fill them"):
+        built(x_train=masked)
+    with pytest.raises(DataError, match=r"^1 cells of y_train are masked: fill them"):
+        built(y_train=np.ma.masked_array(Y, mask=np.arange(60) == 3))
+    first = int(np.argmax(mask.any(axis=1)))
+    with pytest.raises(DataError, match=rf"^{mask[first].sum()} cells of item {first} of x "):
+        LazyRows.of(Listed(masked, Y), "x")
     assert len(built(x_train=np.ma.masked_array(np.asarray(X))).x_train) == 60
 
 

@@ -236,6 +236,9 @@ import numpy as np
 def first(arrays, generator, count: int = 100):
     return {**arrays, "x_train": arrays["x_train"][:count], "y_train": arrays["y_train"][:count]}
 
+def untested(arrays):
+    return {**arrays, "x_test": arrays["x_test"][:5], "y_test": arrays["y_test"][:5]}
+
 def nothing(arrays):
     return None
 """
@@ -246,6 +249,11 @@ def test_a_world_of_ones_own(call: Command) -> None:
     assert len(load("digits", 0, world="my_world:first+count=90").y_train) == 90
     with pytest.raises(ConfigError, match="returned type NoneType"):
         load("digits", 0, world="my_world:nothing")
+    splits = ["train", "valid", "test"] * 30
+    rows = [f"{i * 7 % 97 + i / 8},{i // 3 % 2},{split}" for i, split in enumerate(splits)]
+    Path("t.csv").write_text("\n".join(["a,label,split", *rows]) + "\n")
+    tested = load("csv:t.csv", 0, world="my_world:untested").y_test
+    assert tested is not None and len(tested) == 5
 
 
 def test_a_command_trains_in_a_world(call: Command) -> None:

@@ -253,6 +253,42 @@ def test_a_trusted_label_that_is_missing(odd: Any) -> None:
             quick().fit(X, Y, X_valid=XV, y_valid=np.where(np.arange(len(YV)) == 4, odd, YV))
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("dtype", ["string", object, "category"])
+@pytest.mark.filterwarnings("ignore:no X_valid")
+def test_a_label_that_is_missing(dtype: Any, trusted: bool) -> None:
+    names = pandas.Series([*NAMES[Y][:4], pandas.NA, *NAMES[Y][5:]], dtype=dtype)
+    parts = {"X_valid": XV, "y_valid": NAMES[YV]} if trusted else {}
+    for y in (names, names.to_frame()):
+        with pytest.raises(DataError, match=r"y has no label at index 4 \(1 of"):
+            quick().fit(X, y, **parts)
+
+
+def test_labels_of_two_kinds() -> None:
+    with pytest.raises(DataError, match="y holds text and numbers: give all labels as one of"):
+        quick().fit(X, np.array([1, *NAMES[Y][1:]], dtype=object), X_valid=XV, y_valid=NAMES[YV])
+
+
+@pytest.mark.parametrize("part", ["X", "X_valid"])
+@pytest.mark.parametrize("dtype", [object, "Float64"])
+def test_a_missing_cell(part: str, dtype: Any) -> None:
+    parts = {"X": pandas.DataFrame(X.astype(float)), "X_valid": pandas.DataFrame(XV.astype(float))}
+    parts[part] = parts[part].astype(dtype)
+    parts[part].iloc[4, 2] = pandas.NA
+    words = rf"{part} has no value in row 4 \(feature 2; 1 of" if dtype is object else "NaN"
+    with pytest.raises(ValueError, match=words):
+        quick().fit(parts["X"], Y, X_valid=parts["X_valid"], y_valid=YV)
+
+
+@pytest.mark.filterwarnings("ignore:no X_valid")
+@pytest.mark.parametrize("names", [(0, 1), ("cat", "dog ")])
+def test_a_class_of_one_row_beside_one_other(names: tuple[Any, Any]) -> None:
+    y = np.where(np.arange(len(X)) == 7, names[1], names[0])
+    said = f"label {names[1] if names[1] == 1 else repr(names[1])} occurs once in y "
+    with pytest.raises(DataError, match=rf"^{said}\(index 7\), too rarely .*give X_valid"):
+        quick().fit(X, y)
+
+
 @pytest.mark.filterwarnings("ignore:no X_valid")
 def test_too_few_rows_to_trust_any() -> None:
     with pytest.raises(DataError, match="X has 3 rows and no two of one class.*: give X_valid"):

@@ -149,3 +149,40 @@ def test_targets_that_are_no_numbers(odd: Any, part: str) -> None:
         dt.TeachRegressor(epochs=1).fit(
             WIDE[:60], parts["y"], X_valid=WIDE[:60], y_valid=parts["y_valid"]
         )
+
+
+@pytest.mark.parametrize("dtype", ["Float64", object])
+@pytest.mark.parametrize("part", ["y", "y_valid"])
+def test_a_target_that_is_missing(part: str, dtype: Any) -> None:
+    pandas = pytest.importorskip("pandas")
+    odd = pandas.Series([*WIDE[:9, 0].tolist(), pandas.NA, *WIDE[10:60, 0].tolist()], dtype=dtype)
+    parts = {"y": WIDE[:60, 0], "y_valid": WIDE[:60, 0], part: odd}
+    with pytest.raises(DataError, match=rf"{part} has no target at index 9 \(1 of 60 are missing"):
+        dt.TeachRegressor(epochs=1).fit(
+            WIDE[:60], parts["y"], X_valid=WIDE[:60], y_valid=parts["y_valid"]
+        )
+
+
+@pytest.mark.parametrize("part", ["y", "y_valid"])
+def test_several_labels_of_which_one_is_missing(part: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    parts = {"y": SETS[:60].astype(object), "y_valid": SETS[60:].astype(object)}
+    parts[part][3, 1] = pandas.NA
+    with pytest.raises(DataError, match=rf"{part} has no label at index 3 \(1 of"):
+        dt.TeachClassifier(epochs=1).fit(
+            WIDE[:60], parts["y"].tolist(), X_valid=WIDE[60:], y_valid=parts["y_valid"]
+        )
+
+
+@pytest.mark.filterwarnings("ignore:no X_valid")
+def test_a_part_of_x_that_cannot_be_trusted() -> None:
+    with pytest.raises(DataError, match="X has 5 rows, too few to trust some of them: give X_val"):
+        dt.TeachRegressor(epochs=1).fit(WIDE[:5], WIDE[:5, 0])
+    rare = np.zeros((60, 2), int)
+    rare[7, 0] = rare[9, 1] = 1
+    with pytest.raises(DataError, match="rows of X that would be trusted have the same labels"):
+        dt.TeachClassifier(epochs=1).fit(WIDE[:60], rare)
+    with pytest.raises(DataError, match="all rows of y have the same labels: give some that di"):
+        dt.TeachClassifier(epochs=1).fit(WIDE[:60], rare * 0 + 1)
+    with pytest.raises(DataError, match="X has 3 rows and no two with the same labels, of which"):
+        dt.TeachClassifier(epochs=1).fit(WIDE[:3], np.array([[1, 0], [0, 1], [0, 0]]))

@@ -14,7 +14,7 @@ from deepteach.data.labels import encode, sorted_order
 from deepteach.data.noise import BINARY_NOISE, NoiseOf
 from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task
 from deepteach.data.tasks.classification import Classification
-from deepteach.data.validation import Numbers, in_message, refuse_one_class
+from deepteach.data.validation import Numbers, label_in_message, refuse_one_class
 from deepteach.errors import DataError
 
 
@@ -42,7 +42,7 @@ class Binary(Classification):
             encode(ys, 2, numbers or {})  # says that text and numbers are mixed
         seen = np.unique(np.concatenate(list(ys.values())))
         if len(seen) != 2:
-            shown = ", ".join(in_message(label) for label in seen[:5])
+            shown = ", ".join(label_in_message(label) for label in seen[:5])
             raise DataError(
                 f"task binary has two labels, and these are {len(seen)} ({shown}"
                 f"{', ...' if len(seen) > 5 else ''}): correct them, or say task=classification"

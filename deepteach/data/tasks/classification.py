@@ -16,8 +16,8 @@ from deepteach.data.tasks.base import Coded, Parts, Task, Told
 from deepteach.data.tasks.metrics import ACCURACY, Metric
 from deepteach.data.validation import (
     Numbers,
-    in_message,
     is_number,
+    label_in_message,
     refuse_one_class,
     refuse_out_of_range,
 )
@@ -81,7 +81,7 @@ class Classification(Task):
 
     def _called(self, labels: list[int]) -> str:
         names = self.texts
-        shown = first_few([in_message(names[label]) for label in labels])
+        shown = first_few([label_in_message(names[label]) for label in labels])
         return f"{'class' if len(labels) == 1 else 'classes'} {shown}"
 
     def refuse_rare(self, codes: np.ndarray) -> None:
@@ -90,8 +90,8 @@ class Classification(Task):
             alone = int(np.argmin(counts))
             name = labels[alone] if self.names is None else self.names[labels[alone]]
             raise DataError(
-                f"label {in_message(name)} occurs once in y_train (index {first[alone]}), too "
-                "rarely to split off a validation set: correct it, or give x_valid and y_valid"
+                f"label {label_in_message(name)} occurs once in y_train (index {first[alone]}), "
+                "too rarely to split off a validation set: correct it, or give x_valid and y_valid"
             )
 
     def refuse_logits(self, logits: Tensor) -> None:

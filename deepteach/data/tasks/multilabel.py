@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deepteach.data.noise import MULTILABEL_NOISE, NoiseOf
 from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task, Told, few
 from deepteach.data.tasks.metrics import MICRO_F1, Metric
-from deepteach.data.validation import Numbers, as_array, in_message, place
+from deepteach.data.validation import Numbers, as_array, label_in_message, place
 from deepteach.errors import DataError
 from deepteach.names import first_few
 
@@ -91,7 +91,7 @@ class MultiLabel(Task):
         constant = np.flatnonzero((trusted == trusted[0]).all(0))
         if len(constant):
             names = self.texts
-            shown = first_few([in_message(names[label]) for label in constant])
+            shown = first_few([label_in_message(names[label]) for label in constant])
             note = (
                 f"all validation samples agree on {'label' if len(constant) == 1 else 'labels'} "
                 f"{shown}: the teacher learns nothing there"

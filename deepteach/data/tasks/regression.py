@@ -25,9 +25,6 @@ FAR = 3.0
 They are told by the median, which some wrong targets do not move much.
 """
 
-ROUNDING = 1e-12
-"""Of a mean: a standard deviation up to there is taken for 0."""
-
 
 LEAST = 1e-14
 """Of what was added up: digits from there on are rounding."""
@@ -97,13 +94,16 @@ class Regression(Task):
         _refuse_constant(ys)
         mean, scale = train.mean(0), train.std(0)
         # A column of one number has a deviation of rounding; by it nothing can be divided.
-        scale = np.where(scale > ROUNDING * np.abs(mean), scale, 1.0)
+        scale = np.where(scale > 100 * LEAST * np.abs(mean), scale, 1.0)
         with np.errstate(over="ignore"):
             codes = {name: (y - mean) / scale for name, y in ys.items()}
             learned = {name: found.astype(np.float32) for name, found in codes.items()}
         for name, found in learned.items():
-            if not np.isfinite(found).all():
-                raise DataError(f"{name} holds targets too large for float32: rescale them")
+            if len(wrong := np.flatnonzero(~np.isfinite(found).all(1))):
+                raise DataError(
+                    f"{name} holds a target too large for float32 at "
+                    f"{place(numbers, name, int(wrong[0]))}: rescale the targets, or correct it"
+                )
         task = cls(train.shape[1], None, tuple(mean.tolist()), tuple(scale.tolist()))
         return Coded(task, codes)
 
