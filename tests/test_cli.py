@@ -233,6 +233,28 @@ def test_without_arguments_it_is_the_demo(call: Command, monkeypatch: pytest.Mon
     assert config.out is not None and config.out.startswith("runs" + os.sep)
 
 
+def test_a_home_folder_is_written_out(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `--data` and `--decisions`; `--out=~/run` reaches us as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    (tmp_path / "me").mkdir()
+    write_npz(tmp_path / "me" / "toy.npz")
+    text = "data: npz:~/toy.npz\nepochs: 1\nthreads: 1\nstudent: mlp\nout: ~/first\n"
+    (tmp_path / "me" / "c.yaml").write_text(text)
+    assert call("train", "--config=~/c.yaml", "--no-report").code == 0
+    taken = "--teacher_from=~/first", "--baseline=false", "--out=~/second"
+    assert call("train", "--config=~/c.yaml", *taken, "--no-report").code == 0
+    assert call("train", "--resume", "--out=~/first", "--no-report").code == 0
+    assert call("weights", "~/first", "--out=~/w.csv").code == 0
+    assert call("compare", "~/first", "~/second", "--html=~/page.html").code == 0
+    there = {path.name for path in (tmp_path / "me").iterdir()}
+    assert there == {"toy.npz", "c.yaml", "first", "second", "w.csv", "page.html"}
+    assert not list(tmp_path.glob("~*")) and open_run("~/first").method == "deep"
+    nobody = call("train", "--data", "npz:~nobody-here/toy.npz", "--out", "third")
+    assert nobody.code == 2 and "~nobody-here/toy.npz does not exist" in nobody.err
+
+
 def test_the_truth_comes_with_the_data(call: Command, tmp_path: Path) -> None:
     labels = np.arange(200) % 3
     given = np.where(np.arange(200) % 4 == 0, (labels + 1) % 3, labels)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from deepteach.cli.parser import Parser, refuse_below_one
 from deepteach.errors import ConfigError
+from deepteach.names import expanded
 
 
 def add(parser: Parser, full: bool) -> None:
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     from deepteach.benchmarks.update_cost import measure_updates, update_table
 
     refuse_below_one(options, "batch_size", "repeats", "threads")
-    path = Path(options.out or f"results/{'costs' if options.methods else 'bench'}.csv")
+    path = expanded(options.out or f"results/{'costs' if options.methods else 'bench'}.csv")
     going_on = options.resume and path.exists() and not options.methods
     rows = read_costs(path) if going_on else []
     if not going_on:

@@ -13,7 +13,7 @@ from rich.console import Console
 from deepteach.cli.flags import Flags, merged_settings
 from deepteach.cli.parser import Parser
 from deepteach.errors import ConfigError
-from deepteach.names import is_path
+from deepteach.names import expanded, is_path
 from deepteach.training import config as configuration
 from deepteach.training.progress import Watcher, watching
 
@@ -82,10 +82,15 @@ def run(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> configuration.Config:
     """The configuration file, the flags over it, and a folder."""
     given: dict[str, Any] = options.flags.given(options)
-    source = options.config
-    if source is None and options.resume:
-        saved = Path(given.get("out") or "") / "config.yaml"
+    source, out = options.config, given.get("out")
+    if source is None and options.resume and out is not None:
+        saved = expanded(out) / "config.yaml"
         source = saved if saved.is_file() else None  # a run goes on as it was begun
+        if source is None and "data" not in given:
+            raise ConfigError(
+                f"cannot resume {out}: there is no {saved}: name the folder of a run, or begin one "
+                "without --resume"
+            )
     values = merged_settings(configuration.read(source) if source else {}, given)
     if not values and not options.resume:
         values = {"beside": ["mwn"]}  # the demo shows the best-known rival, too

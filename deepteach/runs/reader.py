@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from deepteach.errors import DataError
+from deepteach.names import expanded
 from deepteach.runs import safe_yaml
 from deepteach.runs.sample_table import SampleTable
 from deepteach.runs.weights import GroupWeight, Weights, damaged, read_groups, read_weights
@@ -90,7 +91,7 @@ def open_run(path: str | Path) -> Run:
     Raises:
         DataError: the folder is not a run's, the run is unfinished, or a file is damaged.
     """
-    run = _open(Path(path))
+    run = _open(expanded(path))
     beside, notes = [], list(run.notes)
     for folder in sorted(p for p in run.path.iterdir() if (p / "config.yaml").is_file()):
         if (folder / "summary.json").is_file():
