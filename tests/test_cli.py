@@ -126,6 +126,11 @@ def test_the_summary(trained: Path) -> None:
     assert summary["test_accuracy_selected"] == tests[int(np.argmax(valid))]
     assert summary["valid_accuracy_best"] == max(valid)
     assert 0 <= summary["noise_auroc"] <= 1
+    assert summary["samples"] == {"train": 200, "valid": 60, "test": 100}
+    assert summary["classes"] == 3 and set(summary["data_identity"]) == {"file", "labels", "inputs"}
+    assert summary["student_parameters"] == sum(
+        leaf.numel() for leaf in build("mlp", (8,), 3, 0)[0].parameters()
+    )
     assert summary["baseline"]["method"] == "uniform"
     alone = json.loads((trained / "baseline" / "summary.json").read_text())
     assert summary["baseline"] == alone

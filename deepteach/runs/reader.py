@@ -26,9 +26,12 @@ from deepteach.runs.weights import GroupWeight, Weights, damaged, read_groups, r
 
 BASELINE_FOLDER = "baseline"  # the sub-folder of the uniform run on the same schedule
 _NUMBERS = (  # fields of summary.json that are a number, or null where unknown
-    "seed epochs steps seconds noise_auroc teacher_parameters "
+    "seed epochs steps seconds classes noise_auroc student_parameters teacher_parameters "
     "noise_precision_100 noise_precision_1000 loss_auroc quality_auroc"
 ).split()
+_APART = set(  # settings in which runs on one schedule may differ
+    "method baseline beside adjoint graphs teacher_lr out device threads workers logger".split()
+)
 _FIGURES = ("test_", "valid_")  # what the names of others, figures of predictions, begin with
 
 
@@ -94,10 +97,20 @@ def open_run(path: str | Path) -> Run:
     run = _open(expanded(path))
     beside, notes = [], list(run.notes)
     for folder in sorted(p for p in run.path.iterdir() if (p / "config.yaml").is_file()):
-        if (folder / "summary.json").is_file():
-            beside.append(_open(folder))
-        else:
+        if not (folder / "summary.json").is_file():
             notes.append(f"{folder.name} is unfinished and left out")
+            continue
+        other = _open(folder)
+        differing = [
+            key
+            for key in sorted((run.config.keys() & other.config.keys()) - _APART)
+            if run.config[key] != other.config[key]
+        ]
+        if differing and folder.name != BASELINE_FOLDER:
+            told = ", ".join(differing)
+            notes.append(f"{folder.name} was not trained beside this run (other {told}): left out")
+        else:
+            beside.append(other)
     beside.sort(key=lambda other: other.path.name != BASELINE_FOLDER)
     return replace(run, beside=tuple(beside), notes=tuple(notes))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 SHOWN = 10_000
 """Samples whose weights are kept for every epoch; of more, as many are taken evenly spaced."""
 
-LARGEST = torch.finfo(torch.float16).max
+LARGEST_WEIGHT = torch.finfo(torch.float16).max
 """Weights are unbounded where a teacher is sure of few samples; a course holds none above it."""
 
 
@@ -36,7 +36,7 @@ class WeightHistory:
 
     def append(self, weights: Tensor) -> None:
         """`(n,)` weights after one more epoch."""
-        weights = weights.clamp(max=LARGEST).half()
+        weights = weights.clamp(max=LARGEST_WEIGHT).half()
         if len(weights) > SHOWN:
             total = torch.zeros(len(weights)) if self._total is None else self._total
             self._total = total + weights.float()

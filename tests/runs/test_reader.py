@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +67,20 @@ def test_unfinished_neighbour_is_left_out(tmp_path: Path) -> None:
     (path / "baseline" / "summary.json").unlink()
     run = open_run(path)
     assert run.beside == () and run.notes == ("baseline is unfinished and left out",)
+
+
+@pytest.mark.parametrize(
+    "change", [{"data": "npz:a.npz"}, {"seed": 1}, {"epochs": 9}, {"noise": {"kind": "none"}}]
+)
+def test_another_run_in_the_folder_is_no_neighbour(tmp_path: Path, change: dict[str, Any]) -> None:
+    """As `--out runs/a/inner` leaves it."""
+    path = make_run(tmp_path / "a")
+    make_run(path / "inner", method="focal", **change)
+    make_run(path / "mwn", method="mwn", teacher_lr=None, device="cuda", out="runs/a/mwn")
+    run = open_run(path)
+    assert [other.method for other in run.beside] == ["mwn"]
+    (note,) = run.notes
+    assert note == f"inner was not trained beside this run (other {next(iter(change))}): left out"
 
 
 def test_lines_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
