@@ -39,6 +39,7 @@ from deepteach.training.config import (
 from deepteach.training.signals import Interrupted
 
 EPOCHS = 2
+TINY = "train --data npz:toy.npz --epochs 1 --student mlp --threads 1 --out tiny --no-report"
 
 
 @pytest.fixture(scope="module")
@@ -456,6 +457,39 @@ def test_a_reader_that_has_left(tmp_path: Path) -> None:
         parts = [sys.executable, "-m", "deepteach", "weights", "run"]
         done = subprocess.run(parts, cwd=tmp_path, stdout=pipe, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_training_whose_reader_has_left_goes_on(tmp_path: Path) -> None:
+    """`deepteach train ... 2>&1 | head`: nothing of it is lost."""
+    write_npz(tmp_path / "toy.npz", valid=6)  # too few: warned of
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        parts = [sys.executable, "-m", "deepteach", *TINY.split()]
+        done = subprocess.run(parts, cwd=tmp_path, stdout=pipe, stderr=pipe)
+    assert done.returncode == 0
+    assert [run.method for run in open_run(tmp_path / "tiny").beside] == ["uniform"]
+
+
+@pytest.mark.parametrize("line", ["weights run", TINY])
+def test_closed_streams(line: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "run", n=5)
+    write_npz(tmp_path / "toy.npz")
+    command = f"{sys.executable} -m deepteach {line} >&-"
+    done = subprocess.run(command, cwd=tmp_path, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert subprocess.run(f"{command} --topp 2>&-", cwd=tmp_path, shell=True).returncode == 2
+
+
+def test_output_that_is_not_utf_8(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", n=9, classes=("día", "夜"))
+    make_run(tmp_path / "more", n=9, seed=1, classes=("día", "夜"))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for line in ("weights run", "compare run more"):
+        parts = [sys.executable, "-m", "deepteach", *line.split()]
+        done = subprocess.run(parts, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout.isascii()
+        assert "\\x" in done.stdout
 
 
 def test_an_interrupted_command_ends_with_130(

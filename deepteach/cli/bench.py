@@ -27,13 +27,12 @@ def add(parser: Parser, full: bool) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, append to the file row by row, print the table."""
-    from rich.console import Console
-
     from deepteach.benchmarks.method_cost import measure_methods, method_table
     from deepteach.benchmarks.peers import PEERS
     from deepteach.benchmarks.plan import BENCH_STUDENTS, plans
     from deepteach.benchmarks.records import append, read_costs, refuse_overwrite
     from deepteach.benchmarks.update_cost import measure_updates, update_table
+    from deepteach.training.progress import Output
 
     refuse_below_one(options, "batch_size", "repeats", "threads")
     path = expanded(options.out or f"results/{'costs' if options.methods else 'bench'}.csv")
@@ -51,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     strangers = {row.student for row in rows} - {plan.student for plan in wanted}
     if strangers:
         raise ConfigError(f"the rows of {path} are of {min(strangers)!r} too: use another --out")
-    console = Console()
+    console = Output()
     with console.status("") as status:
         if options.methods:
             repeats = 1 if options.quick else options.repeats

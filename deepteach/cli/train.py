@@ -8,14 +8,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from deepteach.cli.flags import Flags, merged_settings
 from deepteach.cli.parser import Parser
 from deepteach.errors import ConfigError
 from deepteach.names import expanded, is_path
 from deepteach.training import config as configuration
-from deepteach.training.progress import Watcher, watching
+from deepteach.training.progress import Output, Watcher, watching
 
 
 def add(parser: Parser, full: bool) -> None:
@@ -39,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     from deepteach.training.api import run
 
     config = _config(options)
-    console = Console()
+    console = Output()
 
     def note(text: str) -> None:
         console.print(f"note: {text}", soft_wrap=True, markup=False)
