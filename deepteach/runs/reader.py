@@ -7,6 +7,7 @@ safe loader, tensors through safetensors, no pickle, and damage is one line with
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -127,8 +128,7 @@ def _open(path: Path) -> Run:
         )
     if not (path / "summary.json").is_file():
         raise DataError(
-            f"the run in {path} is unfinished (no summary.json): finish it with "
-            f"`deepteach train --config {path / 'config.yaml'} --out {path} --resume`"
+            f"the run in {path} is unfinished (no summary.json): finish it with {_going_on(path)}"
         )
     config = _mapping(path / "config.yaml", safe_yaml.parse)
     summary = _mapping(path / "summary.json", json.loads)
@@ -152,6 +152,18 @@ def _open(path: Path) -> Run:
     )
 
 
+def _going_on(path: Path) -> str:
+    """The command, or the call, that began the run in a folder and goes on with it."""
+    try:
+        begun = safe_yaml.parse((path / "config.yaml").read_text(encoding="utf-8"))
+        own = begun["data"] == "arrays" or begun["student"] == "custom"  # as `train` calls them
+    except (OSError, ValueError, LookupError, TypeError):
+        own = False  # the command will tell what is wrong with them
+    if own:
+        return f"the same dt.train(..., out={str(path)!r}, resume=True)"
+    return f"`deepteach train --out {shlex.quote(str(path))} --resume`"
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -160,8 +172,9 @@ def _text(path: Path) -> str:
 
 
 def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    text = _text(path)
     try:
-        found = parse(_text(path))
+        found = parse(text)
     except (ValueError, RecursionError) as error:
         raise DataError(damaged(path, error)) from error
     if not isinstance(found, dict):

@@ -256,6 +256,17 @@ def test_results_table(tmp_path: Path) -> None:
     assert method_result({"method": "deep"}).relative_cost is None
 
 
+def test_names_of_methods_stay_whole_where_it_is_narrow() -> None:
+    names = ("focal+gamma=0.5", "focal+gamma=2.0")
+    columns = ("method", *("optimistic best %",) * 6)
+    table = TextTable("Results", columns, tuple((name, *("97.25",) * 6) for name in names))
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(table.to_rich())
+    text = console.export_text()
+    cells = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    assert "…" not in text and "".join(cells) == "".join(names)
+
+
 def test_cells_cannot_break_a_table() -> None:
     table = TextTable("[red]t", ("a|b", "[bold]n"), (("x\ny|z", "[link=x]"),))
     assert "| x y\\|z | [link=x] |" in table.to_markdown()

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import make_run
+import yaml
+from fake_run import CONFIG, make_run
 
 from deepteach.errors import DataError
 from deepteach.runs.reader import open_run
@@ -125,8 +126,13 @@ def test_not_a_run(tmp_path: Path) -> None:
 
 
 def test_unfinished_names_the_command(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "a")
+    path = make_run(tmp_path / "my runs")
     (path / "summary.json").unlink()
+    assert f"`deepteach train --out '{path}' --resume`" in _refusal(path)
+    for own in ({"data": "arrays"}, {"student": "custom"}):
+        (path / "config.yaml").write_text(yaml.safe_dump(CONFIG | own))
+        assert f"dt.train(..., out='{path}', resume=True)" in _refusal(path)
+    (path / "config.yaml").write_text("a: [1")
     assert "--resume" in _refusal(path)
 
 
@@ -159,7 +165,15 @@ def test_unfinished_names_the_command(tmp_path: Path) -> None:
 def test_damage_is_one_line_naming_the_file(tmp_path: Path, name: str, content: str) -> None:
     path = make_run(tmp_path / "a")
     (path / name).write_text(content, encoding="latin-1")
-    assert name in _refusal(path)
+    refusal = _refusal(path)
+    assert name in refusal and refusal.count("cannot be read") <= 1
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "environment.json"])
+def test_what_is_no_text_is_told_once(tmp_path: Path, name: str) -> None:
+    path = make_run(tmp_path / "a")
+    (path / name).write_bytes(b"\xff")
+    assert _refusal(path).count("cannot be read") == 1
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "weights.csv"])
