@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from deepteach.errors import ConfigError, DeepTeachError
@@ -104,6 +105,21 @@ def called(what: str, path: str, factory: Callable[..., Any], /, **offered: Any)
         raise ConfigError(
             f"{what} {path!r} failed ({brief(error)}): expected a function of nothing{takes}"
         ) from error
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with its `~` written out; that of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def refuse_unwritable(text: str) -> None:
+    """Raise ConfigError for a text that is no file's name, or that no file of a run can hold."""
+    if "\0" in text:
+        raise ConfigError(f"{text!r} holds a NUL character: leave it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{text!r} is not UTF-8: rename the file or folder") from None
 
 
 def parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:

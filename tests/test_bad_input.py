@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fake_run import make_run
 from toy import Answer, Command, arrays, command, files, settings, write_npz
 
@@ -15,6 +16,7 @@ from deepteach.errors import ConfigError, DataError
 from deepteach.training.api import run, train
 
 GOOD = arrays()
+OPTIMIZER = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
 
 
 @pytest.fixture
@@ -76,6 +78,7 @@ USAGE: dict[str, tuple[list[str], list[str]]] = {
     "no device": ([*TRAIN, "--device", "gpu"], ["'gpu'", "use auto or cpu"]),
     "device without data": ([*TRAIN, "--device", "meta"], ["'meta'", "use auto or cpu"]),
     "resume nowhere": (["train", "--resume"], ["--resume needs --out"]),
+    "resume a typo": (["train", "--resume", "--out", "rnu"], ["no rnu/config.yaml", "without"]),
     "doctor without student": (["doctor"], ["--student"]),
     "doctor window": (["doctor", "--student", "mlp", "--window", "0"], ["window"]),
     "doctor pass": (["doctor", "--student", "toy:raising"], ["toy:raising", "boom"]),
@@ -188,7 +191,9 @@ def test_debug_adds_the_traceback(call: Command) -> None:
 def test_a_file_is_no_output_folder(call: Command, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
     for arguments in (["--out", "taken"], ["--out", "taken", "--resume"]):
-        refused(call(*TRAIN, *arguments), "taken exists", "another --out")
+        answer = call(*TRAIN, *arguments)
+        refused(answer, "taken is a file", "another --out")
+        assert "--resume" not in answer.err
     refused(call(*TRAIN, "--out", "taken/below"), "taken/below", "another --out", code=5)
     assert (tmp_path / "taken").read_text() == "mine"
 
@@ -196,9 +201,22 @@ def test_a_file_is_no_output_folder(call: Command, tmp_path: Path) -> None:
 def test_a_folder_with_other_content_is_left_alone(call: Command, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
-    for arguments in (["--out", "taken"], ["--out", "taken", "--resume"]):
-        refused(call(*TRAIN, *arguments), "taken exists", "another --out")
+    refused(call(*TRAIN, "--out", "taken"), "taken exists", "another --out", "or --resume")
+    answer = call(*TRAIN, "--out", "taken", "--resume")
+    refused(answer, "cannot resume taken: it is no run's folder (no config.yaml)", "another --out")
+    assert "--resume" not in answer.err
     assert files(tmp_path / "taken") == {"thesis.txt": b"mine"}
+
+
+def test_resume_in_a_run_s_folder_needs_its_name(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settings name `run`, which is another folder from here."""
+    run(settings("npz:toy.npz", epochs=1, method="uniform", out="run"), load("npz:toy.npz", 0))
+    monkeypatch.chdir(tmp_path / "run")
+    before = files(tmp_path)
+    refused(call("train", "--resume"), "--resume needs --out")
+    assert files(tmp_path) == before
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:
@@ -250,6 +268,10 @@ def test_existing_files_are_not_overwritten_by_weights(call: Command, tmp_path: 
         ({}, {"classes": 2}, DataError, "outside 0..1"),
         ({}, {"internal": "none"}, ConfigError, "candidates"),
         ({}, {"noise": {"kind": "flip", "rate": 0.4}}, ConfigError, "noise"),
+        ({}, {"method": "focal"}, ConfigError, "teacher='focal'"),
+        ({}, {"student": "cnn"}, ConfigError, "the first argument"),
+        ({}, {"resume": True}, ConfigError, "resume needs out"),
+        ({}, {"optimizer": OPTIMIZER}, ConfigError, "give a function of the parameters"),
     ],
 )
 def test_train_refuses_as_the_command_does(

@@ -39,6 +39,7 @@ from deepteach.training.config import (
 from deepteach.training.signals import Interrupted
 
 EPOCHS = 2
+TINY = "train --data npz:toy.npz --epochs 1 --student mlp --threads 1 --out tiny --no-report"
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,11 @@ def test_the_summary(trained: Path) -> None:
     assert summary["test_accuracy_selected"] == tests[int(np.argmax(valid))]
     assert summary["valid_accuracy_best"] == max(valid)
     assert 0 <= summary["noise_auroc"] <= 1
+    assert summary["samples"] == {"train": 200, "valid": 60, "test": 100}
+    assert summary["classes"] == 3 and set(summary["data_identity"]) == {"file", "labels", "inputs"}
+    assert summary["student_parameters"] == sum(
+        leaf.numel() for leaf in build("mlp", (8,), 3, 0)[0].parameters()
+    )
     assert summary["baseline"]["method"] == "uniform"
     alone = json.loads((trained / "baseline" / "summary.json").read_text())
     assert summary["baseline"] == alone
@@ -231,6 +237,28 @@ def test_without_arguments_it_is_the_demo(call: Command, monkeypatch: pytest.Mon
     assert (config.data, config.noise.kind, config.noise.rate) == ("digits", "flip", 0.4)
     assert (config.method, config.baseline, config.beside) == ("deep", True, ("mwn",))
     assert config.out is not None and config.out.startswith("runs" + os.sep)
+
+
+def test_a_home_folder_is_written_out(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `--data` and `--decisions`; `--out=~/run` reaches us as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    (tmp_path / "me").mkdir()
+    write_npz(tmp_path / "me" / "toy.npz")
+    text = "data: npz:~/toy.npz\nepochs: 1\nthreads: 1\nstudent: mlp\nout: ~/first\n"
+    (tmp_path / "me" / "c.yaml").write_text(text)
+    assert call("train", "--config=~/c.yaml", "--no-report").code == 0
+    taken = "--teacher_from=~/first", "--baseline=false", "--out=~/second"
+    assert call("train", "--config=~/c.yaml", *taken, "--no-report").code == 0
+    assert call("train", "--resume", "--out=~/first", "--no-report").code == 0
+    assert call("weights", "~/first", "--out=~/w.csv").code == 0
+    assert call("compare", "~/first", "~/second", "--html=~/page.html").code == 0
+    there = {path.name for path in (tmp_path / "me").iterdir()}
+    assert there == {"toy.npz", "c.yaml", "first", "second", "w.csv", "page.html"}
+    assert not list(tmp_path.glob("~*")) and open_run("~/first").method == "deep"
+    nobody = call("train", "--data", "npz:~nobody-here/toy.npz", "--out", "third")
+    assert nobody.code == 2 and "~nobody-here/toy.npz does not exist" in nobody.err
 
 
 def test_the_truth_comes_with_the_data(call: Command, tmp_path: Path) -> None:
@@ -429,6 +457,39 @@ def test_a_reader_that_has_left(tmp_path: Path) -> None:
         parts = [sys.executable, "-m", "deepteach", "weights", "run"]
         done = subprocess.run(parts, cwd=tmp_path, stdout=pipe, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_training_whose_reader_has_left_goes_on(tmp_path: Path) -> None:
+    """`deepteach train ... 2>&1 | head`: nothing of it is lost."""
+    write_npz(tmp_path / "toy.npz", valid=6)  # too few: warned of
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        parts = [sys.executable, "-m", "deepteach", *TINY.split()]
+        done = subprocess.run(parts, cwd=tmp_path, stdout=pipe, stderr=pipe)
+    assert done.returncode == 0
+    assert [run.method for run in open_run(tmp_path / "tiny").beside] == ["uniform"]
+
+
+@pytest.mark.parametrize("line", ["weights run", TINY])
+def test_closed_streams(line: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "run", n=5)
+    write_npz(tmp_path / "toy.npz")
+    command = f"{sys.executable} -m deepteach {line} >&-"
+    done = subprocess.run(command, cwd=tmp_path, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert subprocess.run(f"{command} --topp 2>&-", cwd=tmp_path, shell=True).returncode == 2
+
+
+def test_output_that_is_not_utf_8(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", n=9, classes=("día", "夜"))
+    make_run(tmp_path / "more", n=9, seed=1, classes=("día", "夜"))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for line in ("weights run", "compare run more"):
+        parts = [sys.executable, "-m", "deepteach", *line.split()]
+        done = subprocess.run(parts, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout.isascii()
+        assert "\\x" in done.stdout
 
 
 def test_an_interrupted_command_ends_with_130(

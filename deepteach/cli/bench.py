@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from deepteach.cli.parser import Parser, refuse_below_one
 from deepteach.errors import ConfigError
+from deepteach.names import expanded
 
 
 def add(parser: Parser, full: bool) -> None:
@@ -27,16 +27,15 @@ def add(parser: Parser, full: bool) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, append to the file row by row, print the table."""
-    from rich.console import Console
-
     from deepteach.benchmarks.method_cost import measure_methods, method_table
     from deepteach.benchmarks.peers import PEERS
     from deepteach.benchmarks.plan import BENCH_STUDENTS, plans
     from deepteach.benchmarks.records import append, read_costs, refuse_overwrite
     from deepteach.benchmarks.update_cost import measure_updates, update_table
+    from deepteach.training.progress import Output
 
     refuse_below_one(options, "batch_size", "repeats", "threads")
-    path = Path(options.out or f"results/{'costs' if options.methods else 'bench'}.csv")
+    path = expanded(options.out or f"results/{'costs' if options.methods else 'bench'}.csv")
     going_on = options.resume and path.exists() and not options.methods
     rows = read_costs(path) if going_on else []
     if not going_on:
@@ -51,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     strangers = {row.student for row in rows} - {plan.student for plan in wanted}
     if strangers:
         raise ConfigError(f"the rows of {path} are of {min(strangers)!r} too: use another --out")
-    console = Console()
+    console = Output()
     with console.status("") as status:
         if options.methods:
             repeats = 1 if options.quick else options.repeats

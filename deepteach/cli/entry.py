@@ -6,6 +6,7 @@ neither torch nor what the other commands need.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import deepteach
 from deepteach.cli.parser import Parser
@@ -35,6 +36,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; `--debug` anywhere adds tracebacks."""
+    _open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     with warnings.catch_warnings():
@@ -42,8 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run([a for a in arguments if a != "--debug"], debug)
 
 
+def _open_streams() -> None:
+    """Streams that take any text: a closed one goes nowhere, others escape."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # `>&-`
+            setattr(sys, name, open(os.devnull, "w"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _say(message: object) -> None:
-    print(f"deepteach: {message}", file=sys.stderr)
+    try:
+        print(f"deepteach: {message}", file=sys.stderr, flush=True)
+    except BrokenPipeError:  # a warning that nobody reads ends no training
+        _send_nowhere(sys.stderr)
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(arguments: list[str], debug: bool) -> int:
@@ -64,7 +83,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         return error.exit_code
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has what it wanted: end as SIGPIPE would, in silence.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _send_nowhere(sys.stdout)
         return 128 + signal.SIGPIPE
     except OSError as error:
         if debug:
@@ -95,7 +114,7 @@ def _overview(arguments: list[str]) -> NoReturn:
         description=(deepteach.__doc__ or "").partition("\n")[0],
         epilog="deepteach COMMAND --help shows the options of a command. "
         "Exit codes: 0 done; 2 configuration, usage or data; 3 checkpoint; 4 numeric failure; "
-        "5 disk; 130 and 143 interrupted after a committed checkpoint.",
+        "5 disk; 6 another process was lost; 130 and 143 interrupted after a committed checkpoint.",
     )
     parser.add_argument("--version", action="version", version=f"deepteach {deepteach.__version__}")
     parser.add_argument("--debug", action="store_true", help="add the traceback to an error")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from deepteach.cli.parser import Parser, refuse_below_one
-from deepteach.names import known
+from deepteach.names import expanded, known
 
 
 def add(parser: Parser, full: bool) -> None:
@@ -35,9 +34,9 @@ def run(options: argparse.Namespace) -> int:
     refuse_below_one(options, "jobs", "seeds")
     cells = recipes.cells(options.table, options.scale, options.seeds)
     executor = known("executor", options.executor, executors.EXECUTORS)
-    out, failures = Path(options.out), []
+    out, failures = expanded(options.out), []
     if options.results is None:
-        table, data = out / f"{options.table}.csv", options.data and Path(options.data)
+        table, data = out / f"{options.table}.csv", options.data and expanded(options.data)
         # Its page is drawn from the runs themselves: rows are not enough.
         kept = {} if options.table == "figure2" else reproduce.kept_rows(table, cells)
         failures = reproduce.execute(
@@ -53,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         if rows:
             reproduce.write_csv(rows, table)
     else:
-        table = Path(options.results)
+        table = expanded(options.results)
         rows = [row for row in reproduce.read_csv(table) if row["table"] == options.table]
     if rows:
         for found in summary.summarise(rows, options.scale):

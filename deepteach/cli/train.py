@@ -8,14 +8,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from deepteach.cli.flags import Flags, merged_settings
 from deepteach.cli.parser import Parser
 from deepteach.errors import ConfigError
-from deepteach.names import is_path
+from deepteach.names import expanded, is_path
 from deepteach.training import config as configuration
-from deepteach.training.progress import Watcher, watching
+from deepteach.training.progress import Output, Watcher, watching
 
 
 def add(parser: Parser, full: bool) -> None:
@@ -39,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     from deepteach.training.api import run
 
     config = _config(options)
-    console = Console()
+    console = Output()
 
     def note(text: str) -> None:
         console.print(f"note: {text}", soft_wrap=True, markup=False)
@@ -82,10 +80,15 @@ def run(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> configuration.Config:
     """The configuration file, the flags over it, and a folder."""
     given: dict[str, Any] = options.flags.given(options)
-    source = options.config
-    if source is None and options.resume:
-        saved = Path(given.get("out") or "") / "config.yaml"
+    source, out = options.config, given.get("out")
+    if source is None and options.resume and out is not None:
+        saved = expanded(out) / "config.yaml"
         source = saved if saved.is_file() else None  # a run goes on as it was begun
+        if source is None and "data" not in given:
+            raise ConfigError(
+                f"cannot resume {out}: there is no {saved}: name the folder of a run, or begin one "
+                "without --resume"
+            )
     values = merged_settings(configuration.read(source) if source else {}, given)
     if not values and not options.resume:
         values = {"beside": ["mwn"]}  # the demo shows the best-known rival, too

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from deepteach.cli.parser import Parser, refuse_below_one
 from deepteach.errors import ConfigError
+from deepteach.names import expanded
 
 
 def add(parser: Parser, full: bool) -> None:
@@ -33,11 +33,11 @@ def run(options: argparse.Namespace) -> int:
     if options.clean is not None:
         if options.out is not None or options.top is not None:
             raise ConfigError("--clean writes the data set; give it without --out and --top")
-        print(write_cleaned(finished, Path(options.clean)))
+        print(write_cleaned(finished, expanded(options.clean)))
         return 0
     table = ranked(finished.weights, options.top)
     if options.out is None:
         sys.stdout.write(table.csv())
     else:
-        write(table, Path(options.out))
+        write(table, expanded(options.out))
     return 0

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from deepteach.data.rows import Samples, readable, select
 from deepteach.data.sheets import read_sheet
 from deepteach.data.validation import as_array, as_text, is_missing
 from deepteach.errors import DataError
-from deepteach.names import hint
+from deepteach.names import expanded, hint
 
 _COLUMNS = ("index", "label")
 
@@ -60,7 +59,7 @@ def decisions_of(given: Mapping[Any, Any] | str | os.PathLike[str]) -> Decisions
             f"decisions are of type {type(given).__name__}: expected the path of a csv, or a "
             "mapping of rows to labels, as {17: 2, 30: None}"
         )
-    path = Path(given).expanduser()
+    path = expanded(given)
     sheet, _ = read_sheet(path)
     for name in _COLUMNS:
         if name not in sheet.header:

@@ -10,9 +10,13 @@ import torch
 from deepteach.data.dataset import Data
 from deepteach.data.rows import fingerprint
 from deepteach.data.validation import as_array
+from deepteach.names import expanded
 
 _ROWS = 4096
 """Of the inputs, so that large ones are not read through."""
+
+_BLOCK = 2**16
+"""Bytes of a file that are read at a time; of a large one, as many blocks as there are `_ROWS`."""
 
 
 def identity_of(data: Data) -> dict[str, str]:
@@ -27,6 +31,26 @@ def identity_of(data: Data) -> dict[str, str]:
     inputs = [fingerprint(x) for x in (data.x_train, data.x_valid, data.x_test)]
     some = [None if x is None else x[:: -(-len(x) // _ROWS)] for x in inputs]
     return {"labels": _digest(labels), "inputs": _digest(some)}
+
+
+def file_of(spec: str) -> str | None:
+    """What the file that `spec` names holds, whatever a seed makes of it; None for no single file.
+
+    Of a large file its size and blocks of it, evenly spaced.
+    """
+    path = expanded(spec.partition(":")[2])
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            return None
+        found = hashlib.blake2b(f"{size}".encode(), digest_size=16)
+        with path.open("rb") as file:
+            for start in range(0, size, max(_BLOCK, size // _ROWS)):
+                file.seek(start)
+                found.update(file.read(_BLOCK))
+    except OSError:  # it is no file, or was moved since it was read
+        return None
+    return found.hexdigest()
 
 
 def _digest(parts: list[torch.Tensor | None] | tuple[torch.Tensor | None, ...]) -> str:

@@ -27,7 +27,7 @@ from deepteach.data.tables import table
 from deepteach.data.tasks.registry import AUTO
 from deepteach.data.worlds import changed
 from deepteach.errors import ConfigError, DataError
-from deepteach.names import called, hint, imported, is_path
+from deepteach.names import called, expanded, hint, imported, is_path
 
 _ARRAYS = tuple(inspect.signature(from_arrays).parameters)
 
@@ -87,7 +87,7 @@ def load(
     elif scheme in _READERS:
         if not path:
             raise ConfigError(f"data '{spec}' names no path: expected {scheme}:PATH")
-        file = Path(path).expanduser()
+        file = expanded(path)
         reading = Access(seed, workers, as_given, say)
         arrays, notes = _READERS[scheme](file, Asked(group, image_size, reading))
         try:

@@ -32,6 +32,7 @@ from deepteach.data.tasks.regression import Regression
 from deepteach.data.texts import Texts
 from deepteach.data.validation import as_text, is_number, plain_number
 from deepteach.errors import ConfigError, DataError
+from deepteach.names import expanded
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def written_back(spec: str, change: Change, out: Path) -> bytes:
     ending, write = _WRITERS[scheme]
     if out.suffix != ending:
         raise ConfigError(f"{out.name}: data '{spec}' are written as a {ending} file")
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.exists():
         raise DataError(
             f"{path} does not exist: start the command where the training was started, for the "

@@ -62,6 +62,9 @@ class TensorBoard(AbstractLogger):
 
 
 def _epochs(place: Path | None) -> set[int]:
+    """The epochs that event files there tell of; none where the folder is not there yet."""
+    if place is None or not place.is_dir():
+        return set()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(str(place), size_guidance={"scalars": 0}).Reload()

@@ -15,7 +15,7 @@ import numpy as np
 
 from deepteach.data.tasks.metrics import ACCURACY, Metric, metric_of
 from deepteach.errors import DataError
-from deepteach.report.pairing import UNIFORM, seed_of, setting_of, variants_of
+from deepteach.report.pairing import UNIFORM, seed_of, settings_of, variants_of
 from deepteach.report.stats import LITTLE_POWER, Gain, paired_gains
 from deepteach.report.table import UNKNOWN, TextTable, csv_text, mean_std, number, percent, times
 from deepteach.runs.reader import Run
@@ -168,15 +168,16 @@ def compare(runs: Sequence[Run]) -> Comparison:
         raise DataError("expected runs to compare, found none: name at least one run's folder")
     everything = {r.path.resolve(): r for run in runs for r in (run, *run.beside)}
     grouped: dict[tuple[tuple[str, str], ...], list[Run]] = {}
-    for run in everything.values():
-        grouped.setdefault(setting_of(run), []).append(run)
+    own = [*everything.values()]
+    for run, key in zip(own, settings_of(own), strict=True):
+        grouped.setdefault(key, []).append(run)
     shared = set.intersection(*(set(key) for key in grouped))
     settings = tuple(_setting(dict(key), set(key) - shared, grouped[key]) for key in grouped)
-    if len(grouped) == 1:
-        return Comparison(settings)
-    names = sorted({name for key in grouped for name, _ in set(key) - shared})
-    note = f"The tables differ in {', '.join(names)}: runs of different tables are not paired."
-    return Comparison(settings, (note,))
+    notes = [f"{run.path}: {note}" for run in runs for note in run.notes]
+    if len(grouped) > 1:
+        names = ", ".join(sorted({name for key in grouped for name, _ in set(key) - shared}))
+        notes.append(f"The tables differ in {names}: runs of different tables are not paired.")
+    return Comparison(settings, tuple(notes))
 
 
 def _setting(values: Mapping[str, str], apart: set[tuple[str, str]], runs: list[Run]) -> Setting:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from deepteach.data.tasks.metrics import METRICS
 from deepteach.data.tasks.regression import Regression
 from deepteach.errors import ConfigError, DataError
+from deepteach.names import expanded
 from deepteach.report import plots
 from deepteach.report.compare import Comparison, Setting, compare, method_results, results_table
 from deepteach.report.distrust import distrust_tables
@@ -106,7 +107,7 @@ def write_comparison(runs: Sequence[Run], path: str | Path) -> Path:
         ConfigError: `path` is a file that deepteach did not write.
         StorageError: it cannot be written.
     """
-    path = Path(path)
+    path = expanded(path)
     _refuse_foreign(path)
     comparison = compare(runs)
     count = sum(len(one.runs) for setting in comparison.settings for one in setting.methods)

@@ -8,6 +8,7 @@ from typing import Any
 from deepteach.runs.reader import Run
 
 UNIFORM = "uniform"
+_LETTERS = 8  # of a digest
 # Settings that only the teacher uses tell variants of a method apart; these say where and
 # how a run ran. Any other setting that differs makes another schedule: nothing is paired.
 _TEACHING = set(
@@ -29,10 +30,15 @@ def _is_seed(name: str) -> bool:
     return name.split(".")[-1].endswith("seed")
 
 
-def setting_of(run: Run) -> tuple[tuple[str, str], ...]:
-    """Everything that must agree before two runs may be paired."""
+Key = tuple[tuple[str, str], ...]
+"""Names and values of settings, by which runs are grouped."""
+
+
+def setting_of(run: Run) -> Key:
+    """Everything that must agree before two runs of whatever seeds may be paired."""
     settings = flat({**run.config, "noise": run.config.get("noise", run.summary.get("noise"))})
     settings.setdefault("data", str(run.summary.get("data")))
+    settings |= _known_by(run)
     return tuple(
         sorted(
             (name, value)
@@ -40,6 +46,47 @@ def setting_of(run: Run) -> tuple[tuple[str, str], ...]:
             if name.split(".")[0] not in _TEACHING | _BOOKKEEPING and not _is_seed(name)
         )
     )
+
+
+def settings_of(runs: Sequence[Run]) -> list[Key]:
+    """As `setting_of`, of each; runs of one seed are also told apart by their very data.
+
+    Runs of several seeds are not: a seed decides noise and splits.
+    """
+    keys, found = [setting_of(run) for run in runs], [_contents(run) for run in runs]
+    by_seed: dict[tuple[Key, str], set[str]] = {}
+    for run, key, own in zip(runs, keys, found, strict=True):
+        by_seed.setdefault((key, seed_of(run)), set()).add(own)
+    mixed = {key for (key, _), several in by_seed.items() if len(several) > 1}
+    return [
+        (*key, ("contents", own)) if key in mixed else key
+        for key, own in zip(keys, found, strict=True)
+    ]
+
+
+def _known_by(run: Run) -> dict[str, str]:
+    """What tells data and students of one name apart, whatever the seed.
+
+    Nothing of runs of earlier versions, which did not write it.
+    """
+    summary = run.summary
+    found = {k: str(summary[k]) for k in ("classes", "student_parameters") if k in summary}
+    samples, file = summary.get("samples"), _identity(run).get("file")
+    if file is not None:
+        found["file"] = str(file)[:_LETTERS]
+    elif isinstance(samples, dict):  # in all: a seed may decide which are split off
+        found["samples"] = str(sum(n for n in samples.values() if isinstance(n, int)))
+    return found
+
+
+def _contents(run: Run) -> str:
+    identity = _identity(run)
+    return " ".join(str(identity.get(name))[:_LETTERS] for name in ("labels", "inputs"))
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    found = run.summary.get("data_identity")
+    return found if isinstance(found, dict) else {}
 
 
 def seed_of(run: Run) -> str:

@@ -26,7 +26,7 @@ class TextTable:
     def to_rich(self) -> Table:
         table = Table(title=Text(self.title), caption=Text("\n".join(self.notes)) or None)
         for i, column in enumerate(self.columns):
-            table.add_column(Text(column), justify="right" if i else "left")
+            table.add_column(Text(column), justify="right" if i else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table

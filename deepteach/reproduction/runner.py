@@ -26,6 +26,7 @@ from deepteach.report.table import csv_text
 from deepteach.reproduction.cell import Cell
 from deepteach.reproduction.launch import Entry, Executor, Job, by_processes
 from deepteach.runs.storage import probe_writable, write_atomic
+from deepteach.training.progress import Output
 
 COLUMNS = (
     "table data noise rate student method variant seed test_error_last test_error_best "
@@ -130,7 +131,7 @@ def execute(
         probe_writable(folder)
     version = commit()
     executor = executor or by_processes
-    console = console or Console()
+    console = console or Output()
     with _progress(console) as bar:
         task_id = bar.add_task("runs", total=len(pending))
         # A run that needs another's teacher comes after it.

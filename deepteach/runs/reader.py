@@ -7,6 +7,7 @@ safe loader, tensors through safetensors, no pickle, and damage is one line with
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,15 +20,19 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from deepteach.errors import DataError
+from deepteach.names import expanded
 from deepteach.runs import safe_yaml
 from deepteach.runs.sample_table import SampleTable
 from deepteach.runs.weights import GroupWeight, Weights, damaged, read_groups, read_weights
 
 BASELINE_FOLDER = "baseline"  # the sub-folder of the uniform run on the same schedule
 _NUMBERS = (  # fields of summary.json that are a number, or null where unknown
-    "seed epochs steps seconds noise_auroc teacher_parameters "
+    "seed epochs steps seconds classes noise_auroc student_parameters teacher_parameters "
     "noise_precision_100 noise_precision_1000 loss_auroc quality_auroc"
 ).split()
+_APART = set(  # settings in which runs on one schedule may differ
+    "method baseline beside adjoint graphs teacher_lr out device threads workers logger".split()
+)
 _FIGURES = ("test_", "valid_")  # what the names of others, figures of predictions, begin with
 
 
@@ -90,13 +95,23 @@ def open_run(path: str | Path) -> Run:
     Raises:
         DataError: the folder is not a run's, the run is unfinished, or a file is damaged.
     """
-    run = _open(Path(path))
+    run = _open(expanded(path))
     beside, notes = [], list(run.notes)
     for folder in sorted(p for p in run.path.iterdir() if (p / "config.yaml").is_file()):
-        if (folder / "summary.json").is_file():
-            beside.append(_open(folder))
-        else:
+        if not (folder / "summary.json").is_file():
             notes.append(f"{folder.name} is unfinished and left out")
+            continue
+        other = _open(folder)
+        differing = [
+            key
+            for key in sorted((run.config.keys() & other.config.keys()) - _APART)
+            if run.config[key] != other.config[key]
+        ]
+        if differing and folder.name != BASELINE_FOLDER:
+            told = ", ".join(differing)
+            notes.append(f"{folder.name} was not trained beside this run (other {told}): left out")
+        else:
+            beside.append(other)
     beside.sort(key=lambda other: other.path.name != BASELINE_FOLDER)
     return replace(run, beside=tuple(beside), notes=tuple(notes))
 
@@ -113,8 +128,7 @@ def _open(path: Path) -> Run:
         )
     if not (path / "summary.json").is_file():
         raise DataError(
-            f"the run in {path} is unfinished (no summary.json): finish it with "
-            f"`deepteach train --config {path / 'config.yaml'} --out {path} --resume`"
+            f"the run in {path} is unfinished (no summary.json): finish it with {_going_on(path)}"
         )
     config = _mapping(path / "config.yaml", safe_yaml.parse)
     summary = _mapping(path / "summary.json", json.loads)
@@ -138,6 +152,18 @@ def _open(path: Path) -> Run:
     )
 
 
+def _going_on(path: Path) -> str:
+    """The command, or the call, that began the run in a folder and goes on with it."""
+    try:
+        begun = safe_yaml.parse((path / "config.yaml").read_text(encoding="utf-8"))
+        own = begun["data"] == "arrays" or begun["student"] == "custom"  # as `train` calls them
+    except (OSError, ValueError, LookupError, TypeError):
+        own = False  # the command will tell what is wrong with them
+    if own:
+        return f"the same dt.train(..., out={str(path)!r}, resume=True)"
+    return f"`deepteach train --out {shlex.quote(str(path))} --resume`"
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -146,8 +172,9 @@ def _text(path: Path) -> str:
 
 
 def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    text = _text(path)
     try:
-        found = parse(_text(path))
+        found = parse(text)
     except (ValueError, RecursionError) as error:
         raise DataError(damaged(path, error)) from error
     if not isinstance(found, dict):

@@ -32,6 +32,7 @@ from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError, DataError
 from deepteach.loggers.base import AbstractLogger
 from deepteach.loggers.registry import logger_of
+from deepteach.names import expanded
 from deepteach.report.pairing import UNIFORM
 from deepteach.runs.lock import RunLock
 from deepteach.runs.reader import BASELINE_FOLDER, Run
@@ -39,7 +40,7 @@ from deepteach.runs.sample_table import SampleTable
 from deepteach.runs.weights import Weights
 from deepteach.teachers.registry import method_name
 from deepteach.training import build
-from deepteach.training.choices import Overrides, name_of
+from deepteach.training.choices import Overrides, name_of, refuse_misplaced
 from deepteach.training.config import RUNTIME_KEYS, Config, make
 from deepteach.training.evaluate import Trust
 from deepteach.training.progress import Silent
@@ -265,16 +266,7 @@ def configured(
     Raises:
         ConfigError: a setting that is unknown, or has no meaning for such data.
     """
-    if settings.get("world") is not None:
-        raise ConfigError(
-            "train takes the data as they are, so it has no setting world: change the arrays with "
-            "deepteach.data.worlds.changed"
-        )
-    if "noise" in settings:
-        raise ConfigError(
-            "train takes labels as they are, so it has no setting noise: change the labels with "
-            "deepteach.data.noise and pass y_clean"
-        )
+    refuse_misplaced(settings)
     if model is None:
         raise ConfigError("model is None: give an nn.Module, or the name of a student, as 'mlp'")
     if not isinstance(settings.get("out"), str | os.PathLike | None):
@@ -317,6 +309,8 @@ def run(
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if resume and config.out is None:
+        raise ConfigError("resume needs out: name the folder of the run to go on with")
     watch = watch or (lambda name, epochs, steps: nullcontext(Silent()))
     if config.decisions is not None and config.decisions != GIVEN and not data.decisions:
         data = decided(data, decisions_of(config.decisions))
@@ -328,7 +322,8 @@ def run(
     with ExitStack() as stack:
         ranks = stack.enter_context(joined(device))
         # A folder named by the time of day has another name on every rank.
-        config = config.model_copy(update={"out": ranks.told(config.out)})
+        out = ranks.told(None if config.out is None else str(expanded(config.out)))
+        config = config.model_copy(update={"out": out})
         settings = config.model_dump_json(exclude=set(RUNTIME_KEYS))
         inputs = [fingerprint(x) for x in (data.x_train, data.x_valid, data.x_test)]
         parts = (*inputs, data.y_train, data.y_valid, data.y_test, data.group)

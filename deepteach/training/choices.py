@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,6 +18,16 @@ from deepteach.training.optimizers import OPTIMIZERS, Parameters
 
 OptimizerOf = Callable[[Parameters], torch.optim.Optimizer]
 
+ELSEWHERE = {
+    "world": "it takes the data as they are, so change the arrays with "
+    "deepteach.data.worlds.changed",
+    "noise": "it takes labels as they are, so change them with deepteach.data.noise and pass "
+    "y_clean",
+    "method": "name the method by the argument teacher, as in teacher='focal'",
+    "student": "give the model, or the name of one, as the first argument",
+}
+"""Settings of the command line for which `train` has something else."""
+
 
 @dataclass(frozen=True)
 class Overrides:
@@ -26,6 +36,19 @@ class Overrides:
     optimizer: Callable[..., torch.optim.Optimizer] | None = None
     loss: SampleLoss | None = None
     augment: Augmentation | None = None
+
+
+def refuse_misplaced(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError for settings that `train` takes in another place or form."""
+    for name, told in ELSEWHERE.items():
+        if settings.get(name) is not None:
+            raise ConfigError(f"train has no setting {name}: {told}")
+    if isinstance(settings.get("optimizer"), torch.optim.Optimizer):
+        kind = type(settings["optimizer"]).__name__
+        raise ConfigError(
+            f"optimizer is an object of type {kind}, and a run makes several: give a function of "
+            f"the parameters, as lambda parameters: {kind}(parameters, lr=0.1)"
+        )
 
 
 def name_of(value: object) -> str:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -22,6 +22,8 @@ from pydantic import (
     Field,
     NonNegativeInt,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -33,7 +35,7 @@ from deepteach.data.tasks.registry import AUTO, TASKS
 from deepteach.data.worlds import WORLDS
 from deepteach.errors import ConfigError
 from deepteach.loggers.registry import LOGGERS
-from deepteach.names import hint, is_path, known
+from deepteach.names import expanded, hint, is_path, known, refuse_unwritable
 from deepteach.runs import safe_yaml
 from deepteach.training.optimizers import OPTIMIZERS
 from deepteach.training.schedule import Shape
@@ -137,10 +139,38 @@ def _finite_or_none(value: float | None) -> float | None:
     return None if value == math.inf else value
 
 
-class NoiseConfig(BaseModel):
-    """Label noise added to the training labels."""
+def _parts(value: Any) -> Any:
+    """`mwn,focal` as a flag has it, or a number, as a list."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int) else value
+
+
+def _count_or_auto(value: Any) -> Any:
+    if value != "auto" and not re.fullmatch(r"\d+", str(value)):
+        raise ConfigError(f"expected a count of 0 or more, or auto, got {value!r}")
+    return value
+
+
+class _Settings(BaseModel):
+    """What holds for every value: it can be written to a file, and true is no number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_unfit(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(part, bool) and bool not in (annotation, *get_args(annotation)):
+                raise ValueError(f"expected a number or a name, got {str(part).lower()}")
+            if isinstance(part, str):
+                refuse_unwritable(part)
+        return value
+
+
+class NoiseConfig(_Settings):
+    """Label noise added to the training labels."""
 
     kind: Kind = setting("none", "data", "flip, uniform, shuffle, ...", common=True)
     rate: float = setting(0.0, "data", "share of labels drawn anew", common=True, ge=0, le=1)
@@ -155,10 +185,10 @@ class NoiseConfig(BaseModel):
         return self
 
 
-class Config(BaseModel):
+class Config(_Settings):
     """A run. `None` means that the run decides, as the description says."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     data: str = setting(
         "digits",
@@ -225,7 +255,7 @@ class Config(BaseModel):
     micro_batch: int | None = setting(
         None, "teacher", "samples of a step that the meta-gradient takes at a time", gt=0
     )
-    graphs: Annotated[int, Field(ge=0)] | Literal["auto"] = setting(
+    graphs: Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)] = setting(
         0, "teacher", "training passes of a window whose graphs are kept, or auto: memory for time"
     )
     through_weights: bool = setting(False, "teacher", "differentiate through the weights too")
@@ -256,7 +286,7 @@ class Config(BaseModel):
     warmup: float = setting(0, "training", "epochs in which the rate rises from 0", ge=0, le=1e6)
     momentum: float = setting(0.9, "training", "of Adam: beta_1", ge=0, lt=1)
     weight_decay: float = setting(5e-4, "training", "pull of every parameter to 0", ge=0, le=1e3)
-    milestones: tuple[NonNegativeInt, ...] | None = setting(
+    milestones: Annotated[tuple[NonNegativeInt, ...] | None, BeforeValidator(_parts)] = setting(
         None, "training", "step: epochs that divide the rate by 10 (default: 2/3 and 5/6 of them)"
     )
     loss: Annotated[str | None, BeforeValidator(_path_or_none)] = setting(
@@ -306,14 +336,14 @@ class Config(BaseModel):
 
     seed: int = setting(0, "run", "of everything that is drawn", common=True, ge=0, lt=2**32)
     baseline: bool = setting(True, "run", "train plainly on the same schedule, too", common=True)
-    beside: tuple[str, ...] = setting(
+    beside: Annotated[tuple[str, ...], BeforeValidator(_parts)] = setting(
         (), "run", "more methods to train on the same schedule: mwn,focal", common=True
     )
     device: str = setting("auto", "run", "auto, cpu, cuda, cuda:1")
     threads: int | None = setting(None, "run", "CPU threads (default: torch's)", gt=0, le=4096)
-    logger: tuple[Annotated[str, _one_of("logger", LOGGERS, path=True)], ...] = setting(
-        (), "run", f"{','.join(LOGGERS)} or package.module:name: told of every epoch"
-    )
+    logger: Annotated[
+        tuple[Annotated[str, _one_of("logger", LOGGERS, path=True)], ...], BeforeValidator(_parts)
+    ] = setting((), "run", f"{','.join(LOGGERS)} or package.module:name: told of every epoch")
     out: str | None = setting(
         None, "run", "the run's folder (default: a new one in runs/)", common=True
     )
@@ -367,8 +397,9 @@ def make(values: dict[str, Any]) -> Config:
 
 def read(path: str | Path) -> dict[str, Any]:
     """A YAML mapping of settings, by a loader that refuses tags and duplicate keys."""
+    path = expanded(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from None
     try:
@@ -380,7 +411,20 @@ def read(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
-    return values
+    return _nested(values, path)
+
+
+def _nested(values: dict[Any, Any], path: Path) -> dict[str, Any]:
+    """Keys with a dot, as flags have them (`noise.kind`), as the mapping that they are of."""
+    dotted = {key for key in known_keys() if "." in key and key in values}
+    found = {key: value for key, value in values.items() if key not in dotted}
+    for key in sorted(dotted):
+        owner, _, name = key.partition(".")
+        place = found.setdefault(owner, {})
+        if not isinstance(place, dict) or name in place:
+            raise ConfigError(f"{path} sets {key} twice: leave out one of them")
+        found[owner] = {**place, name: values[key]}
+    return found
 
 
 def dump(config: Config) -> str:

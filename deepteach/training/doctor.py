@@ -67,6 +67,11 @@ def examine(config: Config, data: Data) -> Iterator[str]:
     Raises:
         ConfigError: the student cannot be taught exactly; with the remedy.
     """
+    if config.batch_size == 1:
+        raise ConfigError(
+            "batch_size 1: the weight of a single sample is always 1, so no teacher can be "
+            "examined: give 2 or more"
+        )
     window, interval = config.window or 2, config.interval or 20
     if window > interval:
         raise ConfigError(

@@ -300,7 +300,8 @@ class TrainingLoop:
         weights = self.ranks.whole(self.coach.last_weights, len(rows))
         trust = self.ranks.whole(self.coach.last_trust, len(rows))
         own = (rows < len(self.y)).to(self.device)
-        scaled = (trust * len(trust)).to(self.weights.dtype)
+        largest = torch.finfo(self.weights.dtype).max
+        scaled = (trust * len(trust)).to(self.weights.dtype).clamp(max=largest)
         self.weights[rows.to(self.device)[own]] = scaled[own]
         self._losses += loss
         # Not every teacher's weights sum to 1, and all of a batch's may be 0.
@@ -336,6 +337,7 @@ class TrainingLoop:
         owned = {
             "student": self.module.state_dict(),
             "teacher": {**dict(teacher.named_parameters()), **marked},
+            "samples": {"weights": self.weights},
         }
         bad = next(
             (

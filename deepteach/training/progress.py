@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from rich.console import Console
@@ -32,6 +32,14 @@ class Silent:
 
     def epoch(self, line: dict) -> None:
         pass
+
+
+class Output(Console):
+    """A console whose reader may leave, as `| head` does: what is under way goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        with suppress(SystemExit):  # by which rich ends the process
+            super().on_broken_pipe()
 
 
 class Lines:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.data.dataset import Data
-from deepteach.data.identity import identity_of
+from deepteach.data.identity import file_of, identity_of
 from deepteach.data.rows import Samples, readable, select
 from deepteach.loggers.base import AbstractLogger, LoggedRun, flat_settings
 from deepteach.rng import stream
@@ -69,10 +69,22 @@ class MethodRun:
         self.log = RunLog()
         self.task, truth = data.task, data.y_clean
         self.wrong = None if truth is None else self.task.differ(truth, data.y_train)
+        self._file = file_of(config.data)  # now: it may be edited before the run ends
 
     @cached_property
     def _identity(self) -> dict[str, str]:
         return identity_of(self.data)
+
+    def _of_data(self) -> dict[str, Any]:
+        """What tells the data and the student apart from others of the same name."""
+        data, module = self.data, self.loop.module
+        parts = {"train": data.y_train, "valid": data.y_valid, "test": data.y_test}
+        return {
+            "samples": {name: 0 if y is None else len(y) for name, y in parts.items()},
+            "classes": self.task.outputs,
+            "data_identity": {"file": self._file, **self._identity},
+            "student_parameters": sum(p.numel() for p in module.parameters()),
+        }
 
     def go(self, watch: Watch, resume: bool) -> None:
         """Train to the end, from the newest verified checkpoint where there is one."""
@@ -256,6 +268,7 @@ class MethodRun:
             "data": config.data,
             "noise": config.noise.model_dump(),
             "student": config.student,
+            **self._of_data(),
             "seed": config.seed,
             "epochs": config.epochs,
             "last_epoch": self.log.metrics[-1]["epoch"],

@@ -44,10 +44,17 @@ def claim(folder: Path, config: Config, resume: bool, decisions: str = "") -> No
             )
         _refuse_others(folder, decisions)
         return
-    if folder.exists() and (not folder.is_dir() or _contents(folder)):
+    if not folder.exists() or (folder.is_dir() and not _contents(folder)):
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file: choose another --out, the name of a folder")
+    if resume:
         raise ConfigError(
-            f"the output folder {folder} exists: choose another --out, or --resume to go on"
+            f"cannot resume {folder}: it is no run's folder (no config.yaml): choose another --out"
         )
+    raise ConfigError(
+        f"the output folder {folder} exists: choose another --out, or --resume to go on"
+    )
 
 
 def _refuse_others(folder: Path, decisions: str) -> None:

@@ -10,6 +10,9 @@ from torch import Tensor
 SHOWN = 10_000
 """Samples whose weights are kept for every epoch; of more, as many are taken evenly spaced."""
 
+LARGEST_WEIGHT = torch.finfo(torch.float16).max
+"""Weights are unbounded where a teacher is sure of few samples; a course holds none above it."""
+
 
 class WeightHistory:
     """Numbers of fixed size a sample, however long the run.
@@ -33,7 +36,7 @@ class WeightHistory:
 
     def append(self, weights: Tensor) -> None:
         """`(n,)` weights after one more epoch."""
-        weights = weights.half()
+        weights = weights.clamp(max=LARGEST_WEIGHT).half()
         if len(weights) > SHOWN:
             total = torch.zeros(len(weights)) if self._total is None else self._total
             self._total = total + weights.float()

@@ -65,6 +65,13 @@ def stopped_and_resumed(folder: Path, logger: Any) -> None:
     assert [line["epoch"] for line in lines_of(folder)] == [1, 2, 3]
 
 
+def test_tensorboard_begins_anew_where_its_folder_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        train(out=tmp_path / "a", logger=stop_after(2))
+    train(out=tmp_path / "a", logger="tensorboard", resume=True)
+    assert [*(tmp_path / "a" / "tensorboard").iterdir()]
+
+
 def test_tensorboard_has_every_epoch_once(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import plugin_data_pb2 as messages

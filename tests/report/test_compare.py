@@ -138,6 +138,62 @@ def test_other_schedules_are_not_paired(tmp_path: Path, change: dict[str, object
     assert "no uniform baseline on this schedule" in comparison.to_text()
 
 
+def known_by(runs: list[Run], **fields: object) -> list[Run]:
+    """The runs, whose summaries also say what their data and student are known by."""
+    for run in runs:
+        path = run.path / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return [open_run(run.path) for run in runs]
+
+
+SMALL = {"classes": 2, "student_parameters": 58, "samples": {"train": 80, "valid": 20, "test": 20}}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"classes": 4}, "classes"),
+        ({"student_parameters": 644}, "student_parameters"),
+        ({"samples": {"train": 400, "valid": 20, "test": 20}}, "samples"),
+        ({"data_identity": {"file": "f" * 32}}, "file, samples"),
+    ],
+)
+def test_other_data_and_students_of_one_name_are_not_pooled(
+    tmp_path: Path, change: dict[str, object], told: str
+) -> None:
+    """All arrays are called `arrays`, all modules `custom`, and a file may be edited."""
+    runs = known_by(_runs(tmp_path / "a", "deep", DEEP, data="arrays", student="custom"), **SMALL)
+    others = _runs(tmp_path / "b", "uniform", UNIFORM, data="arrays", student="custom")
+    comparison = compare([*runs, *known_by(others, **(SMALL | change))])
+    assert len(comparison.settings) == 2
+    assert f"differ in {told}: runs of different" in comparison.to_text()
+    same = _runs(tmp_path / "c", "uniform", UNIFORM, data="arrays", student="custom")
+    moved = {"samples": {"train": 70, "valid": 30, "test": 20}}  # split by the seed
+    assert len(compare([*runs, *known_by(same, **(SMALL | moved))]).settings) == 1
+
+
+def test_a_seed_may_decide_the_data_but_one_seed_has_one(tmp_path: Path) -> None:
+    runs = _runs(tmp_path / "a", "deep", DEEP) + _runs(tmp_path / "a", "uniform", UNIFORM)
+    seeds = [str(run.summary["seed"]) for run in runs]
+    runs = [
+        known_by([run], data_identity={"file": None, "labels": seed, "inputs": "x"})[0]
+        for run, seed in zip(runs, seeds, strict=True)
+    ]
+    assert _methods(runs)["deep"].gain is not None
+    (other,) = _runs(tmp_path / "b", "uniform", UNIFORM[:1])
+    identity = {"file": None, "labels": "another", "inputs": "x"}
+    text = compare([*runs, *known_by([other], data_identity=identity)]).to_text()
+    assert "contents another x" in text and "differ in contents: runs of different" in text
+
+
+def test_what_was_left_out_of_a_run_is_told(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", samples=False)
+    make_run(path / "inner", method="focal", data="npz:other.npz", samples=False)
+    text = compare([open_run(path)]).to_text()
+    assert "inner was not trained beside this run (other data): left out" in text
+    assert "focal" not in text
+
+
 def test_teacher_settings_make_variants(tmp_path: Path) -> None:
     runs = _runs(tmp_path / "a", "deep", DEEP) + _runs(tmp_path / "b", "deep", FOCAL, window=5)
     runs += _runs(tmp_path / "c", "uniform", UNIFORM, window=7)
@@ -198,6 +254,17 @@ def test_results_table(tmp_path: Path) -> None:
     for shown in ("90.00", "89.00", "91.00", "0.950", "30.0", "3.00 x", "optimistic best %"):
         assert shown in text
     assert method_result({"method": "deep"}).relative_cost is None
+
+
+def test_names_of_methods_stay_whole_where_it_is_narrow() -> None:
+    names = ("focal+gamma=0.5", "focal+gamma=2.0")
+    columns = ("method", *("optimistic best %",) * 6)
+    table = TextTable("Results", columns, tuple((name, *("97.25",) * 6) for name in names))
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(table.to_rich())
+    text = console.export_text()
+    cells = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    assert "…" not in text and "".join(cells) == "".join(names)
 
 
 def test_cells_cannot_break_a_table() -> None:

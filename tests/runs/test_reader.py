@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import make_run
+import yaml
+from fake_run import CONFIG, make_run
 
 from deepteach.errors import DataError
 from deepteach.runs.reader import open_run
@@ -68,6 +70,20 @@ def test_unfinished_neighbour_is_left_out(tmp_path: Path) -> None:
     assert run.beside == () and run.notes == ("baseline is unfinished and left out",)
 
 
+@pytest.mark.parametrize(
+    "change", [{"data": "npz:a.npz"}, {"seed": 1}, {"epochs": 9}, {"noise": {"kind": "none"}}]
+)
+def test_another_run_in_the_folder_is_no_neighbour(tmp_path: Path, change: dict[str, Any]) -> None:
+    """As `--out runs/a/inner` leaves it."""
+    path = make_run(tmp_path / "a")
+    make_run(path / "inner", method="focal", **change)
+    make_run(path / "mwn", method="mwn", teacher_lr=None, device="cuda", out="runs/a/mwn")
+    run = open_run(path)
+    assert [other.method for other in run.beside] == ["mwn"]
+    (note,) = run.notes
+    assert note == f"inner was not trained beside this run (other {next(iter(change))}): left out"
+
+
 def test_lines_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_run(tmp_path / "a", n=50, classes=("a", "bee", "c,d"), sources=("x", "yy"))
     whole = open_run(path)
@@ -110,8 +126,13 @@ def test_not_a_run(tmp_path: Path) -> None:
 
 
 def test_unfinished_names_the_command(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "a")
+    path = make_run(tmp_path / "my runs")
     (path / "summary.json").unlink()
+    assert f"`deepteach train --out '{path}' --resume`" in _refusal(path)
+    for own in ({"data": "arrays"}, {"student": "custom"}):
+        (path / "config.yaml").write_text(yaml.safe_dump(CONFIG | own))
+        assert f"dt.train(..., out='{path}', resume=True)" in _refusal(path)
+    (path / "config.yaml").write_text("a: [1")
     assert "--resume" in _refusal(path)
 
 
@@ -144,7 +165,15 @@ def test_unfinished_names_the_command(tmp_path: Path) -> None:
 def test_damage_is_one_line_naming_the_file(tmp_path: Path, name: str, content: str) -> None:
     path = make_run(tmp_path / "a")
     (path / name).write_text(content, encoding="latin-1")
-    assert name in _refusal(path)
+    refusal = _refusal(path)
+    assert name in refusal and refusal.count("cannot be read") <= 1
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "environment.json"])
+def test_what_is_no_text_is_told_once(tmp_path: Path, name: str) -> None:
+    path = make_run(tmp_path / "a")
+    (path / name).write_bytes(b"\xff")
+    assert _refusal(path).count("cannot be read") == 1
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "weights.csv"])

@@ -34,7 +34,7 @@ from deepteach.training.config import (
 from deepteach.training.optimizers import OPTIMIZERS
 
 KEYS = sorted(known_keys())
-TEXT = st.text(min_size=1, max_size=20)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
 PATH = st.sampled_from(["mine:make", "my.own:Part.make"])
 
 
@@ -203,7 +203,7 @@ WRONG: dict[str, list[Any]] = {
     "lr": [0, -0.0, -1, 1e4, 10**30, "x", None, float("nan"), float("inf"), -float("inf")],
     "momentum": [1, -0.1, 2, float("nan")],
     "weight_decay": [-1, 1e9, float("nan")],
-    "milestones": [3, "3", ["a"], [1.5], [-5]],
+    "milestones": [1.5, "a", "3,-5", ["a"], [1.5], [-5], [True]],
     "augment": [3, "si", "mine:"],
     "task": ["classify", None, 3, ":"],
     "image_size": [0, -1, 10**6, "large"],
@@ -213,10 +213,10 @@ WRONG: dict[str, list[Any]] = {
     "accumulate": [0, -4, 1.5, None, 10**5],
     "seed": [-1, 2**32, 1.5, None],
     "baseline": ["maybe", 7, None],
-    "beside": ["mwn", [1], 2],
+    "beside": [[1], 2, {"mwn": 1}],
     "device": [0, None],
     "threads": [0, -2, 10**6],
-    "logger": ["tensorboard", ["tensorbord"], ["mine:"], [3], None],
+    "logger": ["tensorbord", "mlflow,tensorbord", ["tensorbord"], ["mine:"], [3], None],
     "out": [3, ["a"]],
 }
 
@@ -227,6 +227,47 @@ def test_wrong_values_are_named(key: str) -> None:
         with pytest.raises(ConfigError, match=rf"^{key}\b") as caught:
             make({"data": "digits", key: value})
         assert "\n" not in str(caught.value), value
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_true_is_no_number_and_no_name(key: str) -> None:
+    owner, _, name = key.rpartition(".")
+    values = {owner: {name: True}} if owner else {key: True}
+    if key in ("augment", "baseline", "channels_last", "through_weights"):
+        assert getattr(make(values), key) is True
+        return
+    with pytest.raises(ConfigError, match=rf"^{key}\b"):
+        make({"data": "digits", **values})
+
+
+@pytest.mark.parametrize("key", ["data", "out", "group", "decisions", "teacher_from", "beside"])
+@pytest.mark.parametrize(("text", "said"), [("a\0b", "NUL"), ("a\udcffb", "not UTF-8: rename")])
+def test_what_no_file_can_hold_is_refused(key: str, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}: .*{said}") as caught:
+        make({"data": "digits", key: [text] if key == "beside" else text})
+    str(caught.value).encode()
+
+
+def test_lists_as_flags_say_them(tmp_path: Path) -> None:
+    text = "data: digits\nbeside: mwn, focal\nlogger: tensorboard,mlflow\nmilestones: 1,2"
+    found = make(written(tmp_path, text))
+    assert (found.beside, found.logger) == (("mwn", "focal"), ("tensorboard", "mlflow"))
+    assert found.milestones == (1, 2) and make({"milestones": 3}).milestones == (3,)
+
+
+def test_keys_with_a_dot_as_flags_say_them(tmp_path: Path) -> None:
+    whole = make(written(tmp_path, "data: digits\nnoise: {kind: flip, rate: 0.4, seed: 3}"))
+    parts = "data: digits\nnoise.kind: flip\nnoise.rate: 0.4\n"
+    assert make(written(tmp_path, f"{parts}noise.seed: 3")) == whole
+    assert make(written(tmp_path, f"{parts}noise: {{seed: 3}}")) == whole
+    for other in ("noise: {kind: flip}", "noise: flip"):
+        with pytest.raises(ConfigError, match=r"sets noise\.kind twice"):
+            written(tmp_path, parts + other)
+
+
+def test_the_kinds_of_a_count_are_told_once() -> None:
+    with pytest.raises(ConfigError, match="^graphs: expected a count of 0 or more, or auto, got"):
+        make({"data": "digits", "graphs": "-1"})
 
 
 def test_every_setting_refuses_something() -> None:

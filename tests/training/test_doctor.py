@@ -104,3 +104,9 @@ def test_a_wrong_meta_gradient_is_caught(digits: Data, monkeypatch: pytest.Monke
 def test_a_window_above_the_interval_is_refused(digits: Data) -> None:
     with pytest.raises(ConfigError, match="window"):
         findings(digits, "mlp", window=5, interval=3)
+
+
+def test_a_batch_of_one_has_no_weights(digits: Data) -> None:
+    """Its normalised weight is 1, whatever the teacher says: the student is not to blame."""
+    with pytest.raises(ConfigError, match="batch_size 1: the weight of a single sample is always"):
+        list(examine(make({"data": "digits", "student": "mlp", "batch_size": 1}), digits))

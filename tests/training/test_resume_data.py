@@ -12,7 +12,7 @@ from resuming import go, stop, toy_data
 from toy import Probe
 
 from deepteach.data.dataset import Data
-from deepteach.data.identity import identity_of
+from deepteach.data.identity import file_of, identity_of
 from deepteach.errors import DataError
 from deepteach.training.signals import Interrupted
 
@@ -69,3 +69,17 @@ def test_only_what_is_the_same_is_known_as_the_same(data: Data) -> None:
     found = {kind: identity_of(other(data)) for kind, other in OTHERS.items()}
     assert len({one["labels"] for one in (own, *found.values())}) == len(OTHERS) + 1
     assert {one["inputs"] for one in found.values()} == {own["inputs"]}
+
+
+def test_a_file_is_known_by_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepteach.data.identity._BLOCK", 4)
+    monkeypatch.setattr("deepteach.data.identity._ROWS", 3)
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"x" * 40)
+    first = file_of(f"csv:{path}")
+    assert first == file_of(f"npz:{path}")
+    for other in (b"y" + b"x" * 39, b"x" * 13 + b"y" + b"x" * 26, b"x" * 39 + b"y", b"x" * 41):
+        path.write_bytes(other)
+        assert file_of(f"csv:{path}") not in (first, None)
+    for none in ("arrays", "digits", f"folder:{tmp_path}", "csv:none.csv", "mine:data"):
+        assert file_of(none) is None

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from toy import arrays
 
+import deepteach as dt
+from deepteach.errors import NumericError
 from deepteach.runs.serialization import from_bytes, to_bytes
 from deepteach.training.weight_history import WeightHistory
 
@@ -44,3 +48,45 @@ def test_a_checkpoint_with_the_course_of_all(monkeypatch: pytest.MonkeyPatch) ->
     history.load_state_dict({"history": epochs})
     torch.testing.assert_close(history.mean(), epochs.float().mean(0))
     assert torch.stack(history.course).shape == (3, 6)
+
+
+@pytest.mark.parametrize("count", [6, 50])
+def test_weights_beyond_half_precision(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher that is sure of one sample: it has the largest weight, and all are finite."""
+    monkeypatch.setattr("deepteach.training.weight_history.SHOWN", 6)
+    weights = torch.ones(count)
+    weights[:2] = torch.tensor([2.5e5, float("inf")])
+    history = filled([weights, torch.ones(count)])
+    assert bool(history.mean().isfinite().all())
+    assert history.mean().argmax() in (0, 1) and history.mean()[-1] == 1
+    assert bool(torch.stack(history.course).isfinite().all())
+    earlier = WeightHistory()  # what an earlier version committed
+    earlier.load_state_dict({"history": torch.stack([weights, weights]).half()})
+    assert bool(earlier.mean().isfinite().all())
+
+
+class Sure(dt.Teacher):
+    """Ranks samples by e^trust, whatever their weights are."""
+
+    def __init__(self, trust: float) -> None:
+        super().__init__([dt.Loss()])
+        self.trust = trust
+
+    def log_trust(self, snapshot: dt.Snapshot) -> Tensor:
+        return torch.where(snapshot.labels == 0, self.trust, 0.0)
+
+
+@pytest.mark.parametrize("trust", [12.0, 1000.0, float("nan")])
+def test_only_finite_weights_are_told(trust: float) -> None:
+    """Beyond half precision, beyond single precision, and none at all."""
+    toy = arrays(train=40, valid=12)
+    given = (toy["x_train"], toy["y_train"]), (toy["x_valid"], toy["y_valid"])
+    more = {"y_clean": toy["y_train"][::-1].copy(), "epochs": 1, "baseline": False, "threads": 1}
+    if trust != trust:
+        with pytest.raises(NumericError, match="'weights' of the samples is not finite"):
+            dt.train("mlp", *given, teacher=Sure(trust), batch_size=8, **more)
+        return
+    result = dt.train("mlp", *given, teacher=Sure(trust), batch_size=8, **more)
+    frame = result.to_frame()
+    assert (frame.weight[frame.given_label == 0] > 1).all()
+    assert ((frame.weight >= 0) & (frame.weight < float("inf"))).all()
