@@ -302,7 +302,8 @@ class Coach:
             step = replace(step, state=self.adjoint.keep(recorder.state(), position, self.window))
         graph = None
         if theta is not None:
-            graph = self._training_pass.linearised(theta, snapshot, omega, step)
+            graph = self._training_pass.linearised(value, theta, snapshot, omega, step)
+        if graph is not None:
             value = deliver(graph, recorder.parameters(), self.student.shards)
         if recorder.totals is not None:
             value = shown(value, recorder.totals.value)
