@@ -101,7 +101,7 @@ class Recorder(Trained):
         self.graphs = HeldGraphs()
         self.standstill = Standstill(self, guarded=guarded, anchored=anchored)
         self._accumulation, self._mass = Accumulation(), 0.0
-        self._batch, self._passed_back = 0, False
+        self._batch, self._passed_back, self._skipped = 0, False, False
         self._tally = Tally()
         self._audit, self._objective = audit, objective
         self._looks = looks and not audit.scaled
@@ -310,6 +310,10 @@ class Recorder(Trained):
         if self.pending is None:
             self.settle()
         self._examination.forget()
+        self._skipped = self._audit.overflowed(self.optimizer)
+        if self._skipped:
+            self._forget()
+            return None
         given, closure = None, closure_of(args, kwargs)
         if closure is not None:
             with torch.enable_grad():
@@ -391,6 +395,8 @@ class Recorder(Trained):
         self._audit.clear()
 
     def _after_step(self) -> None:
+        if self._skipped:
+            return
         step, self.pending = self.pending, None
         self.graphs.stepped(step)
         self._audit.clear()

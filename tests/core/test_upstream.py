@@ -147,6 +147,7 @@ class Scaled(Beside):
     def back(self, loss: Tensor, x: Any, y: Any) -> None:
         (8 * loss).backward()
         for leaf in (*self.module.parameters(), *self.other.parameters()):
+            assert leaf.grad is not None
             leaf.grad.div_(8)
 
 
