@@ -458,7 +458,8 @@ class Coach:
             accuracy = validation.accuracy()
             self.recorder.clock = self.clock.measured(accuracy)
             self.recorder.observed.deliver()  # the window is crossed; what is fitted may read them
-            self.teacher.fit(validation.snapshot(self.clock))
+            if self.teacher.reads_trusted:
+                self.teacher.fit(validation.snapshot(self.clock))
             effective, taken = self.recorder.effective(), self.recorder.since_update
             record = UpdateRecord(
                 step=self.clock.step,
