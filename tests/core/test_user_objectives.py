@@ -473,7 +473,8 @@ def mixing(*features: dt.Feature, **options: Any) -> tuple[dt.Coach, Callable[[]
     for share in (0.3, 0.8):
         order = torch.randperm(16)
         optimizer.zero_grad()
-        coach.loss(share * x + (1 - share) * x[order], (y, y[order], share)).backward()
+        labels: Any = (y, y[order], share)
+        coach.loss(share * x + (1 - share) * x[order], labels).backward()
         optimizer.step()
     return coach, lambda: coach.update(trusted)
 
