@@ -39,10 +39,15 @@ def counted(log_weights: Tensor, left_out: Tensor | None) -> Tensor:
 def effective_fraction(weights: Tensor, count: int | Tensor | None = None) -> Tensor:
     """Effective sample size (sum u)^2 / (n sum u^2): 1 for equal weights, 1/n for one sample.
 
-    n is the `count` of the samples that are not left out; all unless given.
+    n is the `count` of the samples that are not left out; all unless given. 1 where all are.
     """
     count = len(weights) if count is None else count
-    return weights.sum().square() / (count * weights.square().sum())
+    return of_counted(weights.sum().square() / (count * weights.square().sum()), count)
+
+
+def of_counted(fraction: Tensor, count: int | Tensor) -> Tensor:
+    """An effective fraction, 1 where no sample counts: then the weights, too, say nothing."""
+    return torch.where(count > 0, fraction, 1.0) if isinstance(count, Tensor) else fraction
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
