@@ -150,6 +150,51 @@ def test_exact(kind: type[Loop]) -> None:
     assert_exact(kind)
 
 
+class Graph(Net):
+    """Features are mixed by a sparse matrix, which is a buffer."""
+
+    matrix: Tensor
+
+    def __init__(self, make: Any, product: Any) -> None:
+        super().__init__()
+        self.product = product
+        torch.manual_seed(3)
+        self.register_buffer("matrix", make((torch.eye(5) + (torch.rand(5, 5) < 0.4)).double()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.product(self.matrix, self.a(x).t()).t().tanh())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:Sparse CSC")
+@pytest.mark.parametrize("make", [Tensor.to_sparse, Tensor.to_sparse_csr, Tensor.to_sparse_csc])
+@pytest.mark.parametrize("product", [torch.sparse.mm, torch.mm])
+def test_a_sparse_buffer(make: Any, product: Any) -> None:
+    class Sparse(Loop):
+        def make(self) -> nn.Module:
+            return Graph(make, product)
+
+    assert_exact(Sparse, (1, 2, 4))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("make", [Tensor.to_sparse, Tensor.to_sparse_csr])
+def test_a_sparse_buffer_that_passes_move(make: Any) -> None:
+    """By numbers that depend on theta, and later passes read it."""
+
+    class Moving(Graph):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.matrix = self.matrix * (1 + self.fc.weight.detach()[0, 0])
+            return super().forward(x)
+
+    class Sparse(Loop):
+        def make(self) -> nn.Module:
+            return Moving(make, torch.sparse.mm)
+
+    with pytest.raises(ConfigError, match="move the buffer 'matrix'"):
+        found(Sparse, 3, dt.Stored())
+
+
 @pytest.mark.filterwarnings("ignore:.*spectral_norm")
 def test_spectral_norm() -> None:
     assert_exact(Spectral, (1,))
