@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from deepteach.errors import ConfigError
 
 
 def arguments_of(inputs: Any) -> tuple[tuple, dict]:
     """What a batch of inputs is passed as: positional and keyword arguments."""
+    if isinstance(inputs, PackedSequence):
+        return (inputs,), {}
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}

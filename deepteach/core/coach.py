@@ -36,7 +36,7 @@ from deepteach.core.losses import (
     validation_loss_of,
 )
 from deepteach.core.microbatch import MicroBatched, MicroValidation
-from deepteach.core.nested import device_of_batch, moved, size_of
+from deepteach.core.nested import device_of_batch, moved, size_of, without_graph
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
 from deepteach.core.optim import Clipped, Rule, rule_for, unwrapped
@@ -267,7 +267,8 @@ class Coach:
         try:
             outputs = self._training_pass(inputs, theta, watched=recording and self._learns)
             drew = not same_states(drawn, generator_states(device))
-            seen = Pass(inputs, labels, buffers, self.student.modes(), drawn if drew else None)
+            x, y = without_graph((inputs, labels))
+            seen = Pass(x, y, buffers, self.student.modes(), drawn if drew else None)
             if isinstance(self.objective, MicroBatched) and self._learns and recording:
                 self.objective.refuse_ties(drew)
             with self._training_pass.full_precision(device):

@@ -192,6 +192,8 @@ class Recorder(Trained):
         weights = objective.weights(omega, snapshot)
         value = objective.value(omega, snapshot, weights, held)
         plain = weights.detach() if weights.requires_grad else weights
+        if seen.labels is not snapshot.labels:  # a net made them
+            held = replace(held, labels=seen.labels)
         step = Step((seen,), held, plain, value.detach(), {}, None)
         if not one:
             self.totals = totals(self.ranks, step)

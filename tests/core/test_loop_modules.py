@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from loops import VALID, ByLabel, Loop, Net, X, assert_exact, coached, differences, error, found
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import deepteach as dt
@@ -193,6 +195,48 @@ def test_a_sparse_buffer_that_passes_move(make: Any) -> None:
 
     with pytest.raises(ConfigError, match="move the buffer 'matrix'"):
         found(Sparse, 3, dt.Stored())
+
+
+def packed(x: Tensor) -> PackedSequence:
+    """Sequences of one to three pairs of numbers."""
+    lengths = torch.arange(len(x)) % 3 + 1
+    return pack_padded_sequence(x.view(-1, 3, 2), lengths, True, enforce_sorted=False)
+
+
+class Sequences(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.fc = nn.LSTM(2, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor | PackedSequence) -> Tensor:
+        x = packed(x) if isinstance(x, Tensor) else x
+        return self.fc(self.rnn(x)[1][0][-1])
+
+
+class Packed(Loop):
+    def make(self) -> nn.Module:
+        return Sequences()
+
+    def batch(self, i: int) -> tuple[Any, Tensor]:
+        x, y = super().batch(i)
+        return packed(x), y
+
+
+def test_packed_sequences() -> None:
+    """One argument, of whose sequences parts of a batch are made."""
+    assert_exact(Packed, (1, 3))
+    want = differences(Packed, 3)
+    assert error(found(Packed, 3, dt.Stored(micro_batch=3)), want) < 1e-6
+    loop, other = coached(Packed, 3), coached(Packed, 3)
+    loop.run(3)
+    state = copy.deepcopy(loop.coach.state_dict())
+    torch.save(state, file := io.BytesIO())
+    file.seek(0)
+    other.module.load_state_dict(loop.module.state_dict())
+    other.optimizer.load_state_dict(loop.optimizer.state_dict())
+    other.coach.load_state_dict(torch.load(file))
+    got = other.coach.meta_gradient(packed(VALID[0]), VALID[1])["k"]
+    assert error(got, want) < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore:.*spectral_norm")

@@ -6,6 +6,7 @@ get the gradients of plain training all the same, at that step too.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -209,6 +210,21 @@ def test_what_it_gives_is_a_constant_of_the_meta_gradient(
 
     got = loop.coach.meta_gradient(*VALID)["k"]
     assert error(got, differences(Given, window)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [Backbone, SoftLabels])
+def test_what_is_recorded_of_it_has_no_graph(kind: type[Beside]) -> None:
+    """So that its graph can be freed, and the coach be copied; a gradient it requires still."""
+    loop = taught(kind, 2, interval=4)
+    step = loop.coach.recorder.steps[-1]
+    held = [step.passes[0].inputs, *step.passes[0].labels, *step.snapshot.labels]
+    assert all(leaf.grad_fn is None for leaf in held)
+    assert any(leaf.requires_grad for leaf in held)
+    loop.seen.clear()  # which holds labels as they were given
+    valid = loop.given(*VALID)
+    other = copy.deepcopy(loop.coach)
+    got, want = (one.meta_gradient(*valid)["k"] for one in (other, loop.coach))
+    assert torch.equal(got, want) and bool(want.any())
 
 
 def test_backward_twice_is_refused() -> None:
