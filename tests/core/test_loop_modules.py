@@ -11,7 +11,7 @@ import pytest
 import torch
 from loops import VALID, ByLabel, Loop, Net, X, assert_exact, coached, differences, error, found
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
@@ -47,6 +47,19 @@ class Parametrised(Loop):
         parametrizations.weight_norm(module.a, dim=1)
         parametrizations.orthogonal(module.fc)
         return module
+
+
+class Cached(Loop):
+    """Parametrized weights are computed once for all passes of a step."""
+
+    def make(self) -> nn.Module:
+        module = Net()
+        parametrizations.weight_norm(module.a)
+        return module
+
+    def step(self, i: int, x: Any, y: Tensor) -> None:
+        with parametrize.cached():
+            super().step(i, x, y)
 
 
 class Pruned(Loop):
@@ -137,6 +150,7 @@ class MovedBefore(Loop):
 KINDS = [
     Normalised,
     Parametrised,
+    Cached,
     Pruned,
     Checkpointed,
     Reentrant,
@@ -150,6 +164,18 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact(kind: type[Loop]) -> None:
     assert_exact(kind)
+
+
+def test_an_update_among_cached_weights() -> None:
+    """They are those before the last step, and have its graph."""
+    want = differences(Parametrised, 2)
+    for adjoint in (dt.Stored(), dt.Reversed()):
+        loop = coached(Parametrised, 2, adjoint=adjoint)
+        for i in range(loop.steps):
+            with parametrize.cached():
+                loop.step(i, *loop.batch(i))
+                got = loop.coach.meta_gradient(*VALID)["k"] if i > 0 else want
+        assert error(got, want) < 1e-6
 
 
 class Graph(Net):
