@@ -47,7 +47,14 @@ from deepteach.core.student import Inputs, Student
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.core.training_pass import TrainingPass
 from deepteach.core.trusted_batches import Trusted, TrustedBatches
-from deepteach.core.update import ROUNDING, UNFITTED, UpdateRecord, descend, warn_of_collapse
+from deepteach.core.update import (
+    ROUNDING,
+    UNFITTED,
+    UpdateRecord,
+    descend,
+    refuse_unable,
+    warn_of_collapse,
+)
 from deepteach.core.validation import Validation
 from deepteach.distributed.collectives import PERIOD, Ranks, here, shown
 from deepteach.errors import ConfigError, DeepTeachError, NumericError, ReplayError
@@ -138,6 +145,7 @@ class Coach:
         self._learns = bool(taught)
         if teacher_optimizer is None and taught:
             teacher_optimizer = torch.optim.Adam(taught, lr=1e-2)
+        refuse_unable(taught, teacher_optimizer)
         self.teacher_optimizer = teacher_optimizer
         self.last_record: UpdateRecord | None = None
         self._trusted = TrustedBatches()

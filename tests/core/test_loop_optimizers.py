@@ -331,3 +331,22 @@ def test_a_step_that_a_scaler_skips_is_left_out(make: Callable[..., Made], fused
     # Of the last three batches the middle one led to no step.
     want = differences(Skipping, 3)
     assert error(loop.coach.meta_gradient(*VALID)["k"], want) < 1e-6
+
+
+def others(_: dt.AbstractTeacher) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.zeros(3))]
+
+
+UNABLE: dict[str, tuple[Callable[[dt.AbstractTeacher], Any], str]] = {
+    "of other parameters": (lambda t: optim.Adam(others(t)), "none of the teacher's parameters"),
+    "by a closure": (lambda t: optim.LBFGS(t.parameters()), "LBFGS steps by a closure.*Adam"),
+}
+
+
+@pytest.mark.parametrize("name", UNABLE)
+def test_optimizers_of_a_teacher_that_cannot_move_it(name: str) -> None:
+    make, told = UNABLE[name]
+    loop = Loop()
+    with pytest.raises(ConfigError, match=told) as got:
+        dt.Coach(loop.student(), loop.optimizer, loop.teacher, teacher_optimizer=make(loop.teacher))
+    assert "\n" not in str(got.value)
