@@ -36,7 +36,7 @@ from deepteach.core.losses import (
     validation_loss_of,
 )
 from deepteach.core.microbatch import MicroBatched, MicroValidation
-from deepteach.core.nested import device_of_batch, moved, size_of
+from deepteach.core.nested import device_of_batch, moved, size_of, without_graph
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
 from deepteach.core.optim import Clipped, Rule, rule_for, unwrapped
@@ -47,7 +47,14 @@ from deepteach.core.student import Inputs, Student
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.core.training_pass import TrainingPass
 from deepteach.core.trusted_batches import Trusted, TrustedBatches
-from deepteach.core.update import ROUNDING, UNFITTED, UpdateRecord, descend, warn_of_collapse
+from deepteach.core.update import (
+    ROUNDING,
+    UNFITTED,
+    UpdateRecord,
+    descend,
+    refuse_unable,
+    warn_of_collapse,
+)
 from deepteach.core.validation import Validation
 from deepteach.distributed.collectives import PERIOD, Ranks, here, shown
 from deepteach.errors import ConfigError, DeepTeachError, NumericError, ReplayError
@@ -138,6 +145,7 @@ class Coach:
         self._learns = bool(taught)
         if teacher_optimizer is None and taught:
             teacher_optimizer = torch.optim.Adam(taught, lr=1e-2)
+        refuse_unable(taught, teacher_optimizer)
         self.teacher_optimizer = teacher_optimizer
         self.last_record: UpdateRecord | None = None
         self._trusted = TrustedBatches()
@@ -267,7 +275,8 @@ class Coach:
         try:
             outputs = self._training_pass(inputs, theta, watched=recording and self._learns)
             drew = not same_states(drawn, generator_states(device))
-            seen = Pass(inputs, labels, buffers, self.student.modes(), drawn if drew else None)
+            x, y = without_graph((inputs, labels))
+            seen = Pass(x, y, buffers, self.student.modes(), drawn if drew else None)
             if isinstance(self.objective, MicroBatched) and self._learns and recording:
                 self.objective.refuse_ties(drew)
             with self._training_pass.full_precision(device):
@@ -302,7 +311,8 @@ class Coach:
             step = replace(step, state=self.adjoint.keep(recorder.state(), position, self.window))
         graph = None
         if theta is not None:
-            graph = self._training_pass.linearised(theta, snapshot, omega, step)
+            graph = self._training_pass.linearised(value, theta, snapshot, omega, step)
+        if graph is not None:
             value = deliver(graph, recorder.parameters(), self.student.shards)
         if recorder.totals is not None:
             value = shown(value, recorder.totals.value)
@@ -457,7 +467,8 @@ class Coach:
             accuracy = validation.accuracy()
             self.recorder.clock = self.clock.measured(accuracy)
             self.recorder.observed.deliver()  # the window is crossed; what is fitted may read them
-            self.teacher.fit(validation.snapshot(self.clock))
+            if self.teacher.reads_trusted:
+                self.teacher.fit(validation.snapshot(self.clock))
             effective, taken = self.recorder.effective(), self.recorder.since_update
             record = UpdateRecord(
                 step=self.clock.step,

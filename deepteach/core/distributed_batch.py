@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deepteach.core.losses import of_counted
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
@@ -86,12 +87,12 @@ def totals(ranks: Ranks, step: Step) -> Totals:
     left_out = step.snapshot.ignored()
     live = len(losses) if left_out is None else (~left_out).sum()
     count, bad, total, value, mass, squares, live = ranks.table(*own, live).sum(0)
-    live = live.clamp(min=1)
+    counted, live = live, live.clamp(min=1)
     if bad > 0:
         raise NumericError(bad_losses(step.snapshot, int(bad), int(count)))
     if not all_finite([value, mass, squares]):
         raise NumericError(BAD_WEIGHTS)
-    effective = mass.square() / (live * squares)
+    effective = of_counted(mass.square() / (live * squares), counted)
     return Totals(int(count), float(total / live), effective, float(value))
 
 

@@ -103,6 +103,11 @@ class GradientAudit:
         self._accumulated[name] = (grad, grad._version, grad.clone() if self._copies else None)
         return seen is not None and seen[0] is not grad
 
+    def overflowed(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a GradScaler has told the optimizer, a fused one, to leave this step out."""
+        found = getattr(optimizer, "found_inf", None) if self.scaled else None
+        return found is not None and bool(found)
+
     def at_step(self, active: Params, again: Callable[[], Params]) -> None:
         """Before optimizer.step(), for the parameters that have a gradient.
 

@@ -60,6 +60,10 @@ class GraphMemory:
         self._saved[storage.data_ptr()] = storage.nbytes()  # several tensors may share one
         return saved.detach()  # an output that its own node saves would keep itself alive
 
+    def dropped(self) -> None:
+        """The pass that was counted keeps no graph."""
+        self._saved.clear()
+
     def counted(self, ranks: Ranks) -> None:
         """The graph is whole; the largest of any rank counts, so that all keep as many."""
         if self._saved:

@@ -13,7 +13,7 @@ a zero added to the cotangent of the logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from deepteach.distributed.fully_sharded import Unsplit
-from deepteach.errors import ConfigError
+from deepteach.errors import ConfigError, ReplayError
 from deepteach.tree import Params, dot
 
 
@@ -136,11 +136,17 @@ def gradients(
 
 @contextmanager
 def derivatives_known() -> Iterator[None]:
-    """Say in one line where torch has no derivative of an operation, or none of its gradient."""
+    """Say in one line where torch has no derivative of an operation, or no graph any more."""
     try:
         yield
     except RuntimeError as error:
         said = " ".join(str(error).split())
+        if _USED_UP in said:
+            raise ReplayError(
+                "something besides coach.loss ran backwards through the student's pass (a loss of "
+                "its features or logits?): an added loss term belongs into Coach(loss=...), and "
+                "what is only measured needs retain_graph=True"
+            ) from None
         if not any(part in said.lower() for part in _UNKNOWN):
             raise
         raise ConfigError(
@@ -148,6 +154,9 @@ def derivatives_known() -> Iterator[None]:
             "replace that operation by one with a second derivative"
         ) from None
 
+
+_USED_UP = "backward through the graph a second time"
+"""What torch says of a graph that a backward() has been through."""
 
 _UNKNOWN = (
     "not implemented",
@@ -174,16 +183,31 @@ def refuse_cut(gradient: Sequence[Tensor | None]) -> None:
     torch marks it by an error node, but `torch.autograd.grad` runs only the nodes on the way
     to its inputs, passes that one by, and is silently wrong.
     """
-    todo = [leaf.grad_fn for leaf in gradient if leaf is not None]
-    seen = set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in _graph(leaf for leaf in gradient if leaf is not None):
         if node.name() == "torch::autograd::Error":
             raise ConfigError(
                 "the student cannot be differentiated twice (an autograd.Function marked "
                 "once_differentiable): replace that operation by one with a second derivative"
             )
-        todo.extend(later for later, _ in node.next_functions)
+
+
+def is_of_alone(value: Tensor, theta: Params) -> bool:
+    """Whether `theta`, whose graph leads on, is all that the gradient of `value` goes to."""
+    ends = {leaf.grad_fn for leaf in theta.values()}
+    return all(node.name() != _LEAF for node in _graph([value], ends))
+
+
+_LEAF = "torch::autograd::AccumulateGrad"
+"""A node of a graph where a gradient is left in a tensor."""
+
+
+def _graph(tensors: Iterable[Tensor], ends: Iterable[Any] = ()) -> Iterator[Any]:
+    """The nodes of a graph, each once, but for `ends` and what is behind them."""
+    todo: list[Any] = [leaf.grad_fn for leaf in tensors]
+    seen: set[Any] = {None, *ends}
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            todo.extend(later for later, _ in node.next_functions)

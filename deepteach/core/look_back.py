@@ -32,6 +32,12 @@ class LookBack:
                 f"{type(self.adjoint).__name__} needs parameters that are whole on every rank, not "
                 "sharded ones (fully_shard): use adjoint=Stored(), Checkpointed() or Reversed()"
             )
+        for name, leaf in self.recorder.parameters().items():
+            if leaf.is_complex():
+                raise ConfigError(
+                    f"the parameter {name!r} is complex: hold it as real numbers (..., 2), and use "
+                    "torch.view_as_complex of it in forward, which is exact"
+                )
         for dtype in dtypes:
             self.adjoint.check(self.recorder.rule, hyper, window, dtype)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from deepteach.core.ignored import IGNORED, ignored, integral, mean_counted
 from deepteach.core.nested import size_of
-from deepteach.errors import ConfigError
-from deepteach.names import known
+from deepteach.errors import ConfigError, DeepTeachError
+from deepteach.names import brief, known
 
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
 """`(logits, labels) -> (batch,)`."""
@@ -38,10 +39,15 @@ def counted(log_weights: Tensor, left_out: Tensor | None) -> Tensor:
 def effective_fraction(weights: Tensor, count: int | Tensor | None = None) -> Tensor:
     """Effective sample size (sum u)^2 / (n sum u^2): 1 for equal weights, 1/n for one sample.
 
-    n is the `count` of the samples that are not left out; all unless given.
+    n is the `count` of the samples that are not left out; all unless given. 1 where all are.
     """
     count = len(weights) if count is None else count
-    return weights.sum().square() / (count * weights.square().sum())
+    return of_counted(weights.sum().square() / (count * weights.square().sum()), count)
+
+
+def of_counted(fraction: Tensor, count: int | Tensor) -> Tensor:
+    """An effective fraction, 1 where no sample counts: then the weights, too, say nothing."""
+    return torch.where(count > 0, fraction, 1.0) if isinstance(count, Tensor) else fraction
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -205,8 +211,22 @@ def validation_loss_of(
     return known("validation_loss", named, VALIDATION_LOSSES) if isinstance(named, str) else named
 
 
+@contextmanager
+def trusted_labels_read(why: str, remedy: str) -> Iterator[None]:
+    """Say in one line that `loss` fails on trusted labels, `why` it is asked, and the remedy."""
+    try:
+        yield
+    except (DeepTeachError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise ConfigError(
+            f"`loss` cannot read the trusted labels ({brief(error)}), {why}: {remedy}"
+        ) from error
+
+
 def _mean_of(loss: SampleLoss, logits: Tensor, labels: Tensor) -> Tensor:
-    losses = loss(logits, labels)
+    with trusted_labels_read("whose mean is lowered", "give dt.Coach(validation_loss=...)"):
+        losses = loss(logits, labels)
     return mean_counted(losses, ignored(logits, labels, losses))
 
 

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from deepteach.core.ignored import IGNORED, integral
 from deepteach.errors import ConfigError
+
+
+def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same dicts and tuples with `function` of every tensor in them."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, PackedSequence):
+        return value._replace(data=function(value.data))
+    if isinstance(value, Mapping):
+        return {key: mapped(function, item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [mapped(function, item) for item in value]
+        kind: Any = type(value)
+        return kind(*items) if hasattr(kind, "_fields") else tuple(items)
+    return value
 
 
 def rows_of(value: Any, rows: slice | Tensor, count: int) -> Any:
     """The rows of every tensor that has one per sample of a batch of `count`."""
     if isinstance(value, Tensor):
         return value[rows] if value.dim() > 0 and len(value) == count else value
+    if isinstance(value, PackedSequence):
+        return _sequences(value, rows) if int(value.batch_sizes[0]) == count else value
     if isinstance(value, Mapping):
         return {key: rows_of(item, rows, count) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return tuple(rows_of(item, rows, count) for item in value)
     return value
+
+
+def _sequences(packed: PackedSequence, rows: slice | Tensor) -> PackedSequence:
+    padded, lengths = pad_packed_sequence(packed, batch_first=True)
+    places = rows.cpu() if isinstance(rows, Tensor) else rows
+    return pack_padded_sequence(padded[rows], lengths[places], True, enforce_sorted=False)
 
 
 def joined_batch(parts: Sequence[Any]) -> Any:
@@ -56,15 +80,15 @@ def filled(parts: Sequence[Tensor]) -> list[Tensor]:
 
 def moved(value: Any, device: torch.device) -> Any:
     """The same tree of dicts, lists and tuples with its tensors on a device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
+    if isinstance(value, PackedSequence):
+        return value.to(device)  # type: ignore[arg-type]
     if isinstance(value, Mapping):
         return {key: moved(item, device) for key, item in value.items()}
     if isinstance(value, tuple | list):
         items = [moved(item, device) for item in value]
         kind: Any = type(value)
         return kind(*items) if hasattr(kind, "_fields") else kind(items)
-    return value
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def plain_inputs(inputs: Any) -> Any:
@@ -72,18 +96,68 @@ def plain_inputs(inputs: Any) -> Any:
 
     A tokenizer's batch is a mapping that holds its tokenizer, which no file need hold.
     """
+    if isinstance(inputs, PackedSequence):
+        return _plain(inputs)
     if isinstance(inputs, Mapping):
-        return dict(inputs)
-    return tuple(inputs) if isinstance(inputs, tuple | list) else inputs
+        return {key: _plain(item) for key, item in inputs.items()}
+    return tuple(map(_plain, inputs)) if isinstance(inputs, tuple | list) else inputs
+
+
+def given_inputs(plain: Any) -> Any:
+    """The inverse of `plain_inputs`."""
+    if isinstance(plain, Mapping):
+        return _given(plain) or {key: _given(item) or item for key, item in plain.items()}
+    if not isinstance(plain, tuple | list):
+        return plain
+    return tuple(_given(item) or item for item in plain)
+
+
+def _plain(item: Any) -> Any:
+    return {_PACKED: tuple(item)} if isinstance(item, PackedSequence) else item
+
+
+def _given(item: Any) -> PackedSequence | None:
+    if not (isinstance(item, Mapping) and _PACKED in item):
+        return None
+    data, sizes, *order = item[_PACKED]
+    return PackedSequence(data, sizes.cpu(), *order)
+
+
+_PACKED = "a PackedSequence"
+"""How a file calls what it holds as a tuple."""
 
 
 def in_double(value: Any) -> Any:
     """The same batch with its real numbers in float64."""
+    return mapped(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, value)
+
+
+def without_graph(value: Any) -> Any:
+    """The same batch without the graph behind what a net has made of it.
+
+    That still requires a gradient, for a module or a loss that asks for one with respect to its
+    inputs; a tensor in several places stays one.
+    """
+    if all(leaf.grad_fn is None for leaf in _tensors(value)):
+        return value
+    known: dict[int, Tensor] = {}
+
+    def cut(leaf: Tensor) -> Tensor:
+        if leaf.grad_fn is None:
+            return leaf
+        if id(leaf) not in known:
+            known[id(leaf)] = leaf.detach().requires_grad_()
+        return known[id(leaf)]
+
+    return mapped(cut, value)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {key: in_double(item) for key, item in value.items()}
-    return tuple(map(in_double, value)) if isinstance(value, tuple | list) else value
+        yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
 
 
 def size_of(labels: Any) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.nn.utils import parametrize
 
 from deepteach.core.recurrent import own_recurrence
 
@@ -25,6 +26,8 @@ def uncompiled() -> AbstractContextManager[object]:
 def plain_kernels(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Attention and recurrence that can be differentiated twice, no activation checkpoints.
 
+    Nor weights that `parametrize.cached()` keeps: they are those of the module's own parameters.
+
     The encoder's inference fast path has no derivative rules. A checkpoint would recompute its
     activations in the backward pass, by the module's own parameters and not the replay's. torch has
     no switch for that; where its internal name is gone, such a student fails the checks of replays.
@@ -36,7 +39,7 @@ def plain_kernels(layers: Iterable[nn.Module]) -> Iterator[None]:
     reentrant = torch.utils.checkpoint.CheckpointFunction
     torch.utils.checkpoint.CheckpointFunction = _Kept  # type: ignore[misc]
     try:
-        with _math_attention(), own_recurrence(layers):
+        with _math_attention(), own_recurrence(layers), _uncached():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
@@ -62,6 +65,20 @@ def _math_attention() -> Iterator[None]:
         for enable, was, _ in before:
             enable(was)
 
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Parametrized weights are computed anew, inside of `parametrize.cached()` too."""
+    before = getattr(parametrize, _CACHING, 0)
+    setattr(parametrize, _CACHING, 0)
+    try:
+        yield
+    finally:
+        setattr(parametrize, _CACHING, before)
+
+
+_CACHING = "_cache_enabled"
+"""How many such blocks are entered: torch has no switch for it."""
 
 _RECOMPUTE = "_checkpoint_without_reentrant_generator"
 

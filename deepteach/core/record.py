@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deepteach.core.nested import plain_inputs
+from deepteach.core.nested import given_inputs, plain_inputs
 from deepteach.core.optim import Hyper, State
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Inputs
@@ -91,7 +91,7 @@ def unpack_step(
     `split` makes of what this rank holds of them what parameters are that are split.
     """
     return Step(
-        passes=tuple(Pass(**{**seen, "modes": tuple(seen["modes"])}) for seen in item["passes"]),
+        passes=tuple(map(_pass, item["passes"])),
         snapshot=unpack_snapshot(item["snapshot"]),
         weights=item["weights"],
         value=item["value"],
@@ -100,6 +100,11 @@ def unpack_step(
         wrong=item.get("wrong"),
         norms=item.get("norms"),
     )
+
+
+def _pass(seen: dict[str, Any]) -> Pass:
+    inputs, modes = given_inputs(seen["inputs"]), tuple(seen["modes"])
+    return Pass(**{**seen, "inputs": inputs, "modes": modes})
 
 
 def _split(state: State, split: Callable[[Params], Params]) -> State:

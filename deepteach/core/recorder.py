@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepteach.core.accumulation import Accumulation
 from deepteach.core.closures import closure_of, with_closure
@@ -36,7 +36,7 @@ from deepteach.core.observation import Observations
 from deepteach.core.optim import Rule
 from deepteach.core.record import Pass, Step, pack_step, unpack_step
 from deepteach.core.snapshot import Clock, Snapshot
-from deepteach.core.standstill import MOVED, NOT_ASKED, NOT_TAUGHT, Standstill
+from deepteach.core.standstill import MOVED, NOT_ASKED, NOT_TAUGHT, REBUILT, Standstill
 from deepteach.core.step_examination import StepExamination
 from deepteach.core.student import Student
 from deepteach.core.tally import Tally
@@ -101,7 +101,9 @@ class Recorder(Trained):
         self.graphs = HeldGraphs()
         self.standstill = Standstill(self, guarded=guarded, anchored=anchored)
         self._accumulation, self._mass = Accumulation(), 0.0
-        self._batch, self._passed_back = 0, False
+        self._batch, self._passed_back, self._skipped = 0, False, False
+        self._layers: tuple[nn.Module, ...] | None = None
+        """Those of the student when its last pass that was trained on had been made."""
         self._tally = Tally()
         self._audit, self._objective = audit, objective
         self._looks = looks and not audit.scaled
@@ -125,7 +127,8 @@ class Recorder(Trained):
         self._rest()
         self.standstill.measure()
         kept = {name: value for name, value in vars(self).items() if name != "_arrange"}
-        return {**kept, "_layout": None, "pending": None, "_accumulation": Accumulation()}
+        none = {"_layout": None, "_layers": None, "pending": None}
+        return {**kept, **none, "_accumulation": Accumulation()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -158,6 +161,7 @@ class Recorder(Trained):
                     "coach.discard(), or add them up on purpose with Coach(accumulate=True)"
                 )
             self._accumulation.add(self.pending, self._mass)
+            self._refuse_rebuilt()
         self.pending = self.graphs.pending = None
         if not self._accumulation.parts:
             self._audit.clear()
@@ -188,6 +192,8 @@ class Recorder(Trained):
         weights = objective.weights(omega, snapshot)
         value = objective.value(omega, snapshot, weights, held)
         plain = weights.detach() if weights.requires_grad else weights
+        if seen.labels is not snapshot.labels:  # a net made them
+            held = replace(held, labels=seen.labels)
         step = Step((seen,), held, plain, value.detach(), {}, None)
         if not one:
             self.totals = totals(self.ranks, step)
@@ -204,6 +210,7 @@ class Recorder(Trained):
         `mass` is the logarithm of its weights' sum, where it is a part of the step.
         """
         self.pending, self.graphs.pending, self._mass = step, graph, mass
+        self._layers = self.student.layers  # their modes were asked for after that pass
         self._passed_back = False
         if not self._accumulation.parts:
             self._audit.clear()
@@ -256,7 +263,23 @@ class Recorder(Trained):
         """Mean effective sample size since the window began, as a fraction of the batch."""
         return float(self._tally.total) / max(self.since_update, 1)
 
+    def _rebuilt(self) -> bool:
+        """Whether the student has other layers now than the recorded passes ran through."""
+        now = self.student.layers
+        if self._layers is not None:
+            return self._layers != now
+        return any(len(step.passes[-1].modes) != len(now) for step in self.steps)
+
+    def _refuse_rebuilt(self) -> None:
+        self.learn_names()
+        if self._rebuilt():
+            raise ConfigError(
+                "layers of the student were added, removed or replaced between coach.loss and "
+                "optimizer.step(): do that before coach.loss"
+            )
+
     def _again(self, step: Step) -> Linearised:
+        self._refuse_rebuilt()
         theta, objective = self.parameters(), self._objective
         found = objective.linearised(theta, step, objective.omega, first_order=True)
         return replace(found, gradient=objective.total(found.gradient, "replays"))
@@ -310,6 +333,10 @@ class Recorder(Trained):
         if self.pending is None:
             self.settle()
         self._examination.forget()
+        self._skipped = self._audit.overflowed(self.optimizer)
+        if self._skipped:
+            self._forget()
+            return None
         given, closure = None, closure_of(args, kwargs)
         if closure is not None:
             with torch.enable_grad():
@@ -348,6 +375,9 @@ class Recorder(Trained):
         if self.standstill.left(self.steps):
             self._examination.forget()
             self._cut(MOVED)
+        if self.steps and self._rebuilt():
+            self._examination.forget()
+            self._cut(REBUILT)
         if not self._examination.open:
             return
         wrong = self._examination.verdict(self.state(), self.held())
@@ -391,6 +421,8 @@ class Recorder(Trained):
         self._audit.clear()
 
     def _after_step(self) -> None:
+        if self._skipped:
+            return
         step, self.pending = self.pending, None
         self.graphs.stepped(step)
         self._audit.clear()
@@ -451,5 +483,6 @@ class Recorder(Trained):
         steps = (unpack_step(item, kinds, kept) for item in state["steps"])
         self.steps = deque(steps, self.steps.maxlen)
         self._forget()
+        self._layers = None
         self._examination.forget()
         self.standstill.forget()

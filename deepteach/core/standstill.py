@@ -25,6 +25,7 @@ MOVED = (
     "something besides optimizer.step() changed the student's parameters, or what its optimizer "
     "holds, after a step"
 )
+REBUILT = "layers of the student were added, removed or replaced after a step"
 NOT_TAUGHT = "the optimizer made a step without coach.loss, which cannot be replayed"
 
 NOT_ASKED = "coach.update was not called when an update was due"

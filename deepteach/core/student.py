@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from deepteach.core.arguments import arguments_of, first_tensor
 from deepteach.core.layout import ModuleLayout, layout_of
 from deepteach.core.module_state import ModuleState
 from deepteach.core.plain_kernels import plain_kernels, uncompiled
@@ -110,6 +111,11 @@ class Student:
         return known
 
     @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The module's layers when its layout was last asked for, which takes no time."""
+        return (self._known or self.layout).layers
+
+    @property
     def compiled(self) -> bool:
         """Whether the module, or a layer of it, runs by `torch.compile`."""
         inner = any(layer._compiled_call_impl is not None for layer in self.layout.layers)
@@ -124,7 +130,7 @@ class Student:
         """The module's own pass, as in plain training: its buffers are updated as usual."""
         with self._tapped() as seen:
             if self.shards.split:
-                args, kwargs = _arguments(inputs)
+                args, kwargs = arguments_of(inputs)
                 tensors = self.shards.filled({})
                 with self.shards.bare():
                     raw = self.layout.call(tensors, args, kwargs)
@@ -149,7 +155,7 @@ class Student:
         a second derivative nor forward-mode rules. Activation checkpoints keep their activations
         here.
         """
-        args, kwargs = _arguments(inputs)
+        args, kwargs = arguments_of(inputs)
         used = buffers if update or leaves else {n: leaf.clone() for n, leaf in buffers.items()}
         layout = self.layout
         present = () if leaves else layout.buffers()
@@ -244,10 +250,10 @@ class Student:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
             # The usual case first, in words that `torch.compile` can follow.
             first = args[0] if args else None
-            keep(first if isinstance(first, Tensor) else _first_tensor((args, kwargs)))
+            keep(first if isinstance(first, Tensor) else first_tensor((args, kwargs)))
 
         def after(_module: nn.Module, _args: tuple, output: Any) -> None:
-            keep(output if isinstance(output, Tensor) else _first_tensor(output))
+            keep(output if isinstance(output, Tensor) else first_tensor(output))
 
         if self.side == "input":
             handle = self._layer.register_forward_pre_hook(before, with_kwargs=True)
@@ -337,14 +343,8 @@ def _refuse_scripted(module: nn.Module) -> None:
             )
 
 
-def _arguments(inputs: Inputs) -> tuple[tuple, dict]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
-
-
 def _call(module: nn.Module, inputs: Inputs) -> Any:
-    args, kwargs = _arguments(inputs)
+    args, kwargs = arguments_of(inputs)
     return module(*args, **kwargs)
 
 
@@ -370,21 +370,6 @@ def logits_of(raw: Any) -> Tensor:
             f"begins with them, got {type(raw).__name__}: pick them with dt.Student(logits=...)"
         )
     return logits
-
-
-def _first_tensor(value: Any) -> Tensor:
-    """The first tensor of a (nested) call or result, such as an LSTM's `(output, state)`."""
-    if isinstance(value, Tensor):
-        return value
-    items = value.values() if isinstance(value, dict) else value
-    for item in items if isinstance(items, tuple | list) else list(items):
-        if isinstance(item, Tensor | tuple | list | dict) and not _is_empty(item):
-            return _first_tensor(item)
-    raise ConfigError("the named submodule passes no tensor: name another one")
-
-
-def _is_empty(item: Any) -> bool:
-    return isinstance(item, tuple | list | dict) and not item
 
 
 def _no_such_layer(name: str, layers: dict[str, nn.Module]) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepteach.core.ignored import mean_counted, not_left_out
-from deepteach.core.losses import effective_fraction
+from deepteach.core.losses import effective_fraction, of_counted
 from deepteach.core.snapshot import Later, Snapshot
 
 UNREAD = 64
@@ -113,6 +113,7 @@ class Tally:
         for step, loss in zip(steps, means.nan_to_num().tolist(), strict=True):
             step.mean.found(self._next(loss))
         effective = weights.sum(1).square() / (count * weights.square().sum(1))
+        effective = of_counted(effective, count)
         total = self._total.to(weights)
         for one in effective.to(weights).unbind():
             total = total + one

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.double_backward import TwiceDifferentiable
-from deepteach.core.linearised import Linearised
+from deepteach.core.linearised import Linearised, is_of_alone
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
 from deepteach.core.recorder import Recorder
@@ -76,7 +76,7 @@ class TrainingPass:
         )
 
     def shared_theta(self, interval: int, window: int) -> Params | None:
-        """Copies of theta as leaves, where the sweep takes this pass's own graph.
+        """Copies of theta, linked to it, where the sweep may take this pass's own graph.
 
         A step of a window but its earliest is differentiated twice. Doing so from the
         training pass's own graph saves the sweep a replay. The earliest one is, too, where
@@ -90,13 +90,21 @@ class TrainingPass:
         own = adjoint.micro_batch is None and not adjoint.mixed_precision
         if not (last and (first or recorder.steps) and own and adjoint.shares):
             return None
-        return self.student.shards.copies(recorder.parameters())
+        return self.student.shards.linked(recorder.parameters())
 
     def linearised(
-        self, theta: Params, snapshot: Snapshot, omega: Params, step: Step
-    ) -> Linearised:
-        """The gradient of this pass, with the graph that the sweep will take."""
+        self, value: Tensor, theta: Params, snapshot: Snapshot, omega: Params, step: Step
+    ) -> Linearised | None:
+        """The gradient of this pass, with the graph that the sweep will take.
+
+        None where its loss, `value`, is also one of other tensors (inputs or labels that a net
+        made, a loss with parameters). Their gradients are asked for by whoever calls backward(),
+        which then runs through this graph and uses it up; the sweep repeats the pass.
+        """
         memory = self.adjoint.graph_memory
+        if self.recorder.ranks.any(not is_of_alone(value, theta)):
+            memory.dropped()
+            return None
         with memory.counting(True):
             found = self.adjoint.derived(self.objective).linearise(theta, snapshot, omega, step)
         memory.counted(self.recorder.ranks)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from deepteach.core.teacher import AbstractTeacher
-from deepteach.errors import CollapseWarning
+from deepteach.errors import CollapseWarning, ConfigError
 from deepteach.tree import Params
 
 COLLAPSED_FRACTION = 0.02
@@ -44,6 +46,24 @@ class UpdateRecord:
     effective_sample_size: float
     drift: float | None
     skipped: str | None = None
+
+
+def refuse_unable(taught: list[Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+    """Raises ConfigError: a teacher's optimizer that cannot move what is `taught` of it."""
+    if optimizer is None or not taught:
+        return
+    held = {id(leaf) for group in optimizer.param_groups for leaf in group["params"]}
+    if held.isdisjoint(map(id, taught)):
+        raise ConfigError(
+            "teacher_optimizer holds none of the teacher's parameters, so that it would never be "
+            "taught: make it of teacher.parameters()"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigError(
+            f"{type(optimizer).__name__} steps by a closure, and an update has one gradient: use "
+            "another teacher_optimizer, e.g. torch.optim.Adam"
+        )
 
 
 def descend(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deepteach.core.accuracy import told_accuracy
 from deepteach.core.linearised import gradients
-from deepteach.core.losses import ValidationLoss
+from deepteach.core.losses import ValidationLoss, trusted_labels_read
 from deepteach.core.objective import Objective
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Inputs, Outputs
@@ -85,9 +85,15 @@ class Validation:
             )
 
     def snapshot(self, clock: Clock) -> Snapshot:
-        """The trusted batch as the teacher's features may fit on it."""
+        """The trusted batch as the teacher's features may fit on it.
+
+        Raises:
+            ConfigError: the student's own loss does not take its labels.
+        """
         assert self.outputs is not None
-        return self._objective.snapshot(self.outputs, self.labels, clock)
+        remedy = "let it take those labels too, or leave such features out"
+        with trusted_labels_read("whose losses features are fitted on", remedy):
+            return self._objective.snapshot(self.outputs, self.labels, clock)
 
     def accuracy(self) -> float | None:
         """Share of right predictions; None where what is right is not known (`told_accuracy`)."""

@@ -93,6 +93,10 @@ class Unsplit:
         """Whole copies of parameters, as leaves to differentiate by."""
         return {name: leaf.requires_grad_() for name, leaf in clone(theta).items()}
 
+    def linked(self, theta: Params) -> Params:
+        """Whole copies of parameters, with the graph that leads back to them."""
+        return {name: leaf.clone() for name, leaf in theta.items()}
+
     def cut(self, tree: Params) -> Params:
         """What every rank holds alike, split as the parameters are."""
         return tree
@@ -197,6 +201,10 @@ class FullySharded(Unsplit):
 
     def copies(self, theta: Params) -> Params:
         return {name: leaf.requires_grad_() for name, leaf in self.whole(theta).items()}
+
+    def linked(self, theta: Params) -> Params:
+        found = _Join.apply(self, list(theta), *theta.values())
+        return dict(zip(theta, found, strict=True))  # type: ignore[arg-type]
 
     def cut(self, tree: Params) -> Params:
         rank = self._ranks.rank

@@ -124,6 +124,47 @@ class LayerReplaced(Changed):
         self.optimizer.param_groups[0]["params"][2:] = [*self.module.fc.parameters()]
 
 
+class LayerAdded(Changed):
+    """A head for later, or a metric: the pass does not run through it."""
+
+    def change(self) -> None:
+        self.module.head = nn.Dropout(0.1)
+
+
+class Activated(Changed):
+    """A layer without parameters is replaced."""
+
+    internal = "2"
+
+    def make(self) -> Any:
+        return nn.Sequential(nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 3))
+
+    def change(self) -> None:
+        self.module[1] = nn.GELU()
+
+
+class ActivatedByMore(Activated):
+    def change(self) -> None:
+        self.module[1] = nn.Sequential(nn.GELU(), nn.Softsign())
+
+
+class SettingReplaced(Activated):
+    """The new layer is of the same class."""
+
+    def change(self) -> None:
+        self.module[1] = nn.Softplus(2.0)
+
+
+class LayerRemoved(Activated):
+    def make(self) -> Any:
+        return nn.Sequential(
+            nn.Linear(6, 5), nn.Sequential(nn.Tanh(), nn.Softsign()), nn.Linear(5, 3)
+        )
+
+    def change(self) -> None:
+        del self.module[1][1]
+
+
 class StrangeStep(Changed):
     def change(self) -> None:
         self.optimizer.zero_grad()
@@ -134,6 +175,7 @@ class StrangeStep(Changed):
 ONCE = [
     *(Clamped, ClampedData, Normed, Reset, Reloaded, OptimizerReloaded, MomentumCleared, Frozen),
     *(Unfrozen, GroupAdded, Pruned, ParameterReplaced, LayerReplaced, StrangeStep),
+    *(LayerAdded, Activated, ActivatedByMore, SettingReplaced, LayerRemoved),
 ]
 
 
@@ -168,7 +210,9 @@ def test_nothing_is_left_right_after_it(kind: type[Changed]) -> None:
     assert "\n" not in str(got.value)
 
 
-@pytest.mark.parametrize("kind", [ClampedData, Reloaded, MomentumCleared, StrangeStep])
+@pytest.mark.parametrize(
+    "kind", [ClampedData, Reloaded, MomentumCleared, StrangeStep, ActivatedByMore]
+)
 def test_an_update_that_falls_there_waits_for_the_next_step(kind: type[Changed]) -> None:
     loop = coached(kind, 2, interval=AT + 1)
     for i in range(AT + 1):
@@ -442,3 +486,41 @@ def test_the_black_box_is_the_loop() -> None:
     other.run(2)
     pairs = zip(loop.module.parameters(), other.module.parameters(), strict=True)
     assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in pairs)
+
+
+class LayerAddedBetween(Loop):
+    def between(self, i: int) -> None:
+        if i == 0:  # the first step is looked at
+            self.module.head = nn.Dropout(0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": True}])
+def test_layers_may_not_change_within_a_step(options: dict[str, Any]) -> None:
+    loop = coached(LayerAddedBetween, 1, **options)
+    told = "between coach.loss and optimizer.step.*before coach.loss"
+    with pytest.raises(ConfigError, match=told) as got:
+        loop.run(1)
+    assert "\n" not in str(got.value)
+
+
+def test_layers_may_not_change_between_the_parts_of_a_step() -> None:
+    loop = coached(Loop, 1, accumulate=True)
+    loop.coach.loss(*loop.batch(0)).backward()
+    loop.module.head = nn.Dropout(0.1)
+    with pytest.raises(ConfigError, match="layers of the student"):
+        loop.coach.loss(*loop.batch(1))
+
+
+@pytest.mark.parametrize("adjoint", [dt.Stored(), dt.FirstOrder(), dt.Checkpointed()])
+def test_a_saved_window_of_other_layers_is_not_looked_back_through(adjoint: Any) -> None:
+    loop, other = coached(Loop, 2, adjoint=adjoint), coached(LayerAdded, 2, adjoint=adjoint)
+    loop.run(2)
+    other.change()  # type: ignore[attr-defined]
+    other.module.load_state_dict(loop.module.state_dict())
+    other.optimizer.load_state_dict(loop.optimizer.state_dict())
+    other.coach.load_state_dict(loop.coach.state_dict())
+    with pytest.raises(ReplayError, match="layers of the student"):
+        other.coach.meta_gradient(*VALID)
+    other.step(4, *other.batch(4))
+    with pytest.warns(dt.WindowWarning, match="layers of the student.*over 1 of 2"):
+        assert other.coach.meta_gradient(*VALID)["k"].isfinite().all()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 from typing import Any
 
 import pytest
 import torch
 from loops import VALID, ByLabel, Loop, Net, X, assert_exact, coached, differences, error, found
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import deepteach as dt
@@ -45,6 +47,19 @@ class Parametrised(Loop):
         parametrizations.weight_norm(module.a, dim=1)
         parametrizations.orthogonal(module.fc)
         return module
+
+
+class Cached(Loop):
+    """Parametrized weights are computed once for all passes of a step."""
+
+    def make(self) -> nn.Module:
+        module = Net()
+        parametrizations.weight_norm(module.a)
+        return module
+
+    def step(self, i: int, x: Any, y: Tensor) -> None:
+        with parametrize.cached():
+            super().step(i, x, y)
 
 
 class Pruned(Loop):
@@ -135,6 +150,7 @@ class MovedBefore(Loop):
 KINDS = [
     Normalised,
     Parametrised,
+    Cached,
     Pruned,
     Checkpointed,
     Reentrant,
@@ -148,6 +164,134 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact(kind: type[Loop]) -> None:
     assert_exact(kind)
+
+
+def test_an_update_among_cached_weights() -> None:
+    """They are those before the last step, and have its graph."""
+    want = differences(Parametrised, 2)
+    for adjoint in (dt.Stored(), dt.Reversed()):
+        loop, got = coached(Parametrised, 2, adjoint=adjoint), want
+        for i in range(loop.steps):
+            with parametrize.cached():
+                loop.step(i, *loop.batch(i))
+                if i > 0:
+                    got = loop.coach.meta_gradient(*VALID)["k"]
+        assert error(got, want) < 1e-6
+
+
+class Graph(Net):
+    """Features are mixed by a sparse matrix, which is a buffer."""
+
+    matrix: Tensor
+
+    def __init__(self, make: Any, product: Any) -> None:
+        super().__init__()
+        self.product = product
+        torch.manual_seed(3)
+        self.register_buffer("matrix", make((torch.eye(5) + (torch.rand(5, 5) < 0.4)).double()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.product(self.matrix, self.a(x).t()).t().tanh())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:Sparse CSC")
+@pytest.mark.parametrize("make", [Tensor.to_sparse, Tensor.to_sparse_csr, Tensor.to_sparse_csc])
+@pytest.mark.parametrize("product", [torch.sparse.mm, torch.mm])
+def test_a_sparse_buffer(make: Any, product: Any) -> None:
+    class Sparse(Loop):
+        def make(self) -> nn.Module:
+            return Graph(make, product)
+
+    assert_exact(Sparse, (1, 2, 4))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("make", [Tensor.to_sparse, Tensor.to_sparse_csr])
+def test_a_sparse_buffer_that_passes_move(make: Any) -> None:
+    """By numbers that depend on theta, and later passes read it."""
+
+    class Moving(Graph):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.matrix = self.matrix * (1 + self.fc.weight.detach()[0, 0])
+            return super().forward(x)
+
+    class Sparse(Loop):
+        def make(self) -> nn.Module:
+            return Moving(make, torch.sparse.mm)
+
+    with pytest.raises(ConfigError, match="move the buffer 'matrix'"):
+        found(Sparse, 3, dt.Stored())
+
+
+class Spectrum(nn.Module):
+    """Multiplies by complex numbers between two Fourier transforms."""
+
+    def __init__(self, real: bool) -> None:
+        super().__init__()
+        weight = torch.randn(4, 2, dtype=torch.float64)
+        self.weight = nn.Parameter(weight if real else torch.view_as_complex(weight))
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.weight.is_complex() else torch.view_as_complex(self.weight)
+        return self.fc(torch.fft.irfft(torch.fft.rfft(x) * weight, n=6).tanh())
+
+
+class ComplexAsReal(Loop):
+    def make(self) -> nn.Module:
+        return Spectrum(real=True)
+
+
+def test_complex_parameters() -> None:
+    assert_exact(ComplexAsReal, (1, 3))
+    module = Spectrum(real=False)
+    for optimizer in (torch.optim.SGD, torch.optim.AdamW):
+        with pytest.raises(ConfigError, match="'weight' is complex.*view_as_complex") as got:
+            dt.Coach(dt.Student(module, "fc"), optimizer(module.parameters(), 0.1), ByLabel())
+        assert "\n" not in str(got.value)
+
+
+def packed(x: Tensor) -> PackedSequence:
+    """Sequences of one to three pairs of numbers."""
+    lengths = torch.arange(len(x)) % 3 + 1
+    return pack_padded_sequence(x.view(-1, 3, 2), lengths, True, enforce_sorted=False)
+
+
+class Sequences(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.fc = nn.LSTM(2, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor | PackedSequence) -> Tensor:
+        x = packed(x) if isinstance(x, Tensor) else x
+        return self.fc(self.rnn(x)[1][0][-1])
+
+
+class Packed(Loop):
+    def make(self) -> nn.Module:
+        return Sequences()
+
+    def batch(self, i: int) -> tuple[Any, Tensor]:
+        x, y = super().batch(i)
+        return packed(x), y
+
+
+def test_packed_sequences() -> None:
+    """One argument, of whose sequences parts of a batch are made."""
+    assert_exact(Packed, (1, 3))
+    want = differences(Packed, 3)
+    assert error(found(Packed, 3, dt.Stored(micro_batch=3)), want) < 1e-6
+    loop, other = coached(Packed, 3), coached(Packed, 3)
+    loop.run(3)
+    state = copy.deepcopy(loop.coach.state_dict())
+    torch.save(state, file := io.BytesIO())
+    file.seek(0)
+    other.module.load_state_dict(loop.module.state_dict())
+    other.optimizer.load_state_dict(loop.optimizer.state_dict())
+    other.coach.load_state_dict(torch.load(file))
+    got = other.coach.meta_gradient(packed(VALID[0]), VALID[1])["k"]
+    assert error(got, want) < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore:.*spectral_norm")

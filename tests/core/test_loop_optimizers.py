@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import VALID, Loop, assert_exact, coached, differences, error, found
+from loops import VALID, Loop, Plain, assert_exact, coached, differences, error, found
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
@@ -293,3 +293,60 @@ def test_scalers() -> None:
         each.run(2)
     want = plain.coach.meta_gradient(*VALID)["k"]
     assert torch.allclose(loop.coach.meta_gradient(*VALID)["k"], want, rtol=1e-9)
+
+
+class Overflowing(Unscaled):
+    """The fourth step's gradients overflow: the scaler skips it, or has the fused kernel do so."""
+
+    def step(self, i: int, x: Any, y: torch.Tensor) -> None:
+        if i == 3:
+
+            def overflow(leaf: torch.Tensor) -> None:
+                assert leaf.grad is not None
+                leaf.grad[0, 0] = torch.inf
+
+            handle = self.module.a.weight.register_post_accumulate_grad_hook(overflow)
+            super().step(i, x, y)
+            handle.remove()
+        else:
+            super().step(i, x, y)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("make", [sgd, adam])
+def test_a_step_that_a_scaler_skips_is_left_out(make: Callable[..., Made], fused: bool) -> None:
+    class Skipping(Overflowing):
+        def optimize(self, leaves: list[nn.Parameter]) -> Any:
+            return make(fused=fused)(leaves)
+
+    adjoint = dt.Stored(mixed_precision=True, tolerance=0.1)
+    loop, plain = coached(Skipping, 2, adjoint=adjoint), Skipping()
+    plain.coach = Plain(plain.module, plain.teacher)
+    for each in (loop, plain):
+        each.run(2)
+        assert each.scaler.get_scale() == 4
+    assert loop.coach.steps == 4
+    for ours, theirs in zip(loop.module.parameters(), plain.module.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12)
+    # Of the last three batches the middle one led to no step.
+    want = differences(Skipping, 3)
+    assert error(loop.coach.meta_gradient(*VALID)["k"], want) < 1e-6
+
+
+def others(_: dt.AbstractTeacher) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.zeros(3))]
+
+
+UNABLE: dict[str, tuple[Callable[[dt.AbstractTeacher], Any], str]] = {
+    "of other parameters": (lambda t: optim.Adam(others(t)), "none of the teacher's parameters"),
+    "by a closure": (lambda t: optim.LBFGS(t.parameters()), "LBFGS steps by a closure.*Adam"),
+}
+
+
+@pytest.mark.parametrize("name", UNABLE)
+def test_optimizers_of_a_teacher_that_cannot_move_it(name: str) -> None:
+    make, told = UNABLE[name]
+    loop = Loop()
+    with pytest.raises(ConfigError, match=told) as got:
+        dt.Coach(loop.student(), loop.optimizer, loop.teacher, teacher_optimizer=make(loop.teacher))
+    assert "\n" not in str(got.value)

@@ -179,6 +179,34 @@ def test_means_found_together_are_those_found_one_by_one(
     assert torch.equal(late.total, at_once.total) and late.total.dtype == dtype
 
 
+@pytest.mark.parametrize("left_out", [1, 3])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_batch_of_ignored_samples_has_a_finite_sample_size(left_out: int, together: bool) -> None:
+    """One that says nothing counts as one of equal weights does."""
+    logits, tally = torch.zeros(8, 3), Tally()
+    for number in range(4):
+        labels = torch.full((8,), -100 if number < left_out else 1)
+        seen = dt.Snapshot(logits, logits, labels, (labels > 0).float())
+        tally.add(torch.full((8,), 1 / 8), seen)
+        if not together:
+            tally.read()
+    assert float(tally.total) == 4
+
+
+def test_an_update_after_a_batch_of_ignored_samples() -> None:
+    module = Small()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+    coach = dt.Coach(dt.Student(module, "fc"), optimizer, dt.Teacher([dt.Loss()]), interval=4)
+    record = None
+    for number in range(4):
+        x, y = batch(number)
+        optimizer.zero_grad()
+        coach.loss(x, torch.full_like(y, -100) if number == 1 else y).backward()
+        optimizer.step()
+        record = coach.update(batch(9, 24))
+    assert record is not None and record.effective_sample_size == pytest.approx(1, abs=1e-3)
+
+
 def test_forward_mode_loads_rules_where_they_are_needed() -> None:
     theta, direction = {"x": torch.randn(5)}, {"x": torch.randn(5)}
     for function in (torch.tanh, nn.functional.logsigmoid):  # the second has no rule of its own

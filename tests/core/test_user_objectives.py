@@ -446,3 +446,60 @@ def test_a_teacher_answers_with_a_number_for_each_sample(kind: str, said: str) -
     for ask in (coach.loss, coach.weights):
         with pytest.raises(dt.ConfigError, match=f"Answers must answer with a log weight.*{said}"):
             ask(x, y)
+
+
+def mixed(logits: Tensor, labels: Any) -> Tensor:
+    a, b, share = labels
+    one, other = (F.cross_entropy(logits, y, reduction="none") for y in (a, b))
+    return share * one + (1 - share) * other
+
+
+class Fitted(dt.Loss):
+    reads_trusted = True
+
+
+def mixing(*features: dt.Feature, **options: Any) -> tuple[dt.Coach, Callable[[], object]]:
+    """A coach whose training labels are `(a, b, lam)`, and an update with plain trusted ones."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    teacher = dt.Teacher([dt.Internal(8), *features])
+    coach = dt.Coach(dt.Student(module, "2"), optimizer, teacher, interval=2, loss=mixed, **options)
+    x, y, trusted = (
+        torch.randn(16, 6),
+        torch.arange(16) % 3,
+        (torch.randn(12, 6), torch.arange(12) % 3),
+    )
+    for share in (0.3, 0.8):
+        order = torch.randperm(16)
+        optimizer.zero_grad()
+        labels: Any = (y, y[order], share)
+        coach.loss(share * x + (1 - share) * x[order], labels).backward()
+        optimizer.step()
+    return coach, lambda: coach.update(trusted)
+
+
+def test_trusted_labels_may_be_of_another_form() -> None:
+    """`loss` is not asked about them where nobody reads what it would say."""
+    coach, update = mixing(validation_loss=F.cross_entropy)
+    record: Any = update()
+    assert record.skipped is None and record.gradient_norm > 0
+    assert record.validation_accuracy is None
+
+
+@pytest.mark.parametrize(
+    "features, options, told",
+    [
+        ((), {}, r"`loss` cannot read the trusted labels.*dt.Coach\(validation_loss=...\)"),
+        (
+            (Fitted(),),
+            {"validation_loss": F.cross_entropy},
+            "`loss` cannot read the trusted labels.*features are fitted on",
+        ),
+    ],
+)
+def test_a_loss_that_cannot_read_trusted_labels(features: Any, options: Any, told: str) -> None:
+    _, update = mixing(*features, **options)
+    with pytest.raises(dt.errors.ConfigError, match=told) as got:
+        update()
+    assert "\n" not in str(got.value)

@@ -150,7 +150,7 @@ def _moved_by_theta(student: Student, step: Step, theta: Params, names: list[str
     plain, found = after(theta, []), set()
     while True:
         other = after(elsewhere, found)
-        more = {name for name in names if not torch.equal(plain[name], other[name])}
+        more = {name for name in names if not _same(plain[name], other[name])}
         if more <= found:
             return [name for name in names if name in found]
         found |= more
@@ -188,8 +188,26 @@ def _differing(left: Params, right: Params) -> list[str]:
     return [
         name
         for name, leaf in right.items()
-        if leaf.is_floating_point() and not (name in left and torch.equal(left[name], leaf))
+        if leaf.is_floating_point() and not (name in left and _same(left[name], leaf))
     ]
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if left.layout != right.layout or left.shape != right.shape:
+        return False
+    return all(map(torch.equal, _held(left), _held(right)))
+
+
+def _held(leaf: Tensor) -> list[Tensor]:
+    """The dense tensors that a tensor consists of: itself, or places and values of a sparse one."""
+    if leaf.layout == torch.strided:
+        return [leaf]
+    if leaf.layout == torch.sparse_coo:
+        leaf = leaf.coalesce()
+        return [leaf.indices(), leaf.values()]
+    if leaf.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [leaf.crow_indices(), leaf.col_indices(), leaf.values()]
+    return [leaf.ccol_indices(), leaf.row_indices(), leaf.values()]
 
 
 def _copies(buffers: Params) -> Params:
@@ -198,4 +216,8 @@ def _copies(buffers: Params) -> Params:
 
 def _changed(buffers: Params, names: Iterable[str]) -> Params:
     """Other values there; what is positive stays so."""
-    return {**_copies(buffers), **{n: 1.25 * buffers[n] + 0.1 for n in names if n in buffers}}
+    return {**_copies(buffers), **{n: _other(buffers[n]) for n in names if n in buffers}}
+
+
+def _other(leaf: Tensor) -> Tensor:
+    return 1.25 * leaf + 0.1 if leaf.layout == torch.strided else 1.25 * leaf
