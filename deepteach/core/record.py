@@ -34,6 +34,26 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """Names of tensors that something may have moved.
+
+    `flags` say of each entry whether it is another one, `sizes` entries to a name; None where all
+    of them count as moved.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...] = ()
+    flags: Tensor | None = None
+
+    def moved(self) -> list[str]:
+        """Those that were; waits for the device."""
+        if self.flags is None:
+            return list(self.names)
+        parts = self.flags.split(self.sizes)
+        return [name for name, part in zip(self.names, parts, strict=True) if bool(part.any())]
+
+
+@dataclass(frozen=True)
 class Step:
     """What one optimizer step saw.
 
@@ -43,7 +63,8 @@ class Step:
     chose to keep. `wrong` says in what the step was not the one recorded here, as far as that was
     looked at. `norms` are those of the gradients that the optimizer stepped on, in the order of
     `hyper`, where its rule is not linear in them; `left` those of the parameters after the step
-    and before the next, until they are compared.
+    and before the next, until they are compared. `apart` are names of what else the module holds
+    that something moved after the step's passes, `beside` the same until it is looked at.
     """
 
     passes: tuple[Pass, ...]
@@ -55,6 +76,8 @@ class Step:
     wrong: str | None = None
     norms: list[Tensor] | None = None
     left: tuple[list[Tensor], list[Tensor]] | None = None
+    apart: tuple[str, ...] = ()
+    beside: tuple[Apart, ...] = ()
 
     def taken(self, hyper: dict[str, Hyper], norms: list[Tensor] | None) -> Step:
         """The same, as the optimizer takes it."""
@@ -64,7 +87,8 @@ class Step:
     def followed(self, left: tuple[list[Tensor], list[Tensor]] | None) -> Step:
         """The same, with the norms after it and before the next one."""
         seen = self.passes, self.snapshot, self.weights, self.value
-        return Step(*seen, self.hyper, self.state, self.wrong, self.norms, left)
+        known = self.wrong, self.norms, left, self.apart, self.beside
+        return Step(*seen, self.hyper, self.state, *known)
 
 
 def pack_step(step: Step) -> dict[str, Any]:
@@ -78,6 +102,7 @@ def pack_step(step: Step) -> dict[str, Any]:
         "state": None if step.state is None else _parts(step.state)._asdict(),
         "wrong": step.wrong,
         "norms": step.norms,
+        "apart": list(step.apart),
     }
 
 
@@ -99,6 +124,7 @@ def unpack_step(
         state=None if item["state"] is None else _split(State(**item["state"]), split),
         wrong=item.get("wrong"),
         norms=item.get("norms"),
+        apart=tuple(item.get("apart", ())),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +56,8 @@ class Student:
         surrogate: the module's gradients are not the slopes of what it computes, on purpose
             (straight-through estimates, reversed gradients): meta-gradients take them, and
             torch's derivatives of them, as they are.
+        scheduled: names of buffers that your loop moves between steps to values that do not
+            depend on the module's weights, as an annealed temperature.
 
     Raises:
         ConfigError: no such submodule (the message lists candidates), or the module is
@@ -71,6 +73,7 @@ class Student:
         pool: str | Callable[..., Tensor] | None = None,
         logits: Callable[[Any], Tensor] | None = None,
         surrogate: bool = False,
+        scheduled: Sequence[str] = (),
     ) -> None:
         if side not in ("input", "output"):
             raise ConfigError(f"side must be 'input' or 'output', got {side!r}")
@@ -90,12 +93,9 @@ class Student:
         internal = plain.get(internal.replace(f"{_COMPILED}.", ""), internal)
         if internal not in layers or internal == "":
             raise ConfigError(_no_such_layer(internal, layers))
-        self.module = module
-        self.internal = internal
-        self.side = side
-        self.pool = pool
+        self.module, self.internal, self.side, self.pool = module, internal, side, pool
         self._pool_reads_inputs = callable(pool) and _required(pool) > 1
-        self.surrogate = surrogate
+        self.surrogate, self.scheduled = surrogate, frozenset(scheduled)
         self._logits = logits or logits_of
         self._known: ModuleLayout | None = None
         self.shards = Unsplit()

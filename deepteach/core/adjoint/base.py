@@ -21,6 +21,7 @@ from typing import Any, Self
 import torch
 
 from deepteach.core.adjoint import guards
+from deepteach.core.adjoint.guards import LEAST_MIXED_TOLERANCE
 from deepteach.core.adjoint.moved_buffers import MovedBuffers
 from deepteach.core.examination import DIFFERENCES, EITHER, REVERSE, SECOND
 from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
@@ -39,9 +40,6 @@ EXACT, FINITE_DIFFERENCE = "exact", "finite-difference"
 
 ROUNDINGS = 8
 """A sum is known no better than to this many units in the last place of its terms."""
-
-LEAST_MIXED_TOLERANCE = 0.01
-"""Half precision is off by more than the replays' usual tolerance."""
 
 
 @dataclass
@@ -331,7 +329,8 @@ class AbstractAdjoint:
         if self.derivatives == FINITE_DIFFERENCE:
             losses, moved = FiniteDifferences(objective).directional(theta, step, along)
             # They are those of a point nearby: the replay is checked only roughly.
-            guards.compare_losses(losses, step, max(self.tolerance, 0.1), objective.ranks)
+            error = guards.replay_error(losses, step, objective.ranks)
+            guards.refuse_replay(error, max(self.tolerance, 0.1), step)
             return objective.teacher_gradient(window.omega, held, moved, step)
         if objective.held and objective.forward_mode:
             try:

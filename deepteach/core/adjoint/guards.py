@@ -27,6 +27,9 @@ from deepteach.errors import ConfigError, ReplayError
 from deepteach.shards import anywhere, own
 from deepteach.tree import Params, norm, tree_map
 
+LEAST_MIXED_TOLERANCE = 0.01
+"""Half precision is off by more than the replays' usual tolerance."""
+
 LARGE = 1e3
 """Inputs or losses above it are named as a cause where losses do not repeat."""
 
@@ -111,9 +114,11 @@ def replay_error(losses: Tensor, step: Step, ranks: Ranks) -> float:
 def compare_losses(losses: Tensor, step: Step, tolerance: float, ranks: Ranks) -> None:
     """A replayed pass must repeat its losses, or it saw something else than the first.
 
-    All ranks raise, or none.
+    All ranks raise, or none. What float32's rounding needs is too wide for float64.
     """
-    refuse_replay(replay_error(losses, step, ranks), tolerance, step)
+    fine = losses.dtype == torch.float64 and tolerance < LEAST_MIXED_TOLERANCE
+    least = min(tolerance, 1e-6) if fine else tolerance
+    refuse_replay(replay_error(losses, step, ranks), least, step)
 
 
 def refuse_replay(error: float, tolerance: float, step: Step) -> None:

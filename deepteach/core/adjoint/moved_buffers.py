@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from deepteach.core.bystanders import altered, one_read
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
 from deepteach.core.running_statistics import RunningStatistics, pull_statistics
@@ -22,7 +23,7 @@ from deepteach.core.student import Student
 from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError
 from deepteach.rng import replayed
-from deepteach.tree import Params, tree_map
+from deepteach.tree import Params, clone, tree_map
 
 
 class MovedBuffers:
@@ -46,6 +47,7 @@ class MovedBuffers:
         self._student, self._steps = objective.student, steps
         self._after = [step.passes[0].buffers for step in steps[1:]]
         self._after.append(self._student.buffers())
+        self._refuse_apart(theta, validation)
         if len(steps) == 1:
             # It begins where no teacher has reached; passes after it may not have.
             if self._student.modes() != steps[0].passes[-1].modes and objective.touched():
@@ -70,6 +72,32 @@ class MovedBuffers:
                 "mode does: call model.train() before coach.update"
             )
 
+    def _refuse_apart(self, theta: Params, validation: Validation) -> None:
+        """What something else moved, and training passes do not read, may the trusted batch."""
+        names = list(dict.fromkeys(name for step in self._steps for name in step.apart))
+        if not names:
+            return
+        buffers, frozen = self._after[-1], self._student.layout.parameters
+        if self._student.modes() != self._steps[-1].passes[-1].modes:
+            statistics, used = RunningStatistics(buffers), _copies(buffers)
+            with torch.no_grad(), statistics.of(used):
+                validation.value(clone(theta), used)
+            names = [name for name in names if name not in statistics.known]  # `compare` tells
+
+        def seen(changed: Sequence[str]) -> Tensor:
+            others = {name: frozen[name] for name in changed if name in frozen}
+            used = {**clone(theta), **altered(others, others)}
+            return validation.value(used, altered(buffers, changed))
+
+        name = one_read(seen, names)
+        if name is not None:
+            raise ConfigError(
+                f"something besides coach.loss moved {name!r} within the window, and the trusted "
+                "batch reads it: call coach.update right after optimizer.step(), before that, with "
+                f"window=1, or, where it is a buffer whose values do not depend on the student, "
+                f"say so by dt.Student(scheduled=[{name!r}])"
+            )
+
     def _look(
         self, theta: Params, validation: Validation, names: list[str], *, examined: bool
     ) -> None:
@@ -86,8 +114,8 @@ class MovedBuffers:
         others = [name for name in names if name not in statistics.known]
         if others and not examined:
 
-            def seen(changed: list[str]) -> Tensor:
-                return validation.value(theta, _changed(buffers, changed))
+            def seen(changed: Sequence[str]) -> Tensor:
+                return validation.value(theta, altered(buffers, changed))
 
             _refuse_read(seen, others, "by the trusted batch")
 
@@ -142,7 +170,7 @@ def _moved_by_theta(student: Student, step: Step, theta: Params, names: list[str
     seen, elsewhere = step.passes[-1], {name: 1.01 * leaf + 1e-3 for name, leaf in theta.items()}
 
     def after(at: Params, changed: Iterable[str]) -> Params:
-        buffers = _changed(seen.buffers, changed)
+        buffers = altered(seen.buffers, changed)
         with replayed(seen.generators), student.in_modes(seen.modes):
             student.functional(at, buffers, seen.inputs, update=True)
         return buffers
@@ -159,24 +187,17 @@ def _moved_by_theta(student: Student, step: Step, theta: Params, names: list[str
 def _refuse_read_in_training(
     objective: Objective, step: Step, theta: Params, names: list[str]
 ) -> None:
-    def seen(changed: list[str]) -> Tensor:
-        passes = tuple(replace(p, buffers=_changed(p.buffers, changed)) for p in step.passes)
+    def seen(changed: Sequence[str]) -> Tensor:
+        passes = tuple(replace(p, buffers=altered(p.buffers, changed)) for p in step.passes)
         return objective.replay(theta, replace(step, passes=passes)).losses
 
     _refuse_read(seen, names, "by later ones")
 
 
-@torch.no_grad()
-def _refuse_read(seen: Callable[[list[str]], Tensor], names: list[str], reader: str) -> None:
+def _refuse_read(seen: Callable[[Sequence[str]], Tensor], names: list[str], reader: str) -> None:
     """Raise where `seen` of other values in `names` is not what it is of the present ones."""
-    plain = seen([])
-
-    def differs(changed: list[str]) -> bool:
-        slack = torch.finfo(plain.dtype).eps ** 0.5
-        return not bool((seen(changed) - plain).abs().max() <= slack * (1 + plain.abs().max()))
-
-    if names and differs(names):
-        name = next((name for name in names if differs([name])), names[0])
+    name = one_read(seen, names)
+    if name is not None:
         raise ConfigError(
             f"the student's passes move the buffer {name!r}, and it is read {reader} (a power "
             "iteration, a moving average?), which a window of several steps would miss: use "
@@ -194,8 +215,3 @@ def _differing(left: Params, right: Params) -> list[str]:
 
 def _copies(buffers: Params) -> Params:
     return {name: leaf.clone() for name, leaf in buffers.items()}
-
-
-def _changed(buffers: Params, names: Iterable[str]) -> Params:
-    """Other values there; what is positive stays so."""
-    return {**_copies(buffers), **{n: 1.25 * buffers[n] + 0.1 for n in names if n in buffers}}
