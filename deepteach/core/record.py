@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deepteach.core.nested import plain_inputs
@@ -23,7 +24,7 @@ class Pass:
 
     `buffers` are those before the pass, `modes` the `training` flags of the submodules,
     `generators` the states of the random generators that it drew from (None if it drew
-    nothing).
+    nothing), `half` the precision of the autocast that it ran under, if any.
     """
 
     inputs: Inputs
@@ -31,6 +32,7 @@ class Pass:
     buffers: Params
     modes: tuple[bool, ...]
     generators: States | None
+    half: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Step:
 def pack_step(step: Step) -> dict[str, Any]:
     """A recorded step as nested plain containers of tensors."""
     return {
-        "passes": [{**_fields(seen), "inputs": plain_inputs(seen.inputs)} for seen in step.passes],
+        "passes": [_pack_pass(seen) for seen in step.passes],
         "snapshot": pack_snapshot(step.snapshot),
         "weights": step.weights,
         "value": step.value,
@@ -116,7 +118,7 @@ def unpack_step(
     `split` makes of what this rank holds of them what parameters are that are split.
     """
     return Step(
-        passes=tuple(Pass(**{**seen, "modes": tuple(seen["modes"])}) for seen in item["passes"]),
+        passes=tuple(map(_unpack_pass, item["passes"])),
         snapshot=unpack_snapshot(item["snapshot"]),
         weights=item["weights"],
         value=item["value"],
@@ -126,6 +128,17 @@ def unpack_step(
         norms=item.get("norms"),
         apart=tuple(item.get("apart", ())),
     )
+
+
+def _pack_pass(seen: Pass) -> dict[str, Any]:
+    half = None if seen.half is None else str(seen.half).removeprefix("torch.")
+    return {**_fields(seen), "inputs": plain_inputs(seen.inputs), "half": half}
+
+
+def _unpack_pass(item: dict[str, Any]) -> Pass:
+    half = item.get("half")
+    known = None if half is None else getattr(torch, half)
+    return Pass(**{**item, "modes": tuple(item["modes"]), "half": known})
 
 
 def _split(state: State, split: Callable[[Params], Params]) -> State:

@@ -86,8 +86,7 @@ class Student:
                 "meta-gradients through it are wrong: pass the bare module (model.module)"
             )
         _refuse_scripted(module)
-        self._outer = module
-        module = getattr(module, _COMPILED, module)
+        self._outer, module = module, getattr(module, _COMPILED, module)
         layers = dict(module.named_modules())
         plain = {name.replace(f"{_COMPILED}.", ""): name for name in layers}
         internal = plain.get(internal.replace(f"{_COMPILED}.", ""), internal)
@@ -100,8 +99,8 @@ class Student:
         self._known: ModuleLayout | None = None
         self.shards = Unsplit()
         """How the parameters are split over ranks; a Coach finds it."""
-        self.under_autocast = False
-        """Whether the layer ran under autocast in the last pass, from outside or by itself."""
+        self.under_autocast: torch.dtype | None = None
+        """That of the autocast which the layer ran under in the last pass, its own or not."""
 
     @property
     def layout(self) -> ModuleLayout:
@@ -238,7 +237,8 @@ class Student:
         seen: list[Tensor] = []
 
         def keep(state: Tensor) -> None:
-            self.under_autocast = torch.is_autocast_enabled(state.device.type)
+            on = torch.is_autocast_enabled(kind := state.device.type)
+            self.under_autocast = torch.get_autocast_dtype(kind) if on else None
             seen.append(state)
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:

@@ -19,7 +19,7 @@ from deepteach.core.examination import (
     slopes_are_true,
 )
 from deepteach.core.objective import Objective
-from deepteach.core.optim import Hyper, Rule, State
+from deepteach.core.optim import Rule, State
 from deepteach.core.record import Step
 from deepteach.core.validation import Validation
 from deepteach.distributed.collectives import Ranks
@@ -48,13 +48,17 @@ class Gap:
 
 
 def check_movement(
-    start: Params, gap: Gap, slack: float, rounding: Callable[[], Params] | None = None
+    start: Params,
+    gap: Gap,
+    slack: float,
+    rounding: Callable[[], Params] | None = None,
+    allowed: str = "",
 ) -> None:
     """A `gap` must be within `slack` of the movement from `start`, and the rounding of theta.
 
     The drift tolerance alone is relative to theta and would not see an added loss term at a
     small learning rate. `rounding` says by how much each entry of what was reached may be off
-    anyway; it is asked only where that decides.
+    anyway; it is asked only where that decides. `allowed` is that in words.
     """
     movement, error = norm(tree_map(torch.sub, gap.end, start)), gap.error
     eps = max((torch.finfo(leaf.dtype).eps for leaf in gap.end.values()), default=0.0)
@@ -65,7 +69,7 @@ def check_movement(
     if not error <= bound:
         raise ReplayError(
             f"the recorded steps do not connect the student's states (off by {error:.1e} of a "
-            f"movement of {movement:.1e}): something besides coach.loss and the optimizer "
+            f"movement of {movement:.1e}{allowed}): something besides coach.loss and the optimizer "
             "changed the student, such as an added loss term or a parameter update outside "
             "optimizer.step()",
             off=error / max(movement, 1e-300),
@@ -73,19 +77,23 @@ def check_movement(
 
 
 def check_step(
-    rule: Rule, held: State, gradient: Params, hyper: dict[str, Hyper], end: Params, slack: float
+    rule: Rule, held: State, gradient: Params, taken: Step, end: Params, slack: float
 ) -> None:
-    """A step of `rule` from the state `held` must lead to `end`.
+    """A step of `rule` as it was `taken` from the state `held` must lead to `end`.
 
-    Where a gradient is 0 but for rounding, as that of the keys' bias in attention always is, Adam
-    makes a step of that rounding, which no replay repeats.
+    Where a gradient is 0 but for rounding, as that of the keys' bias in attention always is, and of
+    a bias before a normalisation, Adam makes a step of that rounding, which no replay repeats. So
+    entries may be off by what their gradient's rounding does to the step: of float32, or of the
+    half precision that the step's passes ran in. What else moves such an entry by no more than
+    that, a step or two of Adam where the gradient is smaller than its rounding, is not seen here.
     """
+    hyper, half = taken.hyper, _coarsest(taken)
     reached = rule.step(held, gradient, hyper).theta
 
     def rounding() -> Params:
         count = max(sum(leaf.numel() for leaf in gradient.values()), 1)
-        scale = 100 * norm(gradient) / count**0.5
-        changes = {name: _rounding_of(leaf, scale) for name, leaf in gradient.items()}
+        size = norm(gradient) / count**0.5
+        changes = {name: _rounding_of(leaf, size, half) for name, leaf in gradient.items()}
         found = {name: torch.zeros_like(leaf) for name, leaf in reached.items()}
         for shifted in (torch.add, torch.sub):
             other = rule.step(held, tree_map(shifted, gradient, changes), hyper).theta
@@ -93,12 +101,28 @@ def check_step(
             found = tree_map(torch.maximum, found, off)
         return found
 
-    check_movement(held.theta, Gap(reached, end), slack, rounding)
+    words = "" if half is None else f", of which {slack:g} is allowed beside the rounding of {half}"
+    check_movement(held.theta, Gap(reached, end), slack, rounding, words)
 
 
-def _rounding_of(gradient: Tensor, scale: float) -> Tensor:
-    """The rounding of a gradient's entries. What a batch does not reach is 0, and repeats so."""
-    size = scale * torch.finfo(gradient.dtype).eps
+HALF_ROUNDINGS = 3
+"""A gradient's entry of a pass in half precision is off by so many roundings of the mean entry."""
+
+
+def _coarsest(step: Step) -> torch.dtype | None:
+    """The half precision that passes of a step ran in; None where all ran as they are replayed."""
+    found = [seen.half for seen in step.passes if seen.half is not None]
+    return max(found, key=lambda half: torch.finfo(half).eps, default=None)
+
+
+def _rounding_of(gradient: Tensor, scale: float, half: torch.dtype | None) -> Tensor:
+    """The rounding of a gradient's entries, where their root mean square is `scale`.
+
+    What a batch does not reach is 0, and repeats so.
+    """
+    size = 100 * torch.finfo(gradient.dtype).eps * scale
+    if half is not None:
+        size = max(size, HALF_ROUNDINGS / 2 * torch.finfo(half).eps * scale)
     nothing = not anywhere(not bool((own(gradient).abs() <= size).all()), (gradient,))
     reached = torch.ones_like(gradient) if nothing else (gradient != 0).to(gradient.dtype)
     return size * reached

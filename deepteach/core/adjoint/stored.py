@@ -38,8 +38,8 @@ class Stored(AbstractAdjoint):
     ) -> State:
         """The stored state; its step must lead to the later state, or something else moved it."""
         held = kept(window.steps[position])
-        hyper, slack = window.steps[position].hyper, self.allowed(held.theta)
-        guards.check_step(window.rule, held, gradient, hyper, later.theta, slack)
+        step, slack = window.steps[position], self.allowed(held.theta)
+        guards.check_step(window.rule, held, gradient, step, later.theta, slack)
         return held
 
 
@@ -69,8 +69,8 @@ class Checkpointed(AbstractAdjoint):
         self, position: int, theta: Params, gradient: Params, later: State, window: Window
     ) -> State:
         held = self._state(position, window)
-        hyper, slack = window.steps[position].hyper, self.allowed(held.theta)
-        guards.check_step(window.rule, held, gradient, hyper, later.theta, slack)
+        step, slack = window.steps[position], self.allowed(held.theta)
+        guards.check_step(window.rule, held, gradient, step, later.theta, slack)
         return held
 
     def _stride(self, window: int) -> int:
