@@ -246,6 +246,25 @@ def test_compiled(kind: type[Loop]) -> None:
     assert error(found(kind, 2, dt.Reversed()), want) < 1e-6
 
 
+def compiled_mean(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("kind", ["function", "module", "in place"])
+def test_a_compiled_loss_runs_as_it_was_written(kind: str, window: int) -> None:
+    torch._dynamo.reset()
+    own: Any = nn.CrossEntropyLoss(reduction="none")
+    if kind == "in place":
+        own.compile(backend="aot_eager")
+        loss = own
+    else:
+        loss = torch.compile(own if kind == "module" else compiled_mean, backend="aot_eager")
+    want, loop = differences(Loop, window), coached(Loop, window, loss=loss)
+    loop.run(window)
+    assert error(loop.coach.meta_gradient(*VALID)["k"], want) < 1e-6
+
+
 def test_training_runs_the_compiled_code() -> None:
     calls = []
 
