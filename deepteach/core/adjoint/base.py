@@ -330,7 +330,7 @@ class AbstractAdjoint:
             losses, moved = FiniteDifferences(objective).directional(theta, step, along)
             # They are those of a point nearby: the replay is checked only roughly.
             error = guards.replay_error(losses, step, objective.ranks)
-            guards.refuse_replay(error, max(self.tolerance, 0.1), step)
+            guards.refuse_replay(error, max(self.tolerance, 0.1), step, objective)
             return objective.teacher_gradient(window.omega, held, moved, step)
         if objective.held and objective.forward_mode:
             try:
@@ -342,7 +342,7 @@ class AbstractAdjoint:
                 # as exact, only dearer. Asked once, then remembered.
                 objective.forward_mode = False
             else:
-                guards.compare_losses(losses, step, self.allowed(theta), objective.ranks)
+                guards.compare_losses(losses, step, self.allowed(theta), objective)
                 return objective.teacher_gradient(window.omega, held, moved, step)
         return self._linearised(theta, step, window).pull_back_teacher(objective.gathered(along))
 
@@ -352,7 +352,7 @@ class AbstractAdjoint:
         if place is not None:
             return window.graphs.pop(place)  # it can be differentiated once
         graph = self.derived(window.objective).linearised(theta, step, window.omega)
-        guards.compare_losses(graph.losses, step, self.allowed(theta), window.objective.ranks)
+        guards.compare_losses(graph.losses, step, self.allowed(theta), window.objective)
         return graph
 
     def _check_state(self, theta: Params, position: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -135,19 +136,27 @@ def replay_error(losses: Tensor, step: Step, ranks: Ranks) -> float:
     return error if ranks.count == 1 else float(ranks.table(error).max())
 
 
-def compare_losses(losses: Tensor, step: Step, tolerance: float, ranks: Ranks) -> None:
+def compare_losses(losses: Tensor, step: Step, tolerance: float, objective: Objective) -> None:
     """A replayed pass must repeat its losses, or it saw something else than the first.
 
     All ranks raise, or none. What float32's rounding needs is too wide for float64.
     """
     fine = losses.dtype == torch.float64 and tolerance < LEAST_MIXED_TOLERANCE
     least = min(tolerance, 1e-6) if fine else tolerance
-    refuse_replay(replay_error(losses, step, ranks), least, step)
+    refuse_replay(replay_error(losses, step, objective.ranks), least, step, objective)
 
 
-def refuse_replay(error: float, tolerance: float, step: Step) -> None:
+def refuse_replay(error: float, tolerance: float, step: Step, objective: Objective) -> None:
     """Raises ReplayError where a `replay_error` is beyond the tolerance, or no number."""
     if not error <= tolerance:
+        if objective.student.compiled and _drew_by_inductor(step):
+            raise ReplayError(
+                f"replaying a step gave other losses than the first pass (by {error:.1e}): "
+                "compiled code draws other random numbers (dropout) than the student as it is "
+                "written, as which it is replayed: set torch._inductor.config.fallback_random = "
+                "True before the first pass",
+                off=error,
+            )
         size = _largest(step)
         scale = (
             f", or its inputs or losses, of up to {size:.1e}, are so large that rounding shows: "
@@ -161,6 +170,13 @@ def refuse_replay(error: float, tolerance: float, step: Step) -> None:
             + (scale if size > LARGE else ""),
             off=error,
         )
+
+
+def _drew_by_inductor(step: Step) -> bool:
+    """Whether random numbers of a compiled pass may be its own: those of torch's usual backend."""
+    config = sys.modules.get("torch._inductor.config")
+    own = config is not None and not config.fallback_random
+    return own and any(seen.generators is not None for seen in step.passes)
 
 
 def _largest(step: Step) -> float:

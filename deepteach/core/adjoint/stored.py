@@ -89,9 +89,7 @@ class Checkpointed(AbstractAdjoint):
                 step = window.steps[index]
                 objective, omega = window.objective, window.omega
                 pass_ = objective.linearised(state.theta, step, omega, first_order=True)
-                guards.compare_losses(
-                    pass_.losses, step, self.allowed(state.theta), objective.ranks
-                )
+                guards.compare_losses(pass_.losses, step, self.allowed(state.theta), objective)
                 gradient = objective.total(pass_.gradient, "replays")
                 state = window.rule.step(state, gradient, step.hyper)
                 window.memo[index + 1] = state
