@@ -78,7 +78,13 @@ def check_movement(
 
 
 def check_step(
-    rule: Rule, held: State, gradient: Params, taken: Step, end: Params, slack: float
+    rule: Rule,
+    held: State,
+    gradient: Params,
+    taken: Step,
+    end: Params,
+    slack: float,
+    before: Params | None = None,
 ) -> None:
     """A step of `rule` as it was `taken` from the state `held` must lead to `end`.
 
@@ -87,23 +93,31 @@ def check_step(
     entries may be off by what their gradient's rounding does to the step: of float32, or of the
     half precision that the step's passes ran in. What else moves such an entry by no more than
     that, a step or two of Adam where the gradient is smaller than its rounding, is not seen here.
+    `before` is how far `held` itself may be off for that reason.
     """
-    hyper, half = taken.hyper, _coarsest(taken)
-    reached = rule.step(held, gradient, hyper).theta
+    reached, half = rule.step(held, gradient, taken.hyper).theta, _coarsest(taken)
+    words = "" if half is None else f", of which {slack:g} is allowed beside the rounding of {half}"
 
     def rounding() -> Params:
-        count = max(sum(leaf.numel() for leaf in gradient.values()), 1)
-        size = norm(gradient) / count**0.5
-        changes = {name: _rounding_of(leaf, size, half) for name, leaf in gradient.items()}
-        found = {name: torch.zeros_like(leaf) for name, leaf in reached.items()}
-        for shifted in (torch.add, torch.sub):
-            other = rule.step(held, tree_map(shifted, gradient, changes), hyper).theta
-            off = tree_map(lambda left, right: (left - right).abs(), other, reached)
-            found = tree_map(torch.maximum, found, off)
-        return found
+        found = step_rounding(rule, held, gradient, taken, reached)
+        return found if before is None else tree_map(torch.add, found, before)
 
-    words = "" if half is None else f", of which {slack:g} is allowed beside the rounding of {half}"
     check_movement(held.theta, Gap(reached, end), slack, rounding, words)
+
+
+def step_rounding(
+    rule: Rule, held: State, gradient: Params, taken: Step, reached: Params
+) -> Params:
+    """How far the parameters `reached` by a step may be off for the rounding of its gradient."""
+    size = norm(gradient) / max(sum(leaf.numel() for leaf in gradient.values()), 1) ** 0.5
+    half = _coarsest(taken)
+    changes = {name: _rounding_of(leaf, size, half) for name, leaf in gradient.items()}
+    found = {name: torch.zeros_like(leaf) for name, leaf in reached.items()}
+    for shifted in (torch.add, torch.sub):
+        other = rule.step(held, tree_map(shifted, gradient, changes), taken.hyper).theta
+        off = tree_map(lambda left, right: (left - right).abs(), other, reached)
+        found = tree_map(torch.maximum, found, off)
+    return found
 
 
 HALF_ROUNDINGS = 3

@@ -44,6 +44,8 @@ class MovedBuffers:
     ) -> None:
         self.cotangent: Params = {}
         """d(trusted loss)/d(buffers), of those that it reads."""
+        self.off: Params | None = None
+        """How far theta before the step at hand may be off, where it was found by rounded steps."""
         self._student, self._steps = objective.student, steps
         self._after = [step.passes[0].buffers for step in steps[1:]]
         self._after.append(self._student.buffers())
@@ -128,7 +130,7 @@ class MovedBuffers:
         part, earlier, reached = pull_statistics(
             self._student, theta, self._steps[position], self.cotangent
         )
-        self.compare(reached, position)
+        self.compare(reached, position, theta)
         self.cotangent = earlier
         return part
 
@@ -143,7 +145,7 @@ class MovedBuffers:
             return
         statistics = RunningStatistics(self._steps[0].passes[0].buffers)
         statistics.follow(self._student, theta, self._steps[0])
-        self.compare({name: statistics.values[name].detach() for name in self.cotangent}, 0)
+        self.compare({n: statistics.values[n].detach() for n in self.cotangent}, 0, theta)
 
     def add_to(self, d_theta: Params, theta: Params, position: int) -> Params:
         """`d_theta` with the part of `pull`, where there is one."""
@@ -151,17 +153,38 @@ class MovedBuffers:
             return d_theta
         return tree_map(torch.add, d_theta, self.pull(theta, position))
 
-    def compare(self, reached: Params, position: int) -> None:
-        """Raises ConfigError: the buffers after a step are not those that its passes `reached`."""
+    def compare(self, reached: Params, position: int, theta: Params | None = None) -> None:
+        """The buffers after a step must be those that its passes `reached`, from `theta`.
+
+        Raises:
+            ConfigError: they are not: something else moved them, or `theta` is off by rounding.
+        """
         recorded = self._after[position]
         for name, leaf in reached.items():
-            slack = torch.finfo(leaf.dtype).eps ** 0.5
-            error = torch.linalg.vector_norm(leaf - recorded[name])
-            if not error <= slack * (1 + torch.linalg.vector_norm(recorded[name])):
+            if not _near(leaf, recorded[name]):
+                why = self._by_rounding(name, theta, position)
                 raise ConfigError(
-                    f"{name!r}, which the trusted batch is normalised by, was moved by other "
-                    "passes than those of coach.loss: call model.train() before coach.update"
+                    f"{name!r}, which the trusted batch is normalised by, {why}: call "
+                    "model.train() before coach.update"
                 )
+
+    @torch.no_grad()
+    def _by_rounding(self, name: str, theta: Params | None, position: int) -> str:
+        """Why a buffer after a step is another one."""
+        step, recorded = self._steps[position], self._after[position][name]
+        if theta is not None and self.off is not None:
+            ends = []
+            for shifted in (torch.sub, torch.add):
+                statistics = RunningStatistics(step.passes[0].buffers)
+                statistics.follow(self._student, tree_map(shifted, theta, self.off), step)
+                ends.append(statistics.values[name].detach())
+            low, high = torch.minimum(*ends), torch.maximum(*ends)
+            if _near(recorded.clamp(low, high), recorded):
+                return (
+                    "follows parameters whose gradients are 0 but for rounding, of which Adam "
+                    "makes steps that no replay repeats (a bias before it: bias=False)"
+                )
+        return "was moved by other passes than those of coach.loss"
 
 
 @torch.no_grad()
@@ -203,6 +226,11 @@ def _refuse_read(seen: Callable[[Sequence[str]], Tensor], names: list[str], read
             "iteration, a moving average?), which a window of several steps would miss: use "
             "window=1, or keep that layer in eval mode"
         )
+
+
+def _near(leaf: Tensor, recorded: Tensor) -> bool:
+    slack, size = torch.finfo(leaf.dtype).eps ** 0.5, torch.linalg.vector_norm
+    return bool(size(leaf - recorded) <= slack * (1 + size(recorded)))
 
 
 def _differing(left: Params, right: Params) -> list[str]:
