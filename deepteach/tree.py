@@ -130,3 +130,15 @@ def first_apart(left: Params, right: Params) -> str | None:
     apart = torch.stack([(own(leaf) != own(right[name])).any() for name, leaf in left.items()])
     flags = over_ranks(apart.int(), left.values()).tolist()
     return next((name for name, flag in zip(left, flags, strict=True) if flag), None)
+
+
+def dense_parts(leaf: Tensor) -> list[Tensor]:
+    """The dense tensors that a tensor consists of: itself, or places and values of a sparse one."""
+    if leaf.layout == torch.strided:
+        return [leaf]
+    if leaf.layout == torch.sparse_coo:
+        leaf = leaf.coalesce()
+        return [leaf.indices(), leaf.values()]
+    if leaf.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [leaf.crow_indices(), leaf.col_indices(), leaf.values()]
+    return [leaf.ccol_indices(), leaf.row_indices(), leaf.values()]

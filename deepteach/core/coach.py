@@ -276,7 +276,8 @@ class Coach:
             outputs = self._training_pass(inputs, theta, watched=recording and self._learns)
             drew = not same_states(drawn, generator_states(device))
             x, y = without_graph((inputs, labels))
-            seen = Pass(x, y, buffers, self.student.modes(), drawn if drew else None)
+            modes, half = self.student.modes(), self.student.under_autocast
+            seen = Pass(x, y, buffers, modes, drawn if drew else None, half)
             if isinstance(self.objective, MicroBatched) and self._learns and recording:
                 self.objective.refuse_ties(drew)
             with self._training_pass.full_precision(device):

@@ -29,6 +29,7 @@ from deepteach.core.losses import (
     refuse_shape,
 )
 from deepteach.core.numbered import refuse_odd
+from deepteach.core.plain_kernels import uncompiled
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Outputs, Student
@@ -103,7 +104,8 @@ class Objective:
 
     def sample_losses(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """`(batch,)` losses; refuses a loss that already averages."""
-        losses = self.loss(outputs.logits, labels)
+        with uncompiled():
+            losses = self.loss(outputs.logits, labels)
         refuse_shape(losses, outputs.logits, labels, len(outputs.internal), "loss")
         _refuse_without_gradient(losses, outputs.logits, "loss")
         return losses
@@ -165,7 +167,8 @@ class Objective:
     def losses(self, omega: Params, logits: Tensor, snapshot: Snapshot) -> Tensor:
         """l(z; omega), `(batch,)`, as a teacher shapes it that reads `snapshot`."""
         given = logits, snapshot, self.loss
-        shaped = self.taught.call(omega, given, function=self.teacher.sample_losses)
+        with uncompiled():
+            shaped = self.taught.call(omega, given, function=self.teacher.sample_losses)
         refuse_shape(shaped, logits, snapshot.labels, len(snapshot.losses), "sample_losses")
         _refuse_without_gradient(shaped, logits, "sample_losses")
         return shaped.to(snapshot.losses.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deepteach.core.nested import given_inputs, plain_inputs
@@ -23,7 +24,7 @@ class Pass:
 
     `buffers` are those before the pass, `modes` the `training` flags of the submodules,
     `generators` the states of the random generators that it drew from (None if it drew
-    nothing).
+    nothing), `half` the precision of the autocast that it ran under, if any.
     """
 
     inputs: Inputs
@@ -31,6 +32,27 @@ class Pass:
     buffers: Params
     modes: tuple[bool, ...]
     generators: States | None
+    half: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Names of tensors that something may have moved.
+
+    `flags` say of each entry whether it is another one, `sizes` entries to a name; None where all
+    of them count as moved.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...] = ()
+    flags: Tensor | None = None
+
+    def moved(self) -> list[str]:
+        """Those that were; waits for the device."""
+        if self.flags is None:
+            return list(self.names)
+        parts = self.flags.split(self.sizes)
+        return [name for name, part in zip(self.names, parts, strict=True) if bool(part.any())]
 
 
 @dataclass(frozen=True)
@@ -43,7 +65,8 @@ class Step:
     chose to keep. `wrong` says in what the step was not the one recorded here, as far as that was
     looked at. `norms` are those of the gradients that the optimizer stepped on, in the order of
     `hyper`, where its rule is not linear in them; `left` those of the parameters after the step
-    and before the next, until they are compared.
+    and before the next, until they are compared. `apart` are names of what else the module holds
+    that something moved after the step's passes, `beside` the same until it is looked at.
     """
 
     passes: tuple[Pass, ...]
@@ -55,6 +78,8 @@ class Step:
     wrong: str | None = None
     norms: list[Tensor] | None = None
     left: tuple[list[Tensor], list[Tensor]] | None = None
+    apart: tuple[str, ...] = ()
+    beside: tuple[Apart, ...] = ()
 
     def taken(self, hyper: dict[str, Hyper], norms: list[Tensor] | None) -> Step:
         """The same, as the optimizer takes it."""
@@ -64,13 +89,14 @@ class Step:
     def followed(self, left: tuple[list[Tensor], list[Tensor]] | None) -> Step:
         """The same, with the norms after it and before the next one."""
         seen = self.passes, self.snapshot, self.weights, self.value
-        return Step(*seen, self.hyper, self.state, self.wrong, self.norms, left)
+        known = self.wrong, self.norms, left, self.apart, self.beside
+        return Step(*seen, self.hyper, self.state, *known)
 
 
 def pack_step(step: Step) -> dict[str, Any]:
     """A recorded step as nested plain containers of tensors."""
     return {
-        "passes": [{**_fields(seen), "inputs": plain_inputs(seen.inputs)} for seen in step.passes],
+        "passes": [_pack_pass(seen) for seen in step.passes],
         "snapshot": pack_snapshot(step.snapshot),
         "weights": step.weights,
         "value": step.value,
@@ -78,6 +104,7 @@ def pack_step(step: Step) -> dict[str, Any]:
         "state": None if step.state is None else _parts(step.state)._asdict(),
         "wrong": step.wrong,
         "norms": step.norms,
+        "apart": list(step.apart),
     }
 
 
@@ -91,7 +118,7 @@ def unpack_step(
     `split` makes of what this rank holds of them what parameters are that are split.
     """
     return Step(
-        passes=tuple(map(_pass, item["passes"])),
+        passes=tuple(map(_unpack_pass, item["passes"])),
         snapshot=unpack_snapshot(item["snapshot"]),
         weights=item["weights"],
         value=item["value"],
@@ -99,12 +126,20 @@ def unpack_step(
         state=None if item["state"] is None else _split(State(**item["state"]), split),
         wrong=item.get("wrong"),
         norms=item.get("norms"),
+        apart=tuple(item.get("apart", ())),
     )
 
 
-def _pass(seen: dict[str, Any]) -> Pass:
-    inputs, modes = given_inputs(seen["inputs"]), tuple(seen["modes"])
-    return Pass(**{**seen, "inputs": inputs, "modes": modes})
+def _pack_pass(seen: Pass) -> dict[str, Any]:
+    half = None if seen.half is None else str(seen.half).removeprefix("torch.")
+    return {**_fields(seen), "inputs": plain_inputs(seen.inputs), "half": half}
+
+
+def _unpack_pass(item: dict[str, Any]) -> Pass:
+    half = item.get("half")
+    known = None if half is None else getattr(torch, half)
+    inputs, modes = given_inputs(item["inputs"]), tuple(item["modes"])
+    return Pass(**{**item, "inputs": inputs, "modes": modes, "half": known})
 
 
 def _split(state: State, split: Callable[[Params], Params]) -> State:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.accumulation import Accumulation
+from deepteach.core.bystanders import Bystanders
 from deepteach.core.closures import closure_of, with_closure
 from deepteach.core.distributed_batch import (
     BAD_WEIGHTS,
@@ -100,6 +101,7 @@ class Recorder(Trained):
         self.last_step: Step | None = None
         self.graphs = HeldGraphs()
         self.standstill = Standstill(self, guarded=guarded, anchored=anchored)
+        self._bystanders = Bystanders(self, objective, guarded=guarded)
         self._accumulation, self._mass = Accumulation(), 0.0
         self._batch, self._passed_back, self._skipped = 0, False, False
         self._layers: tuple[nn.Module, ...] | None = None
@@ -216,6 +218,7 @@ class Recorder(Trained):
             self._audit.clear()
         self._batch += 1
         self._objective.leave()
+        self._bystanders.passed(begins=not self._accumulation.parts, counts=self._counts(1))
         self._arrange(self.parameters())
         value.register_hook(partial(weakly(self._before_backward), self._batch))
 
@@ -224,6 +227,7 @@ class Recorder(Trained):
         first = self._accumulation.parts[0] if self._accumulation.parts else self.pending
         if first is not None:
             self.student.restore_buffers(first.passes[0].buffers)
+            self._bystanders.passed(begins=True, counts=self._counts(1))
         self._forget()
 
     def restart(self) -> None:
@@ -325,6 +329,7 @@ class Recorder(Trained):
             seen.buffers,
             share=len(self.pending.weights) / self.totals.count,
         )
+        self._bystanders.passed(begins=False, counts=self._counts(1))
         for name, leaf in reached.items():
             self._audit.at_accumulation(name, leaf)
 
@@ -378,11 +383,16 @@ class Recorder(Trained):
         if self.steps and self._rebuilt():
             self._examination.forget()
             self._cut(REBUILT)
+        self._bystanders.look(self.steps, counts=self._counts(1))
         if not self._examination.open:
             return
         wrong = self._examination.verdict(self.state(), self.held())
         if self.ranks.any(wrong is not None) and self.steps:
             self.steps[-1] = replace(self.steps[-1], wrong=wrong or "another rank tells")
+
+    def _counts(self, more: int = 0) -> bool:
+        """Whether a window may look back over the step that `more` steps from now are taken."""
+        return self._unseen is None or self.since_update + more > self._unseen
 
     def expect_updates(self, interval: int) -> None:
         """Windows end at every `interval`-th step: no other one is looked back over."""
@@ -397,6 +407,11 @@ class Recorder(Trained):
         kept = self.standstill.sift(self.steps)
         if len(kept) < len(self.steps):
             self._cut(MOVED, keep=kept)
+            self.graphs.keep(kept)
+        kept, cause = self._bystanders.sift(kept)
+        if cause is not None:
+            kept = self.standstill.begun(kept)
+            self._cut(cause, keep=kept)
             self.graphs.keep(kept)
         self.steps = deque(kept, self.steps.maxlen)
         return kept
@@ -426,9 +441,11 @@ class Recorder(Trained):
         step, self.pending = self.pending, None
         self.graphs.stepped(step)
         self._audit.clear()
+        self._bystanders.look(self.steps, counts=self._counts(1))
         if step is None:
             self._cut(NOT_TAUGHT)
             return
+        step = self._bystanders.stepped(step)
         self.steps.append(step)
         self._examination.after()
         self.last_step = step
@@ -442,7 +459,7 @@ class Recorder(Trained):
         else:
             mean = self._tally.add_known(whole.mean_loss, whole.effective, step.weights)
         self.clock = self.clock.stepped(mean)
-        self.standstill.mark(counts=self._unseen is None or self.since_update > self._unseen)
+        self.standstill.mark(counts=self._counts())
 
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-exact resume needs. `steps` are those of this rank.
@@ -486,3 +503,4 @@ class Recorder(Trained):
         self._layers = None
         self._examination.forget()
         self.standstill.forget()
+        self._bystanders.forget()

@@ -139,9 +139,12 @@ class Standstill:
         flags = over_ranks(apart.int(), self._trained.parameters().values()).tolist()
         last = max((i for (i, _), flag in zip(gaps, flags, strict=True) if flag), default=-1)
         kept = [step.followed(None) for step in list(steps)[last + 1 :]]
-        while last >= 0 and self._anchored and kept and kept[0].state is None:
-            kept.pop(0)
-        return kept
+        return self.begun(kept) if last >= 0 else kept
+
+    def begun(self, steps: list[Step]) -> list[Step]:
+        """The steps from where a window can begin."""
+        kept = (i for i, step in enumerate(steps) if not self._anchored or step.state is not None)
+        return steps[next(kept, len(steps)) :]
 
     def refuse_written(self) -> None:
         """Raises ConfigError: the optimizer's memory was changed after coach.loss."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +57,8 @@ class Student:
         surrogate: the module's gradients are not the slopes of what it computes, on purpose
             (straight-through estimates, reversed gradients): meta-gradients take them, and
             torch's derivatives of them, as they are.
+        scheduled: names of buffers that your loop moves between steps to values that do not
+            depend on the module's weights, as an annealed temperature.
 
     Raises:
         ConfigError: no such submodule (the message lists candidates), or the module is
@@ -72,6 +74,7 @@ class Student:
         pool: str | Callable[..., Tensor] | None = None,
         logits: Callable[[Any], Tensor] | None = None,
         surrogate: bool = False,
+        scheduled: Sequence[str] = (),
     ) -> None:
         if side not in ("input", "output"):
             raise ConfigError(f"side must be 'input' or 'output', got {side!r}")
@@ -84,25 +87,21 @@ class Student:
                 "meta-gradients through it are wrong: pass the bare module (model.module)"
             )
         _refuse_scripted(module)
-        self._outer = module
-        module = getattr(module, _COMPILED, module)
+        self._outer, module = module, getattr(module, _COMPILED, module)
         layers = dict(module.named_modules())
         plain = {name.replace(f"{_COMPILED}.", ""): name for name in layers}
         internal = plain.get(internal.replace(f"{_COMPILED}.", ""), internal)
         if internal not in layers or internal == "":
             raise ConfigError(_no_such_layer(internal, layers))
-        self.module = module
-        self.internal = internal
-        self.side = side
-        self.pool = pool
+        self.module, self.internal, self.side, self.pool = module, internal, side, pool
         self._pool_reads_inputs = callable(pool) and _required(pool) > 1
-        self.surrogate = surrogate
+        self.surrogate, self.scheduled = surrogate, frozenset(scheduled)
         self._logits = logits or logits_of
         self._known: ModuleLayout | None = None
         self.shards = Unsplit()
         """How the parameters are split over ranks; a Coach finds it."""
-        self.under_autocast = False
-        """Whether the layer ran under autocast in the last pass, from outside or by itself."""
+        self.under_autocast: torch.dtype | None = None
+        """That of the autocast which the layer ran under in the last pass, its own or not."""
 
     @property
     def layout(self) -> ModuleLayout:
@@ -244,7 +243,8 @@ class Student:
         seen: list[Tensor] = []
 
         def keep(state: Tensor) -> None:
-            self.under_autocast = torch.is_autocast_enabled(state.device.type)
+            on = torch.is_autocast_enabled(kind := state.device.type)
+            self.under_autocast = torch.get_autocast_dtype(kind) if on else None
             seen.append(state)
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:

@@ -36,9 +36,7 @@ class TrainingPass:
             ConfigError: it is `watched`, and the module writes to its own parameters.
         """
         if theta is None and not self.adjoint.same_kernels:
-            taken = [
-                leaf for group in self.recorder.optimizer.param_groups for leaf in group["params"]
-            ]
+            taken = list(self.student.layout.parameters.values())
             versions = [leaf._version for leaf in taken]
             outputs = self.student(inputs)
             if watched and versions != [leaf._version for leaf in taken]:
@@ -67,12 +65,13 @@ class TrainingPass:
     def _refuse_rewritten(self, taken: list[Tensor], versions: list[int]) -> None:
         pairs = zip(taken, versions, strict=True)
         changed = next(leaf for leaf, version in pairs if leaf._version != version)
-        named = self.recorder.parameters()
+        named = self.student.layout.parameters
         name = next((name for name, leaf in named.items() if leaf is changed), "")
         raise ConfigError(
             f"the student's pass writes to its own parameter {name!r} (an embedding with "
             "max_norm?), which no derivative follows: normalise what is read from it instead "
-            "(torch.nn.functional.normalize, or a parametrization)"
+            "(torch.nn.functional.normalize, or a parametrization), and let the loop move a target "
+            "network, after coach.update"
         )
 
     def shared_theta(self, interval: int, window: int) -> Params | None:

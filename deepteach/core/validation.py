@@ -11,6 +11,7 @@ from deepteach.core.accuracy import told_accuracy
 from deepteach.core.linearised import gradients
 from deepteach.core.losses import ValidationLoss, trusted_labels_read
 from deepteach.core.objective import Objective
+from deepteach.core.plain_kernels import uncompiled
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Inputs, Outputs
 from deepteach.errors import ConfigError, NumericError
@@ -54,7 +55,8 @@ class Validation:
             self._objective.ranks.same_draws()
             student = self._objective.student
             outputs = student.functional(theta, buffers, self.inputs, update=True)
-        return self._loss(outputs.logits, self.labels)
+        with uncompiled():
+            return self._loss(outputs.logits, self.labels)
 
     def at(self, theta: Params, buffers: Params, inputs: Inputs, labels: Tensor) -> Tensor:
         """M of a pass of other samples, with the same random draws each time."""
@@ -63,7 +65,8 @@ class Validation:
         return self._scalar(outputs.logits, labels)
 
     def _scalar(self, logits: Tensor, labels: Tensor) -> Tensor:
-        value = self._loss(logits, labels)
+        with uncompiled():
+            value = self._loss(logits, labels)
         if not isinstance(value, Tensor) or value.dim() != 0:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ConfigError(

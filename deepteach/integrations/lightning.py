@@ -113,6 +113,8 @@ class Teach(Callback):
     ) -> None:
         """Teach where an update is due; before checkpoints are written."""
         assert self.coach is not None
+        if trainer.fit_loop._skip_backward:
+            return  # weight averaging's last epoch: passes for running statistics, without steps
         if outputs and trainer.global_step > self._global and self.coach.steps == self._taken:
             raise ConfigError(
                 "Teach: a step was not taken on the coach's loss: let training_step return "

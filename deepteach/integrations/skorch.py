@@ -174,6 +174,7 @@ def sample_loss(criterion: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     Raises:
         ConfigError: it has no `reduction`.
     """
+    criterion = getattr(criterion, "_orig_mod", criterion)  # of skorch's compile=True
     each = copy.copy(criterion)
     if not hasattr(each, "reduction"):
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import io
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import deepteach as dt
-from deepteach.errors import ConfigError
+from deepteach.errors import ConfigError, ReplayError
 
 
 class Normalised(Loop):
@@ -388,6 +389,61 @@ COMPILED = [CompiledPrefix, CompiledAhead, CompiledInPlace, CompiledLayer]
 def test_compiled(kind: type[Loop]) -> None:
     want = differences(Loop, 2)
     assert error(found(kind, 2, dt.Reversed()), want) < 1e-6
+
+
+class Dropping(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(nn.functional.dropout(self.a(x).tanh(), 0.3, self.training))
+
+
+class CompiledDropping(Compiled):
+    """As by inductor, whose random numbers are others than those of the code as written."""
+
+    own = True
+
+    def make(self) -> nn.Module:
+        return Dropping()
+
+    def backend(self, graph: Any, _inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            if self.own:
+                torch.rand(3)
+            return graph.forward(*args)
+
+        return run
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+def test_random_numbers_of_compiled_code(fallback: bool) -> None:
+    inductor: Any = importlib.import_module("torch._inductor.config")
+    said = "not deterministic" if fallback else "_inductor.config.fallback_random = True"
+    with (
+        inductor.patch(fallback_random=fallback),
+        pytest.raises(ReplayError, match=said) as refused,
+    ):
+        found(CompiledDropping, 2, dt.Stored())
+    assert "\n" not in str(refused.value)
+    same = type("Same", (CompiledDropping,), {"own": False})
+    assert error(found(same, 2, dt.Stored()), differences(lambda: same(), 2)) < 1e-6
+
+
+def compiled_mean(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("kind", ["function", "module", "in place"])
+def test_a_compiled_loss_runs_as_it_was_written(kind: str, window: int) -> None:
+    torch._dynamo.reset()
+    own: Any = nn.CrossEntropyLoss(reduction="none")
+    if kind == "in place":
+        own.compile(backend="aot_eager")
+        loss = own
+    else:
+        loss = torch.compile(own if kind == "module" else compiled_mean, backend="aot_eager")
+    want, loop = differences(Loop, window), coached(Loop, window, loss=loss)
+    loop.run(window)
+    assert error(loop.coach.meta_gradient(*VALID)["k"], want) < 1e-6
 
 
 def test_training_runs_the_compiled_code() -> None:

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import (
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.tuner.tuning import Tuner
 from lightning.pytorch.utilities import CombinedLoader
 from tiny_hosts import apart, tensors
 from torch import Tensor, nn
@@ -193,6 +198,56 @@ def test_a_resumed_fit_ends_with_the_same_bits(tmp_path: Path) -> None:
     torch.save(checkpoint, saved)
     with pytest.raises(dt.CheckpointError, match="holds no state of Teach"):
         fitted(tmp_path, Classifier(), saving(), ckpt_path=saved)
+
+
+class Untold(Classifier):
+    """The plain training that the coach of a teacher with equal weights does."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        coach = getattr(self, "coach", None)
+        x, y = batch
+        return nn.functional.cross_entropy(self(x), y) if coach is None else coach.loss(x, y)
+
+
+def test_weight_averaging_ends_with_statistics_of_the_average(tmp_path: Path) -> None:
+    """Its last epoch has passes and no steps."""
+    plain, taught = Untold(), Untold()
+    for module, callbacks in ((plain, []), (taught, [Teach(trusted(), dt.Uniform(), interval=3)])):
+        averaging = StochasticWeightAveraging(1e-3, swa_epoch_start=1, device=None)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=3,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            default_root_dir=tmp_path,
+            callbacks=[averaging, *callbacks],
+        )
+        trainer.fit(module, loader(TRAIN))
+    assert taught.coach.steps == 15 and plain.net[1].num_batches_tracked == 5  # type: ignore[union-attr]
+    for name, leaf in plain.state_dict().items():
+        assert torch.allclose(taught.state_dict()[name], leaf, atol=1e-5), name
+
+
+def test_the_tuner_runs_without_a_coach(tmp_path: Path) -> None:
+    """`training_step` is asked before `fit` begins."""
+    module, teach = Untold(), Teach(trusted(), teacher(), interval=INTERVAL, window=WINDOW)
+    module.lr = 0.1  # type: ignore[assignment]
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        callbacks=[teach],
+    )
+    Tuner(trainer).lr_find(module, loader(TRAIN), num_training=4)
+    assert teach.coach is None
+    trainer.fit(module, loader(TRAIN))
+    assert teach.coach is not None and teach.coach.steps == 5
 
 
 class Failing(Layered):

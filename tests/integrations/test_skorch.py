@@ -118,6 +118,19 @@ def test_a_fit_ends_with_the_teacher_of_a_plain_loop(probabilities: bool) -> Non
     assert found.predict(X).shape == (40,) and found.score(*TRUSTED) > 0.5
 
 
+@pytest.mark.parametrize("probabilities", [True, False])
+def test_a_compiled_net_is_taught_as_another(probabilities: bool) -> None:
+    """skorch compiles the criterion, too."""
+    torch._dynamo.reset()
+    criterion = nn.NLLLoss if probabilities else nn.CrossEntropyLoss
+    settings = {"criterion": criterion, "module__probabilities": probabilities}
+    want, found = (
+        tensors(net(**settings, **more).fit(X, Y).coach_.teacher)
+        for more in ({}, {"compile": True, "compile__backend": "aot_eager"})
+    )
+    assert all(torch.allclose(found[name], leaf, atol=1e-4) for name, leaf in want.items())
+
+
 @pytest.mark.parametrize("kind", ["copy", "pickle"])
 def test_a_copy_goes_on_to_the_same_bits(kind: str) -> None:
     """Made within a window; the copy has hooks of its own, and the first one keeps its own."""

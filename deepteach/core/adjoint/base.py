@@ -21,6 +21,7 @@ from typing import Any, Self
 import torch
 
 from deepteach.core.adjoint import guards
+from deepteach.core.adjoint.guards import LEAST_MIXED_TOLERANCE
 from deepteach.core.adjoint.moved_buffers import MovedBuffers
 from deepteach.core.examination import DIFFERENCES, EITHER, REVERSE, SECOND
 from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
@@ -39,9 +40,6 @@ EXACT, FINITE_DIFFERENCE = "exact", "finite-difference"
 
 ROUNDINGS = 8
 """A sum is known no better than to this many units in the last place of its terms."""
-
-LEAST_MIXED_TOLERANCE = 0.01
-"""Half precision is off by more than the replays' usual tolerance."""
 
 
 @dataclass
@@ -331,7 +329,8 @@ class AbstractAdjoint:
         if self.derivatives == FINITE_DIFFERENCE:
             losses, moved = FiniteDifferences(objective).directional(theta, step, along)
             # They are those of a point nearby: the replay is checked only roughly.
-            guards.compare_losses(losses, step, max(self.tolerance, 0.1), objective.ranks)
+            error = guards.replay_error(losses, step, objective.ranks)
+            guards.refuse_replay(error, max(self.tolerance, 0.1), step, objective)
             return objective.teacher_gradient(window.omega, held, moved, step)
         if objective.held and objective.forward_mode:
             try:
@@ -343,7 +342,7 @@ class AbstractAdjoint:
                 # as exact, only dearer. Asked once, then remembered.
                 objective.forward_mode = False
             else:
-                guards.compare_losses(losses, step, self.allowed(theta), objective.ranks)
+                guards.compare_losses(losses, step, self.allowed(theta), objective)
                 return objective.teacher_gradient(window.omega, held, moved, step)
         return self._linearised(theta, step, window).pull_back_teacher(objective.gathered(along))
 
@@ -353,7 +352,7 @@ class AbstractAdjoint:
         if place is not None:
             return window.graphs.pop(place)  # it can be differentiated once
         graph = self.derived(window.objective).linearised(theta, step, window.omega)
-        guards.compare_losses(graph.losses, step, self.allowed(theta), window.objective.ranks)
+        guards.compare_losses(graph.losses, step, self.allowed(theta), window.objective)
         return graph
 
     def _check_state(self, theta: Params, position: int) -> None:

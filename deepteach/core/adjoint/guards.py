@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,13 +20,16 @@ from deepteach.core.examination import (
     slopes_are_true,
 )
 from deepteach.core.objective import Objective
-from deepteach.core.optim import Hyper, Rule, State
+from deepteach.core.optim import Rule, State
 from deepteach.core.record import Step
 from deepteach.core.validation import Validation
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, ReplayError
 from deepteach.shards import anywhere, own
 from deepteach.tree import Params, norm, tree_map
+
+LEAST_MIXED_TOLERANCE = 0.01
+"""Half precision is off by more than the replays' usual tolerance."""
 
 LARGE = 1e3
 """Inputs or losses above it are named as a cause where losses do not repeat."""
@@ -45,13 +49,17 @@ class Gap:
 
 
 def check_movement(
-    start: Params, gap: Gap, slack: float, rounding: Callable[[], Params] | None = None
+    start: Params,
+    gap: Gap,
+    slack: float,
+    rounding: Callable[[], Params] | None = None,
+    allowed: str = "",
 ) -> None:
     """A `gap` must be within `slack` of the movement from `start`, and the rounding of theta.
 
     The drift tolerance alone is relative to theta and would not see an added loss term at a
     small learning rate. `rounding` says by how much each entry of what was reached may be off
-    anyway; it is asked only where that decides.
+    anyway; it is asked only where that decides. `allowed` is that in words.
     """
     movement, error = norm(tree_map(torch.sub, gap.end, start)), gap.error
     eps = max((torch.finfo(leaf.dtype).eps for leaf in gap.end.values()), default=0.0)
@@ -62,7 +70,7 @@ def check_movement(
     if not error <= bound:
         raise ReplayError(
             f"the recorded steps do not connect the student's states (off by {error:.1e} of a "
-            f"movement of {movement:.1e}): something besides coach.loss and the optimizer "
+            f"movement of {movement:.1e}{allowed}): something besides coach.loss and the optimizer "
             "changed the student, such as an added loss term or a parameter update outside "
             "optimizer.step()",
             off=error / max(movement, 1e-300),
@@ -70,32 +78,66 @@ def check_movement(
 
 
 def check_step(
-    rule: Rule, held: State, gradient: Params, hyper: dict[str, Hyper], end: Params, slack: float
+    rule: Rule,
+    held: State,
+    gradient: Params,
+    taken: Step,
+    end: Params,
+    slack: float,
+    before: Params | None = None,
 ) -> None:
-    """A step of `rule` from the state `held` must lead to `end`.
+    """A step of `rule` as it was `taken` from the state `held` must lead to `end`.
 
-    Where a gradient is 0 but for rounding, as that of the keys' bias in attention always is, Adam
-    makes a step of that rounding, which no replay repeats.
+    Where a gradient is 0 but for rounding, as that of the keys' bias in attention always is, and of
+    a bias before a normalisation, Adam makes a step of that rounding, which no replay repeats. So
+    entries may be off by what their gradient's rounding does to the step: of float32, or of the
+    half precision that the step's passes ran in. What else moves such an entry by no more than
+    that, a step or two of Adam where the gradient is smaller than its rounding, is not seen here.
+    `before` is how far `held` itself may be off for that reason.
     """
-    reached = rule.step(held, gradient, hyper).theta
+    reached, half = rule.step(held, gradient, taken.hyper).theta, _coarsest(taken)
+    words = "" if half is None else f", of which {slack:g} is allowed beside the rounding of {half}"
 
     def rounding() -> Params:
-        count = max(sum(leaf.numel() for leaf in gradient.values()), 1)
-        scale = 100 * norm(gradient) / count**0.5
-        changes = {name: _rounding_of(leaf, scale) for name, leaf in gradient.items()}
-        found = {name: torch.zeros_like(leaf) for name, leaf in reached.items()}
-        for shifted in (torch.add, torch.sub):
-            other = rule.step(held, tree_map(shifted, gradient, changes), hyper).theta
-            off = tree_map(lambda left, right: (left - right).abs(), other, reached)
-            found = tree_map(torch.maximum, found, off)
-        return found
+        found = step_rounding(rule, held, gradient, taken, reached)
+        return found if before is None else tree_map(torch.add, found, before)
 
-    check_movement(held.theta, Gap(reached, end), slack, rounding)
+    check_movement(held.theta, Gap(reached, end), slack, rounding, words)
 
 
-def _rounding_of(gradient: Tensor, scale: float) -> Tensor:
-    """The rounding of a gradient's entries. What a batch does not reach is 0, and repeats so."""
-    size = scale * torch.finfo(gradient.dtype).eps
+def step_rounding(
+    rule: Rule, held: State, gradient: Params, taken: Step, reached: Params
+) -> Params:
+    """How far the parameters `reached` by a step may be off for the rounding of its gradient."""
+    size = norm(gradient) / max(sum(leaf.numel() for leaf in gradient.values()), 1) ** 0.5
+    half = _coarsest(taken)
+    changes = {name: _rounding_of(leaf, size, half) for name, leaf in gradient.items()}
+    found = {name: torch.zeros_like(leaf) for name, leaf in reached.items()}
+    for shifted in (torch.add, torch.sub):
+        other = rule.step(held, tree_map(shifted, gradient, changes), taken.hyper).theta
+        off = tree_map(lambda left, right: (left - right).abs(), other, reached)
+        found = tree_map(torch.maximum, found, off)
+    return found
+
+
+HALF_ROUNDINGS = 3
+"""A gradient's entry of a pass in half precision is off by so many roundings of the mean entry."""
+
+
+def _coarsest(step: Step) -> torch.dtype | None:
+    """The half precision that passes of a step ran in; None where all ran as they are replayed."""
+    found = [seen.half for seen in step.passes if seen.half is not None]
+    return max(found, key=lambda half: torch.finfo(half).eps, default=None)
+
+
+def _rounding_of(gradient: Tensor, scale: float, half: torch.dtype | None) -> Tensor:
+    """The rounding of a gradient's entries, where their root mean square is `scale`.
+
+    What a batch does not reach is 0, and repeats so.
+    """
+    size = 100 * torch.finfo(gradient.dtype).eps * scale
+    if half is not None:
+        size = max(size, HALF_ROUNDINGS / 2 * torch.finfo(half).eps * scale)
     nothing = not anywhere(not bool((own(gradient).abs() <= size).all()), (gradient,))
     reached = torch.ones_like(gradient) if nothing else (gradient != 0).to(gradient.dtype)
     return size * reached
@@ -108,17 +150,27 @@ def replay_error(losses: Tensor, step: Step, ranks: Ranks) -> float:
     return error if ranks.count == 1 else float(ranks.table(error).max())
 
 
-def compare_losses(losses: Tensor, step: Step, tolerance: float, ranks: Ranks) -> None:
+def compare_losses(losses: Tensor, step: Step, tolerance: float, objective: Objective) -> None:
     """A replayed pass must repeat its losses, or it saw something else than the first.
 
-    All ranks raise, or none.
+    All ranks raise, or none. What float32's rounding needs is too wide for float64.
     """
-    refuse_replay(replay_error(losses, step, ranks), tolerance, step)
+    fine = losses.dtype == torch.float64 and tolerance < LEAST_MIXED_TOLERANCE
+    least = min(tolerance, 1e-6) if fine else tolerance
+    refuse_replay(replay_error(losses, step, objective.ranks), least, step, objective)
 
 
-def refuse_replay(error: float, tolerance: float, step: Step) -> None:
+def refuse_replay(error: float, tolerance: float, step: Step, objective: Objective) -> None:
     """Raises ReplayError where a `replay_error` is beyond the tolerance, or no number."""
     if not error <= tolerance:
+        if objective.student.compiled and _drew_by_inductor(step):
+            raise ReplayError(
+                f"replaying a step gave other losses than the first pass (by {error:.1e}): "
+                "compiled code draws other random numbers (dropout) than the student as it is "
+                "written, as which it is replayed: set torch._inductor.config.fallback_random = "
+                "True before the first pass",
+                off=error,
+            )
         size = _largest(step)
         scale = (
             f", or its inputs or losses, of up to {size:.1e}, are so large that rounding shows: "
@@ -132,6 +184,13 @@ def refuse_replay(error: float, tolerance: float, step: Step) -> None:
             + (scale if size > LARGE else ""),
             off=error,
         )
+
+
+def _drew_by_inductor(step: Step) -> bool:
+    """Whether random numbers of a compiled pass may be its own: those of torch's usual backend."""
+    config = sys.modules.get("torch._inductor.config")
+    own = config is not None and not config.fallback_random
+    return own and any(seen.generators is not None for seen in step.passes)
 
 
 def _largest(step: Step) -> float:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from deepteach.core.bystanders import altered, one_read
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
 from deepteach.core.running_statistics import RunningStatistics, pull_statistics
@@ -22,7 +23,7 @@ from deepteach.core.student import Student
 from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError
 from deepteach.rng import replayed
-from deepteach.tree import Params, tree_map
+from deepteach.tree import Params, clone, dense_parts, tree_map
 
 
 class MovedBuffers:
@@ -43,9 +44,12 @@ class MovedBuffers:
     ) -> None:
         self.cotangent: Params = {}
         """d(trusted loss)/d(buffers), of those that it reads."""
+        self.off: Params | None = None
+        """How far theta before the step at hand may be off, where it was found by rounded steps."""
         self._student, self._steps = objective.student, steps
         self._after = [step.passes[0].buffers for step in steps[1:]]
         self._after.append(self._student.buffers())
+        self._refuse_apart(theta, validation)
         if len(steps) == 1:
             # It begins where no teacher has reached; passes after it may not have.
             if self._student.modes() != steps[0].passes[-1].modes and objective.touched():
@@ -70,6 +74,32 @@ class MovedBuffers:
                 "mode does: call model.train() before coach.update"
             )
 
+    def _refuse_apart(self, theta: Params, validation: Validation) -> None:
+        """What something else moved, and training passes do not read, may the trusted batch."""
+        names = list(dict.fromkeys(name for step in self._steps for name in step.apart))
+        if not names:
+            return
+        buffers, frozen = self._after[-1], self._student.layout.parameters
+        if self._student.modes() != self._steps[-1].passes[-1].modes:
+            statistics, used = RunningStatistics(buffers), _copies(buffers)
+            with torch.no_grad(), statistics.of(used):
+                validation.value(clone(theta), used)
+            names = [name for name in names if name not in statistics.known]  # `compare` tells
+
+        def seen(changed: Sequence[str]) -> Tensor:
+            others = {name: frozen[name] for name in changed if name in frozen}
+            used = {**clone(theta), **altered(others, others)}
+            return validation.value(used, altered(buffers, changed))
+
+        name = one_read(seen, names)
+        if name is not None:
+            raise ConfigError(
+                f"something besides coach.loss moved {name!r} within the window, and the trusted "
+                "batch reads it: call coach.update right after optimizer.step(), before that, with "
+                f"window=1, or, where it is a buffer whose values do not depend on the student, "
+                f"say so by dt.Student(scheduled=[{name!r}])"
+            )
+
     def _look(
         self, theta: Params, validation: Validation, names: list[str], *, examined: bool
     ) -> None:
@@ -86,8 +116,8 @@ class MovedBuffers:
         others = [name for name in names if name not in statistics.known]
         if others and not examined:
 
-            def seen(changed: list[str]) -> Tensor:
-                return validation.value(theta, _changed(buffers, changed))
+            def seen(changed: Sequence[str]) -> Tensor:
+                return validation.value(theta, altered(buffers, changed))
 
             _refuse_read(seen, others, "by the trusted batch")
 
@@ -100,7 +130,7 @@ class MovedBuffers:
         part, earlier, reached = pull_statistics(
             self._student, theta, self._steps[position], self.cotangent
         )
-        self.compare(reached, position)
+        self.compare(reached, position, theta)
         self.cotangent = earlier
         return part
 
@@ -115,7 +145,7 @@ class MovedBuffers:
             return
         statistics = RunningStatistics(self._steps[0].passes[0].buffers)
         statistics.follow(self._student, theta, self._steps[0])
-        self.compare({name: statistics.values[name].detach() for name in self.cotangent}, 0)
+        self.compare({n: statistics.values[n].detach() for n in self.cotangent}, 0, theta)
 
     def add_to(self, d_theta: Params, theta: Params, position: int) -> Params:
         """`d_theta` with the part of `pull`, where there is one."""
@@ -123,17 +153,38 @@ class MovedBuffers:
             return d_theta
         return tree_map(torch.add, d_theta, self.pull(theta, position))
 
-    def compare(self, reached: Params, position: int) -> None:
-        """Raises ConfigError: the buffers after a step are not those that its passes `reached`."""
+    def compare(self, reached: Params, position: int, theta: Params | None = None) -> None:
+        """The buffers after a step must be those that its passes `reached`, from `theta`.
+
+        Raises:
+            ConfigError: they are not: something else moved them, or `theta` is off by rounding.
+        """
         recorded = self._after[position]
         for name, leaf in reached.items():
-            slack = torch.finfo(leaf.dtype).eps ** 0.5
-            error = torch.linalg.vector_norm(leaf - recorded[name])
-            if not error <= slack * (1 + torch.linalg.vector_norm(recorded[name])):
+            if not _near(leaf, recorded[name]):
+                why = self._by_rounding(name, theta, position)
                 raise ConfigError(
-                    f"{name!r}, which the trusted batch is normalised by, was moved by other "
-                    "passes than those of coach.loss: call model.train() before coach.update"
+                    f"{name!r}, which the trusted batch is normalised by, {why}: call "
+                    "model.train() before coach.update"
                 )
+
+    @torch.no_grad()
+    def _by_rounding(self, name: str, theta: Params | None, position: int) -> str:
+        """Why a buffer after a step is another one."""
+        step, recorded = self._steps[position], self._after[position][name]
+        if theta is not None and self.off is not None:
+            ends = []
+            for shifted in (torch.sub, torch.add):
+                statistics = RunningStatistics(step.passes[0].buffers)
+                statistics.follow(self._student, tree_map(shifted, theta, self.off), step)
+                ends.append(statistics.values[name].detach())
+            low, high = torch.minimum(*ends), torch.maximum(*ends)
+            if _near(recorded.clamp(low, high), recorded):
+                return (
+                    "follows parameters whose gradients are 0 but for rounding, of which Adam "
+                    "makes steps that no replay repeats (a bias before it: bias=False)"
+                )
+        return "was moved by other passes than those of coach.loss"
 
 
 @torch.no_grad()
@@ -142,7 +193,7 @@ def _moved_by_theta(student: Student, step: Step, theta: Params, names: list[str
     seen, elsewhere = step.passes[-1], {name: 1.01 * leaf + 1e-3 for name, leaf in theta.items()}
 
     def after(at: Params, changed: Iterable[str]) -> Params:
-        buffers = _changed(seen.buffers, changed)
+        buffers = altered(seen.buffers, changed)
         with replayed(seen.generators), student.in_modes(seen.modes):
             student.functional(at, buffers, seen.inputs, update=True)
         return buffers
@@ -159,29 +210,27 @@ def _moved_by_theta(student: Student, step: Step, theta: Params, names: list[str
 def _refuse_read_in_training(
     objective: Objective, step: Step, theta: Params, names: list[str]
 ) -> None:
-    def seen(changed: list[str]) -> Tensor:
-        passes = tuple(replace(p, buffers=_changed(p.buffers, changed)) for p in step.passes)
+    def seen(changed: Sequence[str]) -> Tensor:
+        passes = tuple(replace(p, buffers=altered(p.buffers, changed)) for p in step.passes)
         return objective.replay(theta, replace(step, passes=passes)).losses
 
     _refuse_read(seen, names, "by later ones")
 
 
-@torch.no_grad()
-def _refuse_read(seen: Callable[[list[str]], Tensor], names: list[str], reader: str) -> None:
+def _refuse_read(seen: Callable[[Sequence[str]], Tensor], names: list[str], reader: str) -> None:
     """Raise where `seen` of other values in `names` is not what it is of the present ones."""
-    plain = seen([])
-
-    def differs(changed: list[str]) -> bool:
-        slack = torch.finfo(plain.dtype).eps ** 0.5
-        return not bool((seen(changed) - plain).abs().max() <= slack * (1 + plain.abs().max()))
-
-    if names and differs(names):
-        name = next((name for name in names if differs([name])), names[0])
+    name = one_read(seen, names)
+    if name is not None:
         raise ConfigError(
             f"the student's passes move the buffer {name!r}, and it is read {reader} (a power "
             "iteration, a moving average?), which a window of several steps would miss: use "
             "window=1, or keep that layer in eval mode"
         )
+
+
+def _near(leaf: Tensor, recorded: Tensor) -> bool:
+    slack, size = torch.finfo(leaf.dtype).eps ** 0.5, torch.linalg.vector_norm
+    return bool(size(leaf - recorded) <= slack * (1 + size(recorded)))
 
 
 def _differing(left: Params, right: Params) -> list[str]:
@@ -195,29 +244,8 @@ def _differing(left: Params, right: Params) -> list[str]:
 def _same(left: Tensor, right: Tensor) -> bool:
     if left.layout != right.layout or left.shape != right.shape:
         return False
-    return all(map(torch.equal, _held(left), _held(right)))
-
-
-def _held(leaf: Tensor) -> list[Tensor]:
-    """The dense tensors that a tensor consists of: itself, or places and values of a sparse one."""
-    if leaf.layout == torch.strided:
-        return [leaf]
-    if leaf.layout == torch.sparse_coo:
-        leaf = leaf.coalesce()
-        return [leaf.indices(), leaf.values()]
-    if leaf.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return [leaf.crow_indices(), leaf.col_indices(), leaf.values()]
-    return [leaf.ccol_indices(), leaf.row_indices(), leaf.values()]
+    return all(map(torch.equal, dense_parts(left), dense_parts(right)))
 
 
 def _copies(buffers: Params) -> Params:
     return {name: leaf.clone() for name, leaf in buffers.items()}
-
-
-def _changed(buffers: Params, names: Iterable[str]) -> Params:
-    """Other values there; what is positive stays so."""
-    return {**_copies(buffers), **{n: _other(buffers[n]) for n in names if n in buffers}}
-
-
-def _other(leaf: Tensor) -> Tensor:
-    return 1.25 * leaf + 0.1 if leaf.layout == torch.strided else 1.25 * leaf

@@ -206,7 +206,7 @@ class Reversed(AbstractAdjoint):
                 steps.append(replace(step, state=keeper.keep(state, position, window.length)))
                 graph = objective.linearised(state.theta, step, window.omega, first_order=True)
                 off = guards.replay_error(graph.losses, step, ranks)
-                guards.refuse_replay(off, self.allowed(state.theta), step)
+                guards.refuse_replay(off, self.allowed(state.theta), step, objective)
                 worst = max(worst, off)
                 gradient = objective.total(graph.gradient, "replays")
                 state = window.rule.step(state, gradient, step.hyper)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from deepteach.core.adjoint import guards
 from deepteach.core.adjoint.base import (
     AbstractAdjoint,
+    MetaGradient,
     Window,
     copy,
     kept,
 )
+from deepteach.core.adjoint.moved_buffers import MovedBuffers
 from deepteach.core.optim import State
-from deepteach.tree import Params
+from deepteach.tree import Params, tree_map
 
 
 class Stored(AbstractAdjoint):
@@ -38,8 +42,8 @@ class Stored(AbstractAdjoint):
     ) -> State:
         """The stored state; its step must lead to the later state, or something else moved it."""
         held = kept(window.steps[position])
-        hyper, slack = window.steps[position].hyper, self.allowed(held.theta)
-        guards.check_step(window.rule, held, gradient, hyper, later.theta, slack)
+        step, slack = window.steps[position], self.allowed(held.theta)
+        guards.check_step(window.rule, held, gradient, step, later.theta, slack)
         return held
 
 
@@ -69,30 +73,45 @@ class Checkpointed(AbstractAdjoint):
         self, position: int, theta: Params, gradient: Params, later: State, window: Window
     ) -> State:
         held = self._state(position, window)
-        hyper, slack = window.steps[position].hyper, self.allowed(held.theta)
-        guards.check_step(window.rule, held, gradient, hyper, later.theta, slack)
+        step, slack = window.steps[position], self.allowed(held.theta)
+        off = window.memo.get(("off", position))
+        guards.check_step(window.rule, held, gradient, step, later.theta, slack, off)
+        if "moved" in window.memo:
+            window.memo["moved"].off = off
         return held
+
+    def swept(self, window: Window, d_theta: Params, moved: MovedBuffers) -> MetaGradient:
+        window.memo["moved"] = moved
+        return super().swept(window, d_theta, moved)
 
     def _stride(self, window: int) -> int:
         return math.isqrt(window - 1) + 1
 
     def _state(self, position: int, window: Window) -> State:
-        """The state before a step; the states between two anchors are found all at once."""
-        if position not in window.memo:
-            window.memo.clear()
+        """The state before a step; the states between two anchors are found all at once.
+
+        Beside each, how far it may be off where gradients are rounding.
+        """
+        memo, rule = window.memo, window.rule
+        if position not in memo:
+            kept_on = {key: memo[key] for key in ("moved",) if key in memo}
+            memo.clear()
+            memo.update(kept_on)
             anchor = position
             while window.steps[anchor].state is None and anchor > 0:
                 anchor -= 1
-            state = kept(window.steps[anchor])
-            window.memo[anchor] = state
+            state, off = kept(window.steps[anchor]), None
+            memo[anchor] = state
             for index in range(anchor, position):
                 step = window.steps[index]
                 objective, omega = window.objective, window.omega
                 pass_ = objective.linearised(state.theta, step, omega, first_order=True)
-                guards.compare_losses(
-                    pass_.losses, step, self.allowed(state.theta), objective.ranks
-                )
+                guards.compare_losses(pass_.losses, step, self.allowed(state.theta), objective)
                 gradient = objective.total(pass_.gradient, "replays")
-                state = window.rule.step(state, gradient, step.hyper)
-                window.memo[index + 1] = state
-        return window.memo[position]
+                held, state = state, rule.step(state, gradient, step.hyper)
+                memo[index + 1] = state
+                if not rule.linear:
+                    more = guards.step_rounding(rule, held, gradient, step, state.theta)
+                    off = more if off is None else tree_map(torch.add, off, more)
+                    memo["off", index + 1] = off
+        return memo[position]
