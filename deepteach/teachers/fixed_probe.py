@@ -30,10 +30,6 @@ class FixedProbe(AbstractTeacher):
     def fit(self, trusted: Snapshot) -> None:
         self.probe.fit(trusted)
 
-    @property
-    def reads_trusted(self) -> bool:
-        return True
-
 
 @recipe("probe")
 def probe(context: MethodContext) -> Method:

@@ -54,10 +54,6 @@ class L2TLoss(AbstractTeacher):
     def default_adjoint(self) -> Stored:
         return Stored()
 
-    @property
-    def reads_trusted(self) -> bool:
-        return True
-
     def state(self, snapshot: Snapshot) -> Tensor:
         """s_t, `(3 + classes,)`; a constant of the student."""
         right = (snapshot.logits.argmax(1) == snapshot.labels).to(self.form.dtype)

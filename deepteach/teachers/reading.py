@@ -51,7 +51,9 @@ class Reading(AbstractTeacher):
 
     @property
     def reads_trusted(self) -> bool:
-        return any(feature.reads_trusted for feature in self._each_feature())
+        features = list(self._each_feature())
+        fitted = any(type(feature).fit is not Feature.fit for feature in features)
+        return fitted or any(feature.reads_trusted for feature in features)
 
     def _read(self, feature: Feature, snapshot: Snapshot) -> Tensor:
         """`(batch, width)` what a feature says. Raises ConfigError: it said something else."""

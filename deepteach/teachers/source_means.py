@@ -75,10 +75,6 @@ class SourceMeans(AbstractTeacher):
         self.means = torch.where(all_seen > 0, means, self.means)
         self.total, self.seen = self.memory * self.total, self.memory * self.seen
 
-    @property
-    def reads_trusted(self) -> bool:
-        return True
-
     def _source(self, snapshot: Snapshot) -> Tensor:
         if self.by_label:
             return class_indices(snapshot, "source-means", "another teacher")

@@ -94,6 +94,44 @@ def test_a_teacher_that_reads_nothing_trusted_steps_at_once() -> None:
     assert not same(loop.learned(), before)
 
 
+class Seeing(dt.Feature):
+    """A feature of one's own that does not say that it is fitted."""
+
+    width = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, snapshot: dt.Snapshot) -> Tensor:
+        return snapshot.losses.unsqueeze(1)
+
+    def fit(self, trusted: dt.Snapshot) -> None:
+        self.seen += 1
+
+
+class SeeingTeacher(dt.AbstractTeacher):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(()))
+        self.seen = 0
+
+    def forward(self, snapshot: dt.Snapshot) -> Tensor:
+        return self.slope * snapshot.losses
+
+    def fit(self, trusted: dt.Snapshot) -> None:
+        self.seen += 1
+
+
+def test_whatever_has_a_fit_of_its_own_is_fitted() -> None:
+    feature, teacher = Seeing(), SeeingTeacher()
+    for one, made in ((feature, dt.Teacher([feature])), (teacher, teacher)):
+        loop = Loop(made)
+        loop.coach.trust(loop.valid)
+        loop.updated()
+        assert one.seen == 2 and made.reads_trusted  # before the first window, after the update
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_resumed_run_knows_whether_it_was_fitted(named: bool) -> None:
     loop, other = Loop(probing()), Loop(probing())
