@@ -386,7 +386,7 @@ def test_objects_in_the_place_of_settings_are_one_line() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         (
             {"optimizer": torch.optim.SGD([weight], 0.1)},
-            "optimizer: input should be a valid string",
+            "give a function of the parameters",
         ),
         ({"out": 3}, "out must be the path of a folder, got 3"),
     ]

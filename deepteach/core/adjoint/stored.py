@@ -74,7 +74,7 @@ class Checkpointed(AbstractAdjoint):
     ) -> State:
         held = self._state(position, window)
         step, slack = window.steps[position], self.allowed(held.theta)
-        off = window.memo.get(("off", position))
+        off = window.memo.get("off")
         guards.check_step(window.rule, held, gradient, step, later.theta, slack, off)
         if "moved" in window.memo:
             window.memo["moved"].off = off
@@ -90,7 +90,8 @@ class Checkpointed(AbstractAdjoint):
     def _state(self, position: int, window: Window) -> State:
         """The state before a step; the states between two anchors are found all at once.
 
-        Beside each, how far it may be off where gradients are rounding.
+        Beside them, how far the last one may be off where gradients are rounding; those before it
+        are off by less.
         """
         memo, rule = window.memo, window.rule
         if position not in memo:
@@ -113,5 +114,5 @@ class Checkpointed(AbstractAdjoint):
                 if not rule.linear:
                     more = guards.step_rounding(rule, held, gradient, step, state.theta)
                     off = more if off is None else tree_map(torch.add, off, more)
-                    memo["off", index + 1] = off
+                    memo["off"] = off
         return memo[position]
