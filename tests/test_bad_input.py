@@ -95,6 +95,7 @@ USAGE: dict[str, tuple[list[str], list[str]]] = {
     "no clipping to 0": ([*TRAIN, "--clip_norm", "0"], ["clip_norm", "greater than 0"]),
     "no such precision": ([*TRAIN, "--precision", "fp16"], ["precision", "did you mean 'bf16'"]),
     "loss by name": ([*TRAIN, "--loss", "nll"], ["loss", "package.module:name"]),
+    "loss of another form": ([*TRAIN, "--loss", "os:getcwd"], ["os:getcwd", "(logits, y)"]),
     "augment by name": ([*TRAIN, "--augment", "crop"], ["augment", "package.module:name"]),
     "flag of the command": ([*TRAIN, "--no-reprot"], ["'no-reprot'", "did you mean 'no-report'"]),
     "whole of a nested": ([*TRAIN, "--noise", "flip"], ["'noise'", "did you mean 'noise."]),
@@ -180,6 +181,17 @@ def test_fractions_are_no_classes(call: Command, tmp_path: Path) -> None:
     named = ("--data", "npz:bad.npz", "--out", "run", "--task", "classification")
     refused(call(*TRAIN, *named), "bad.npz", "y_train", "integer labels")
     assert files(tmp_path) == before
+
+
+def test_a_student_that_raises_in_training_is_one_line(call: Command) -> None:
+    answer = call(*TRAIN, "--student", "own_things:temperamental", "--out", "run")
+    refused(answer, "probably in own_things:temperamental (ValueError: not today)", "--debug")
+
+
+def test_a_column_that_is_read_otherwise_names_no_sources(call: Command, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,label\n" + "1,x\n2,y\n" * 9)
+    answer = call("train", "--data", "csv:t.csv", "--group", "label", "--out", "run")
+    refused(answer, "column 'label' of t.csv names no sources")
 
 
 def test_debug_adds_the_traceback(call: Command) -> None:
@@ -270,6 +282,16 @@ def test_existing_files_are_not_overwritten_by_weights(call: Command, tmp_path: 
         ({}, {"noise": {"kind": "flip", "rate": 0.4}}, ConfigError, "noise"),
         ({}, {"method": "focal"}, ConfigError, "teacher='focal'"),
         ({}, {"student": "cnn"}, ConfigError, "the first argument"),
+        ({}, {"loss": lambda z, y: 1.0}, ConfigError, "returned type float"),
+        (
+            {},
+            {"loss": lambda z, y: z.argmax(1) == y},
+            ConfigError,
+            "a tensor of torch.bool",
+        ),
+        ({}, {"loss": lambda z: z}, ConfigError, r"failed \(TypeError.*function of \(logits, y\)"),
+        ({}, {"classes": "3"}, DataError, "classes must be a whole number, or left out, got '3'"),
+        ({}, {"classes": 3.0}, DataError, "got 3.0"),
         ({}, {"resume": True}, ConfigError, "resume needs out"),
         ({}, {"optimizer": OPTIMIZER}, ConfigError, "give a function of the parameters"),
     ],

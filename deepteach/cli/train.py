@@ -10,8 +10,8 @@ from typing import Any
 
 from deepteach.cli.flags import Flags, merged_settings
 from deepteach.cli.parser import Parser
-from deepteach.errors import ConfigError
-from deepteach.names import expanded, is_path
+from deepteach.errors import ConfigError, DeepTeachError
+from deepteach.names import brief, expanded, is_path
 from deepteach.training import config as configuration
 from deepteach.training.progress import Output, Watcher, watching
 
@@ -68,7 +68,19 @@ def run(options: argparse.Namespace) -> int:
     def watch(name: str, epochs: int, steps: int) -> AbstractContextManager[Watcher]:
         return watching(console, name, epochs, steps)
 
-    result = run(config, data, resume=options.resume, watch=watch)
+    try:
+        result = run(config, data, resume=options.resume, watch=watch)
+    except (DeepTeachError, OSError):
+        raise
+    except Exception as error:
+        named = (config.student, config.loss, config.optimizer, config.augment, config.method)
+        own = [name for name in named if isinstance(name, str) and is_path(name)]
+        if not own:
+            raise
+        raise ConfigError(
+            f"the training failed, probably in {' or '.join(own)} ({brief(error)[:200]}): mend it; "
+            "--debug shows where"
+        ) from error
     assert result.path is not None
     finished = open_run(result.path)
     console.print(results_table(method_results(finished)).to_rich())

@@ -60,7 +60,9 @@ class Columns:
                 f"row 0 of {name} cannot be read ({brief(error)[:200]}): mend it, or leave it out"
             ) from error
         label = _label_in(item, features, name)
-        if group is not None and (group not in item or group in (label, _TRUTH)):
+        if group is not None and group in (label, _TRUTH):
+            raise DataError(f"column {group!r} of {name} names no sources: it is read otherwise")
+        if group is not None and group not in item:
             others = [key for key in item if key not in (label, _TRUTH)]
             raise DataError(f"{name} has no column {group!r} of groups{hint(group, others)}")
         rest = [key for key in item if key not in (label, _TRUTH, group)]

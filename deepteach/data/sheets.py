@@ -197,7 +197,9 @@ def special_columns(
         if named:
             found[key] = named[0]
     if group is not None:
-        if group not in header or group in found.values():
+        if group in found.values():
+            raise DataError(f"column {group!r} of {path} names no sources: it is read otherwise")
+        if group not in header:
             others = [c for c in header if c not in found.values()]
             raise DataError(f"{path} has no column {group!r} of groups{hint(group, others)}")
         found["group"] = group

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,8 @@ def assembled(
             "image_size is of images in a data set of Hugging Face, and train was given none: "
             "resize them in the items, or leave it out"
         )
+    if classes is not None and (type(classes) is bool or not isinstance(classes, Integral)):
+        raise DataError(f"classes must be a whole number, or left out, got {classes!r}")
     names = taken.classes if config.task in (AUTO, "classification", "binary") else None
     if names is not None and classes not in (None, len(names)):
         raise DataError(f"classes is {classes}, and the labels are of {len(names)}: leave it out")

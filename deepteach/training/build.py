@@ -41,6 +41,7 @@ from deepteach.training.device_data import DeviceData
 from deepteach.training.loop import TrainingLoop
 from deepteach.training.schedule import Rates, Schedule, refuse_large_batches, steps_per_epoch
 from deepteach.training.settle import (
+    refuse_loss,
     refuse_unread,
     settle_adjoint,
     settle_context,
@@ -193,7 +194,10 @@ def assemble(
     teacher = chosen.teacher.to(device)
     teacher_optimizer = chosen.optimizer()
     adjoint, notes = settle_adjoint(config, chosen, optimizer)
-    loss = loss_of(config, overrides) or data.task.loss
+    own_loss = loss_of(config, overrides)
+    if own_loss is not None:
+        refuse_loss(own_loss, config.loss, data, device)
+    loss = own_loss or data.task.loss
     make_coach = partial(
         Coach,
         through_weights=config.through_weights,

@@ -128,5 +128,6 @@ def refuse_large_batches(count: int, size: int) -> None:
     """Raise ConfigError where a batch has more samples than there are."""
     if size > count:
         raise ConfigError(
-            f"batch_size {size} is more than the {count} training samples: lower batch_size"
+            f"batch_size {size} is more than the {count} training samples: lower batch_size, or, "
+            "where a run goes on, give the rows that it began with"
         )

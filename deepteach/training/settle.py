@@ -15,8 +15,8 @@ from deepteach.core.losses import VALIDATION_LOSSES, SampleLoss, ValidationLoss
 from deepteach.core.optim import rule_for
 from deepteach.core.predict import device_of, evaluating
 from deepteach.data.dataset import Data
-from deepteach.errors import ConfigError
-from deepteach.names import known
+from deepteach.errors import ConfigError, DeepTeachError
+from deepteach.names import brief, known
 from deepteach.rng import replayed
 from deepteach.teachers.method import Method, MethodContext
 from deepteach.training.config import Config
@@ -91,6 +91,29 @@ def refuse_unread(coach: Coach, data: Data, chosen: Method, name: str) -> None:
             f"method {name} does not serve task {task.name}{task.of}: use deep, mwn or uniform "
             f"({reason})"
         )
+
+
+def refuse_loss(loss: SampleLoss, name: str | None, data: Data, device: torch.device) -> None:
+    """Try a loss of the user's own on a few trusted labels and logits of the size of 1.
+
+    Raises:
+        ConfigError: it raises, or returns no floats; before anything is trained.
+    """
+    y = data.y_valid[:TRIED].to(device)
+    outputs = data.task.outputs
+    logits = torch.linspace(-1, 1, len(y) * outputs, device=device).view(-1, outputs)
+    wanted = "expected a function of (logits, y) that returns one value a sample, as floats"
+    try:
+        with replayed(None):
+            found: object = loss(logits.requires_grad_(), y)
+    except DeepTeachError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(f"loss {name!r} failed ({brief(error)[:200]}): {wanted}") from error
+    if not isinstance(found, torch.Tensor):
+        raise ConfigError(f"loss {name!r} returned type {type(found).__name__}: {wanted}")
+    if not found.is_floating_point():
+        raise ConfigError(f"loss {name!r} returned a tensor of {found.dtype}: {wanted}")
 
 
 def settle_adjoint(

@@ -42,6 +42,21 @@ def jittered(x: Tensor, generator: torch.Generator) -> Tensor:
     return x + 0.1 * torch.randn(x.shape, generator=generator)
 
 
+class Temperamental(nn.Sequential):
+    """Raises in the first step that it is trained by."""
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self.training and torch.is_grad_enabled():
+            raise ValueError("not today")
+        return super().forward(x)
+
+
+def temperamental(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    student = Temperamental()
+    student.add_module("fc", nn.Linear(input_shape[0], classes))
+    return student
+
+
 class BySource(dt.Feature):
     """Which source a sample is from, so that a linear teacher learns one number for each."""
 

@@ -174,7 +174,7 @@ def refuse_replay(error: float, tolerance: float, step: Step, objective: Objecti
         size = _largest(step)
         scale = (
             f", or its inputs or losses, of up to {size:.1e}, are so large that rounding shows: "
-            "scale them"
+            "scale them, or lower the learning rate"
         )
         raise ReplayError(
             f"replaying a step gave other losses than the first pass (by {error:.1e}): the "
