@@ -36,6 +36,7 @@ from deepteach.core.losses import (
     validation_loss_of,
 )
 from deepteach.core.microbatch import MicroBatched, MicroValidation
+from deepteach.core.module_state import buffers_kept
 from deepteach.core.nested import device_of_batch, moved, size_of, without_graph
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
@@ -417,7 +418,7 @@ class Coach:
         Of a teacher that distrusts a label otherwise than by its sample's weight, its trust.
         """
         seen = self.look(inputs, labels, index=index, group=group)
-        with torch.no_grad():
+        with torch.no_grad(), untouched(), buffers_kept(self.teacher):
             trust = self.teacher.log_trust(seen)
             refuse_log_weights(trust, self.teacher, len(seen.losses))
             trust = counted(trust, seen.ignored())

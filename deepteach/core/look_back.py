@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient, Window
+from deepteach.core.module_state import buffers_kept
 from deepteach.core.objective import Objective
 from deepteach.core.optim import Hyper
 from deepteach.core.record import Step
@@ -14,6 +15,9 @@ from deepteach.core.recorder import Recorder
 from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError, ReplayError
 from deepteach.tree import Params
+
+_ASKED = 8
+"""Times that a teacher whose weights do not come out again is asked whether it draws them."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,22 @@ class LookBack:
     ) -> MetaGradient:
         """Over the last `window` of `steps`, by the coach's adjoint unless another is given.
 
+        What the teacher's passes leave in its buffers (running statistics) is undone.
+
         Raises:
             ConfigError: the teacher changed inside the window.
             NumericError: something is not finite, or a step could not be replayed.
         """
+        with buffers_kept(self.objective.teacher):
+            return self._crossed(steps, validation, window, adjoint)
+
+    def _crossed(
+        self,
+        steps: list[Step],
+        validation: Validation,
+        window: int,
+        adjoint: AbstractAdjoint | None,
+    ) -> MetaGradient:
         recorder, omega = self.recorder, self.objective.omega
         for step in steps[-window:]:
             if step.wrong is not None:
@@ -95,6 +111,13 @@ class LookBack:
         slack = 1e-4 if again.dtype != torch.float64 else 1e-10
         same = torch.allclose(again, step.weights, rtol=slack, atol=0.01 * slack)
         if not (same and torch.allclose(value, step.value, rtol=slack, atol=slack)):
+            others = (self.objective.weights(omega, step.snapshot) for _ in range(_ASKED))
+            if not all(torch.equal(other, again) for other in others):
+                raise ConfigError(
+                    f"{type(self.objective.teacher).__name__} gives other weights each time "
+                    "(dropout in train mode?), so that those of a recorded step do not come out "
+                    "again: call teacher.eval(), or let it draw nothing"
+                )
             raise ConfigError(
                 "the teacher changed after a step of the window was recorded, so that step no "
                 "longer belongs to it: change the teacher right after coach.update only"

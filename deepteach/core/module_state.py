@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,6 +72,24 @@ class ModuleState:
                 leaf.copy_(copied)
         for leaf, gradient in self._gradients:
             leaf.grad = gradient
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """What passes inside write to the module's buffers, or put in their places, is undone."""
+    held = [(layer._buffers, dict(layer._buffers)) for layer in module.modules()]
+    numbers = [(leaf, leaf.detach().clone()) for leaf in module.buffers()]
+    try:
+        yield
+    finally:
+        for present, before in held:
+            if not _same_items(present, before):
+                present.clear()
+                present.update(before)
+        with torch.no_grad():
+            for leaf, copied in numbers:  # versions do not tell of running statistics
+                if not torch.equal(leaf, copied):
+                    leaf.copy_(copied)
 
 
 _NOTHING: dict = {}

@@ -32,6 +32,7 @@ from deepteach.core.graph_memory import HeldGraphs
 from deepteach.core.layout import is_whole
 from deepteach.core.ledger import Ledger
 from deepteach.core.linearised import Linearised
+from deepteach.core.module_state import buffers_kept
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
 from deepteach.core.optim import Rule
@@ -285,7 +286,8 @@ class Recorder(Trained):
     def _again(self, step: Step) -> Linearised:
         self._refuse_rebuilt()
         theta, objective = self.parameters(), self._objective
-        found = objective.linearised(theta, step, objective.omega, first_order=True)
+        with buffers_kept(objective.teacher):
+            found = objective.linearised(theta, step, objective.omega, first_order=True)
         return replace(found, gradient=objective.total(found.gradient, "replays"))
 
     def _arrived(self, leaf: Tensor) -> None:

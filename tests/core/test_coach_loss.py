@@ -91,3 +91,24 @@ def test_equal_weights_are_plain_training(teacher: Callable, dtype: torch.dtype)
     slack = 1e-6 if dtype == torch.float32 else 1e-14
     for ours, theirs in zip(runs[0].module.parameters(), runs[1].module.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=slack, atol=slack)
+
+
+class Normalising(dt.AbstractTeacher):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.read = nn.BatchNorm1d(1).double(), nn.Linear(1, 1).double()
+
+    def forward(self, snapshot: dt.Snapshot) -> Tensor:
+        return self.read(self.norm(snapshot.losses.unsqueeze(1))).squeeze(1)
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_asking_moves_no_running_statistics_of_the_teacher(through: bool) -> None:
+    run = bench(MLP, replace(EVERY_STEP, through_weights=through), teacher=lambda _: Normalising())
+    coach = run.coach()
+    run.train(coach)
+    before = everything(run, coach)
+    assert int(coach.teacher.norm.num_batches_tracked) == coach.steps  # type: ignore[union-attr]
+    coach.weights(*run.batches[0])
+    coach.meta_gradient(*run.valid)
+    assert same(everything(run, coach), before)

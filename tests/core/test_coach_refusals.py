@@ -286,3 +286,27 @@ def test_teacher_changed_inside_the_window_through_weights(window: int) -> None:
         next(run.teacher.parameters()).add_(0.1)
     with pytest.raises(dt.ConfigError, match="the teacher changed"):
         coach.meta_gradient(*run.valid)
+
+
+class Drawing(dt.AbstractTeacher):
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.drop = nn.Linear(1, 1).double(), nn.Dropout(0.5)
+
+    def forward(self, snapshot: dt.Snapshot) -> Tensor:
+        return self.read(self.drop(snapshot.losses.unsqueeze(1))).squeeze(1)
+
+
+@pytest.mark.parametrize("adjoint", [dt.Reversed, dt.Stored, dt.Unrolled])
+def test_a_teacher_that_draws(adjoint: type[dt.AbstractAdjoint]) -> None:
+    run = bench(MLP, Setting(window=2), teacher=lambda _case: Drawing())
+    coach = run.coach(adjoint())
+    run.train(coach)
+    told = r"Drawing gives other weights.*teacher.eval\(\)"
+    with pytest.raises(dt.ConfigError, match=told) as got:
+        coach.meta_gradient(*run.valid)
+    assert "\n" not in str(got.value)
+    run = bench(MLP, Setting(window=2), teacher=lambda _case: Drawing().eval())
+    coach = run.coach(adjoint())
+    run.train(coach)
+    assert any(leaf.any() for leaf in coach.meta_gradient(*run.valid).values())

@@ -320,7 +320,8 @@ def test_a_step_that_a_scaler_skips_is_left_out(make: Callable[..., Made], fused
             return make(fused=fused)(leaves)
 
     adjoint = dt.Stored(mixed_precision=True, tolerance=0.1)
-    loop, plain = coached(Skipping, 2, adjoint=adjoint), Skipping()
+    loop: Any = coached(Skipping, 2, adjoint=adjoint)
+    plain: Any = Skipping()
     plain.coach = Plain(plain.module, plain.teacher)
     for each in (loop, plain):
         each.run(2)
