@@ -37,7 +37,7 @@ from deepteach.core.losses import (
 )
 from deepteach.core.microbatch import MicroBatched, MicroValidation
 from deepteach.core.module_state import buffers_kept
-from deepteach.core.nested import device_of_batch, moved, size_of, without_graph
+from deepteach.core.nested import device_of_batch, moved, ordinary, size_of, without_graph
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
 from deepteach.core.optim import Clipped, Rule, rule_for, unwrapped
@@ -341,7 +341,8 @@ class Coach:
         """Features see trusted samples before the first window that the teacher learns from."""
         seen = self.recorder.pending or self.recorder.steps or self.recorder.since_update
         if not (seen or self._fitted or self._trusted.source is None):
-            with all_or_nothing(self.teacher, None, self.recorder, self._trusted):
+            kept = all_or_nothing(self.teacher, None, self.recorder, self._trusted)
+            with self._training_pass.looking_back(), kept:
                 validation = self._validation(*self._trusted.next())
                 validation.gradient(self.recorder.state().theta)
                 self.teacher.fit(validation.snapshot(self.clock))
@@ -355,6 +356,7 @@ class Coach:
         one, called where an update is due. Raises NumericError; nothing is changed.
         """
         self.trust(valid)
+        looking_back = self._training_pass.looking_back()
         self.recorder.expect_updates(self.interval)
         if self.recorder.since_update and self.steps % PERIOD == 0:
             self.prove_equal(f"after step {self.steps}")
@@ -367,7 +369,8 @@ class Coach:
         if not steps:
             return self.recorder.standstill.postpone()
         self.recorder.standstill.tell(len(steps), self.window)
-        return self._teach(steps)
+        with looking_back:
+            return self._teach(steps)
 
     def meta_gradient(
         self,
@@ -389,19 +392,21 @@ class Coach:
                 f"{type(self.adjoint).__name__} watches no path of several steps that "
                 f"{type(adjoint).__name__} could go back: make the Coach with that adjoint"
             )
+        looking_back = self._training_pass.looking_back()
         steps = self.recorder.recorded()
         if not steps:
             self.recorder.standstill.refuse_none()
         validation = self._validation(x_valid, y_valid)
         size = self.window if window is None else window
         self.recorder.standstill.tell(len(steps), size)
-        with untouched():
+        with looking_back, untouched():
             found = self._look_back(steps, validation, size, adjoint)
         if found.skipped:
             raise ReplayError(found.skipped)
         return found.gradient
 
     def _validation(self, inputs: Inputs, labels: Tensor) -> Validation:
+        inputs, labels = ordinary((inputs, labels))
         kind = Validation if self.adjoint.micro_batch is None else MicroValidation
         return kind(self.objective, self.validation_loss, inputs, labels)
 
@@ -444,7 +449,8 @@ class Coach:
         if self._trusted.source is None or self.recorder.since_update % self.interval != 0:
             return False
         hyper = self.recorder.hyper(self.recorder.parameters())
-        self._teach([replace(step, hyper=hyper)])
+        with self._training_pass.looking_back():
+            self._teach([replace(step, hyper=hyper)])
         return True
 
     def _teach(self, steps: list[Step]) -> UpdateRecord:

@@ -147,6 +147,11 @@ def derivatives_known() -> Iterator[None]:
                 "its features or logits?): an added loss term belongs into Coach(loss=...), and "
                 "what is only measured needs retain_graph=True"
             ) from None
+        if _TO_NUMPY in said:
+            raise ConfigError(
+                "something takes a gradient of the student to NumPy on its way back (a backward "
+                "hook?), where a meta-gradient has a graph: let it take gradient.detach().numpy()"
+            ) from None
         if not any(part in said.lower() for part in _UNKNOWN):
             raise
         raise ConfigError(
@@ -157,6 +162,8 @@ def derivatives_known() -> Iterator[None]:
 
 _USED_UP = "backward through the graph a second time"
 """What torch says of a graph that a backward() has been through."""
+
+_TO_NUMPY = "Can't call numpy() on Tensor that requires grad"
 
 _UNKNOWN = (
     "not implemented",

@@ -152,6 +152,13 @@ def without_graph(value: Any) -> Any:
     return mapped(cut, value)
 
 
+def ordinary(value: Any) -> Any:
+    """The same batch; of what was made in inference mode copies, which may have derivatives."""
+    if not any(leaf.is_inference() for leaf in _tensors(value)):
+        return value
+    return mapped(lambda leaf: leaf.clone() if leaf.is_inference() else leaf, value)
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value

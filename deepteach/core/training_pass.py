@@ -128,6 +128,21 @@ class TrainingPass:
             return nullcontext()
         return torch.autocast(device.type, enabled=False)
 
+    def looking_back(self) -> AbstractContextManager[object]:
+        """What an update runs in: without autocast, as replays do, wherever it is called.
+
+        Raises:
+            ConfigError: in inference mode, which knows no derivatives.
+        """
+        if torch.is_inference_mode_enabled():
+            raise ConfigError(
+                "the teacher is taught by derivatives, which torch.inference_mode() does without: "
+                "call coach.update and coach.meta_gradient outside of it"
+            )
+        device = next(iter(self.recorder.parameters().values())).device
+        running = torch.is_autocast_enabled(device.type)
+        return torch.autocast(device.type, enabled=False) if running else nullcontext()
+
     def refuse_autocast(self, device: torch.device) -> None:
         """Raises ConfigError: autocast where the adjoint does not allow it."""
         if torch.is_autocast_enabled(device.type) and not self.adjoint.mixed_precision:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +49,7 @@ class UpdateRecord:
     skipped: str | None = None
 
 
-def refuse_unable(taught: list[Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+def refuse_unable(taught: Sequence[Tensor], optimizer: torch.optim.Optimizer | None) -> None:
     """Raises ConfigError: a teacher's optimizer that cannot move what is `taught` of it."""
     if optimizer is None or not taught:
         return

@@ -253,6 +253,18 @@ def test_complex_parameters() -> None:
         assert "\n" not in str(got.value)
 
 
+@pytest.mark.parametrize("window", [2, 3])
+def test_a_hook_that_takes_gradients_to_numpy(window: int) -> None:
+    loop = coached(Loop, window, interval=5)
+    seen: list[Any] = []
+    hook = lambda _layer, _into, out: seen.append(out[0].numpy())  # noqa: E731
+    loop.module.fc.register_full_backward_hook(hook)
+    with pytest.raises(ConfigError, match=r"NumPy.*detach\(\).numpy\(\)") as got:
+        loop.run(window)
+        loop.coach.meta_gradient(*VALID)
+    assert "\n" not in str(got.value)
+
+
 def packed(x: Tensor) -> PackedSequence:
     """Sequences of one to three pairs of numbers."""
     lengths = torch.arange(len(x)) % 3 + 1

@@ -351,3 +351,53 @@ def test_optimizers_of_a_teacher_that_cannot_move_it(name: str) -> None:
     with pytest.raises(ConfigError, match=told) as got:
         dt.Coach(loop.student(), loop.optimizer, loop.teacher, teacher_optimizer=make(loop.teacher))
     assert "\n" not in str(got.value)
+
+
+def test_an_update_under_autocast_runs_without_it() -> None:
+    class Half(Loop):
+        def step(self, i: int, x: Any, y: torch.Tensor) -> None:
+            self.optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                self.coach.loss(x, y).backward()
+                self.optimizer.step()
+
+        def make(self) -> Any:
+            return super().make().float()
+
+        def batch(self, i: int) -> tuple[Any, torch.Tensor]:
+            x, y = super().batch(i)
+            return x.float(), y
+
+    valid = VALID[0].float(), VALID[1]
+    loop: Any = Half()
+    loop.module.float()
+    loop.coach = dt.Coach(
+        loop.student(),
+        loop.optimizer,
+        loop.teacher.float(),
+        interval=5,
+        adjoint=dt.Stored(mixed_precision=True, tolerance=0.1),
+    )
+    loop.run(2)
+    want = loop.coach.meta_gradient(*valid)["k"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = loop.coach.meta_gradient(*valid)["k"]
+        record = loop.coach.update(valid)
+    assert torch.equal(got, want) and record is not None
+    assert record.gradient_norm == pytest.approx(float(want.norm()))
+
+
+def test_inference_mode() -> None:
+    """Trusted samples may come from there; an update may not be called there."""
+    with torch.inference_mode():
+        valid: Any = tuple(leaf.clone() for leaf in VALID)
+    for window in (1, 2):
+        loop = coached(Loop, window, interval=5)
+        loop.run(window)
+        got, want = loop.coach.meta_gradient(*valid)["k"], loop.coach.meta_gradient(*VALID)["k"]
+        assert torch.equal(got, want)
+        for call in (loop.coach.update, lambda both, coach=loop.coach: coach.meta_gradient(*both)):
+            with torch.inference_mode(), pytest.raises(ConfigError, match="outside of it") as told:
+                call(VALID)
+            assert "\n" not in str(told.value)
+        assert loop.coach.update(valid) is not None
