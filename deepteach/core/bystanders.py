@@ -22,7 +22,7 @@ from deepteach.core.record import Apart, Step
 from deepteach.core.trained import Trained
 from deepteach.errors import ConfigError
 from deepteach.rng import untouched
-from deepteach.shards import over_ranks, own
+from deepteach.shards import any_shard, over_ranks, own
 from deepteach.tree import Params, clone, dense_parts, norms
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -80,6 +80,9 @@ class Bystanders:
         self._known: dict[tuple[str, ...], str | None] = {}
         """Which of some tensors is read, of a student that runs as `_ran`."""
         self._ran: object = None
+        self._listed: tuple[object, object] | None = None
+        self._lists: tuple[Params, Params] = {}, {}
+        """What is watched, of a module and an optimizer as `_listed`."""
         student = trained.student
         names = [name for name, _ in student.layout.buffers()]
         for name in student.scheduled:
@@ -91,7 +94,8 @@ class Bystanders:
 
     def __getstate__(self) -> dict:
         """Of copies, whose tensors are others."""
-        return {**vars(self), "_buffers": None, "_frozen": None, "_known": {}, "_ran": None}
+        places = {"_buffers": None, "_frozen": None, "_listed": None, "_lists": ({}, {})}
+        return {**vars(self), **places, "_known": {}, "_ran": None}
 
     def forget(self) -> None:
         """They are where they should be when they are next looked at."""
@@ -101,7 +105,8 @@ class Bystanders:
         """A pass has left the buffers, or was undone in them; `begins` where it opens a step."""
         if not self._guarded:
             return
-        self._buffers = self._buffers_now(counts)
+        now, _ = self._watched()
+        self._buffers = _Place.of(now, _copies if counts else None) if now else None
         if begins:
             self._spoilt.clear()
 
@@ -110,7 +115,11 @@ class Bystanders:
         if not self._guarded:
             return
         buffers, frozen = self._buffers, self._frozen
-        self._buffers, self._frozen = self._buffers_now(counts), self._frozen_now(counts)
+        now, others = self._watched()
+        if not (now or others or buffers or frozen):
+            return
+        self._buffers = _Place.of(now, _copies if counts else None)
+        self._frozen = _Place.of(others, norms if counts else None)
         found = None if buffers is None else buffers.apart(self._buffers)
         other = None if frozen is None else frozen.apart(self._frozen)
         if other is not None:
@@ -132,12 +141,15 @@ class Bystanders:
         """
         if not self._guarded or not steps:
             return list(steps), None
-        names = [*self._buffers_now(False).named, *self._frozen_now(False).named]
+        taught = self._trained.parameters().values()
+        if not (any_shard(taught) or any(step.beside or step.apart for step in steps)):
+            return list(steps), None
+        names = [name for tensors in self._watched() for name in tensors]
         places = {name: place for place, name in enumerate(names)}
         table = torch.zeros(len(steps), len(names), dtype=torch.int32)
         for row, moved in zip(table, _moved(steps), strict=True):
             row[[places[name] for name in moved if name in places]] = 1
-        table = over_ranks(table, self._trained.parameters().values())
+        table = over_ranks(table, taught)
         last, cause, left = -1, None, []
         for index, row in enumerate(table.tolist()):
             moved = tuple(name for name, flag in zip(names, row, strict=True) if flag)
@@ -148,23 +160,24 @@ class Bystanders:
         kept = zip(steps[last + 1 :], left[last + 1 :], strict=True)
         return [replace(step, beside=(), apart=moved) for step, moved in kept], cause
 
-    def _buffers_now(self, measured: bool) -> _Place:
-        student = self._trained.student
-        named = {
-            name: leaf
-            for name, leaf in student.layout.buffers()
-            if leaf.is_floating_point() and name not in student.scheduled
-        }
-        return _Place.of(named, _copies if measured else None)
-
-    def _frozen_now(self, measured: bool) -> _Place:
-        named, taught = self._trained.student.layout.parameters, self._trained.parameters()
-        others = {
-            name: leaf
-            for name, leaf in named.items()
-            if name not in taught and leaf.dtype in _FLOATS and not leaf.is_meta
-        }
-        return _Place.of(others, norms if measured else None)
+    def _watched(self) -> tuple[Params, Params]:
+        """Buffers, and parameters that are not trained; listed anew where either has changed."""
+        student, trained = self._trained.student, self._trained
+        layout, found = student.layout, trained.found()
+        if self._listed is None or self._listed[0] is not layout or self._listed[1] is not found:
+            taught = trained.parameters()
+            buffers = {
+                name: leaf
+                for name, leaf in layout.buffers()
+                if leaf.is_floating_point() and name not in student.scheduled
+            }
+            others = {
+                name: leaf
+                for name, leaf in layout.parameters.items()
+                if name not in taught and leaf.dtype in _FLOATS and not leaf.is_meta
+            }
+            self._listed, self._lists = (layout, found), (buffers, others)
+        return self._lists
 
     def _read(self, moved: tuple[str, ...], step: Step) -> str | None:
         """One of these tensors, where a pass like that of `step` gives other losses without it."""

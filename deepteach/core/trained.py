@@ -47,6 +47,10 @@ class Trained:
         """The student's parameters that the optimizer trains, by name."""
         return dict(self._trained().named)
 
+    def found(self) -> object:
+        """What stays the same object as long as the same parameters are trained."""
+        return self._trained()
+
     def _trained(self) -> _Found:
         """The same, found once; the same object until something changes."""
         leaves = [leaf for group in self.optimizer.param_groups for leaf in group["params"]]
