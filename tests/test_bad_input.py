@@ -215,7 +215,7 @@ def test_a_folder_with_other_content_is_left_alone(call: Command, tmp_path: Path
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     refused(call(*TRAIN, "--out", "taken"), "taken exists", "another --out", "or --resume")
     answer = call(*TRAIN, "--out", "taken", "--resume")
-    refused(answer, "cannot resume taken: it is no run's folder (no config.yaml)", "another --out")
+    refused(answer, "cannot resume taken: there is no config.yaml in it", "another --out")
     assert "--resume" not in answer.err
     assert files(tmp_path / "taken") == {"thesis.txt": b"mine"}
 

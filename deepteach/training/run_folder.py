@@ -50,7 +50,7 @@ def claim(folder: Path, config: Config, resume: bool, decisions: str = "") -> No
         raise ConfigError(f"--out {folder} is a file: choose another --out, the name of a folder")
     if resume:
         raise ConfigError(
-            f"cannot resume {folder}: it is no run's folder (no config.yaml): choose another --out"
+            f"cannot resume {folder}: there is no config.yaml in it: choose another --out"
         )
     raise ConfigError(
         f"the output folder {folder} exists: choose another --out, or --resume to go on"

@@ -141,7 +141,7 @@ def test_a_lost_config_does_not_start_over(data: Data, tmp_path: Path) -> None:
         go(data, out, Probe(7, stop))
     (out / "config.yaml").unlink()
     before = files(out)
-    with pytest.raises(ConfigError, match="no config.yaml"):
+    with pytest.raises(ConfigError, match="there is no config.yaml in it"):
         go(data, out, resume=True)
     assert files(out) == before
 
