@@ -84,7 +84,7 @@ def check_step(
     taken: Step,
     end: Params,
     slack: float,
-    before: Params | None = None,
+    before: Callable[[], Params | None] = lambda: None,
 ) -> None:
     """A step of `rule` as it was `taken` from the state `held` must lead to `end`.
 
@@ -93,14 +93,15 @@ def check_step(
     entries may be off by what their gradient's rounding does to the step: of float32, or of the
     half precision that the step's passes ran in. What else moves such an entry by no more than
     that, a step or two of Adam where the gradient is smaller than its rounding, is not seen here.
-    `before` is how far `held` itself may be off for that reason.
+    `before` says how far `held` itself may be off for that reason, where that decides.
     """
     reached, half = rule.step(held, gradient, taken.hyper).theta, _coarsest(taken)
     words = "" if half is None else f", of which {slack:g} is allowed beside the rounding of {half}"
 
     def rounding() -> Params:
         found = step_rounding(rule, held, gradient, taken, reached)
-        return found if before is None else tree_map(torch.add, found, before)
+        off = before()
+        return found if off is None else tree_map(torch.add, found, off)
 
     check_movement(held.theta, Gap(reached, end), slack, rounding, words)
 

@@ -44,7 +44,7 @@ class MovedBuffers:
     ) -> None:
         self.cotangent: Params = {}
         """d(trusted loss)/d(buffers), of those that it reads."""
-        self.off: Params | None = None
+        self.off: Callable[[], Params | None] = lambda: None
         """How far theta before the step at hand may be off, where it was found by rounded steps."""
         self._student, self._steps = objective.student, steps
         self._after = [step.passes[0].buffers for step in steps[1:]]
@@ -172,11 +172,11 @@ class MovedBuffers:
     def _by_rounding(self, name: str, theta: Params | None, position: int) -> str:
         """Why a buffer after a step is another one."""
         step, recorded = self._steps[position], self._after[position][name]
-        if theta is not None and self.off is not None:
+        if theta is not None and (off := self.off()) is not None:
             ends = []
             for shifted in (torch.sub, torch.add):
                 statistics = RunningStatistics(step.passes[0].buffers)
-                statistics.follow(self._student, tree_map(shifted, theta, self.off), step)
+                statistics.follow(self._student, tree_map(shifted, theta, off), step)
                 ends.append(statistics.values[name].detach())
             low, high = torch.minimum(*ends), torch.maximum(*ends)
             if _near(recorded.clamp(low, high), recorded):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
@@ -74,7 +75,7 @@ class Checkpointed(AbstractAdjoint):
     ) -> State:
         held = self._state(position, window)
         step, slack = window.steps[position], self.allowed(held.theta)
-        off = window.memo.get("off")
+        off = partial(self._off, position, window)
         guards.check_step(window.rule, held, gradient, step, later.theta, slack, off)
         if "moved" in window.memo:
             window.memo["moved"].off = off
@@ -88,31 +89,42 @@ class Checkpointed(AbstractAdjoint):
         return math.isqrt(window - 1) + 1
 
     def _state(self, position: int, window: Window) -> State:
-        """The state before a step; the states between two anchors are found all at once.
-
-        Beside them, how far the last one may be off where gradients are rounding; those before it
-        are off by less.
-        """
-        memo, rule = window.memo, window.rule
+        """The state before a step; the states between two anchors are found all at once."""
+        memo = window.memo
         if position not in memo:
             kept_on = {key: memo[key] for key in ("moved",) if key in memo}
             memo.clear()
             memo.update(kept_on)
-            anchor = position
-            while window.steps[anchor].state is None and anchor > 0:
-                anchor -= 1
-            state, off = kept(window.steps[anchor]), None
-            memo[anchor] = state
+            anchor = _anchor(position, window)
+            memo[anchor] = state = kept(window.steps[anchor])
             for index in range(anchor, position):
-                step = window.steps[index]
-                objective, omega = window.objective, window.omega
-                pass_ = objective.linearised(state.theta, step, omega, first_order=True)
-                guards.compare_losses(pass_.losses, step, self.allowed(state.theta), objective)
-                gradient = objective.total(pass_.gradient, "replays")
-                held, state = state, rule.step(state, gradient, step.hyper)
+                gradient = self._gradient(index, state, window)
+                state = window.rule.step(state, gradient, window.steps[index].hyper)
                 memo[index + 1] = state
-                if not rule.linear:
-                    more = guards.step_rounding(rule, held, gradient, step, state.theta)
-                    off = more if off is None else tree_map(torch.add, off, more)
-                    memo["off"] = off
         return memo[position]
+
+    def _gradient(self, index: int, state: State, window: Window) -> Params:
+        objective, step = window.objective, window.steps[index]
+        found = objective.linearised(state.theta, step, window.omega, first_order=True)
+        guards.compare_losses(found.losses, step, self.allowed(state.theta), objective)
+        return objective.total(found.gradient, "replays")
+
+    def _off(self, position: int, window: Window) -> Params | None:
+        """How far theta before a step may be off: by the rounding of all steps from its anchor.
+
+        They are taken once more, so that no sweep holds more than the states.
+        """
+        off = None
+        for index in range(_anchor(position, window), position):
+            state, step = self._state(index, window), window.steps[index]
+            gradient, reached = self._gradient(index, state, window), window.memo[index + 1].theta
+            more = guards.step_rounding(window.rule, state, gradient, step, reached)
+            off = more if off is None else tree_map(torch.add, off, more)
+        return off
+
+
+def _anchor(position: int, window: Window) -> int:
+    """The step before which the state was kept, at `position` or before it."""
+    while window.steps[position].state is None and position > 0:
+        position -= 1
+    return position
