@@ -137,12 +137,13 @@ class Bystanders:
         """The steps since something moved what passes read, and what that was.
 
         Of steps that are kept, `apart` has the names of what was moved after them and training
-        passes do not read. Waits for the device; on all ranks together where they hold shards.
+        passes do not read. Waits for the device; all ranks agree.
         """
         if not self._guarded or not steps:
             return list(steps), None
-        taught = self._trained.parameters().values()
-        if not (any_shard(taught) or any(step.beside or step.apart for step in steps)):
+        taught, ranks = self._trained.parameters().values(), self._objective.ranks
+        some = ranks.any(any(step.beside or step.apart for step in steps))
+        if not (any_shard(taught) or some):
             return list(steps), None
         names = [name for tensors in self._watched() for name in tensors]
         places = {name: place for place, name in enumerate(names)}
@@ -150,13 +151,15 @@ class Bystanders:
         for row, moved in zip(table, _moved(steps), strict=True):
             row[[places[name] for name in moved if name in places]] = 1
         table = over_ranks(table, taught)
+        if ranks.count > 1:
+            table = ranks.table(*table.flatten()).amax(0).view(table.shape)
         last, cause, left = -1, None, []
         for index, row in enumerate(table.tolist()):
             moved = tuple(name for name, flag in zip(names, row, strict=True) if flag)
             left.append(moved)
             read = self._read(moved, steps[-1])
-            if read is not None:
-                last, cause = index, self._cause(read)
+            if ranks.any(read is not None):
+                last, cause = index, self._cause(read or moved[0])
         kept = zip(steps[last + 1 :], left[last + 1 :], strict=True)
         return [replace(step, beside=(), apart=moved) for step, moved in kept], cause
 

@@ -54,13 +54,14 @@ class LookBack:
     ) -> MetaGradient:
         """Over the last `window` of `steps`, by the coach's adjoint unless another is given.
 
-        What the teacher's passes leave in its buffers (running statistics) is undone.
+        What the teacher's passes leave in its running statistics is undone; an adjoint may move
+        its other buffers.
 
         Raises:
             ConfigError: the teacher changed inside the window.
             NumericError: something is not finite, or a step could not be replayed.
         """
-        with buffers_kept(self.objective.teacher):
+        with buffers_kept(self.objective.teacher, statistics_alone=True):
             return self._crossed(steps, validation, window, adjoint)
 
     def _crossed(

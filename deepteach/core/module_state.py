@@ -75,10 +75,20 @@ class ModuleState:
 
 
 @contextmanager
-def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """What passes inside write to the module's buffers, or put in their places, is undone."""
-    held = [(layer._buffers, dict(layer._buffers)) for layer in module.modules()]
-    numbers = [(leaf, leaf.detach().clone()) for leaf in module.buffers()]
+def buffers_kept(module: nn.Module, *, statistics_alone: bool = False) -> Iterator[None]:
+    """What passes inside write to the module's buffers, or put in their places, is undone.
+
+    Args:
+        module: whose.
+        statistics_alone: only those of layers that normalise by running statistics.
+    """
+    layers = [
+        layer
+        for layer in module.modules()
+        if not statistics_alone or isinstance(layer, nn.modules.batchnorm._NormBase)
+    ]
+    held = [(layer._buffers, dict(layer._buffers)) for layer in layers]
+    numbers = [(leaf, leaf.detach().clone()) for layer in layers for leaf in layer.buffers(False)]
     try:
         yield
     finally:
