@@ -160,6 +160,7 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
     def seen(*arguments: Any) -> Any:
         graph = whole(*arguments)
+        assert graph is not None
         # Of what only the graph itself holds, beside the object that hands it over.
         made.extend([weakref.ref(graph), *(weakref.ref(leaf) for leaf in graph.gradient.values())])
         seen.size = 1 + len(graph.gradient)  # type: ignore[attr-defined]
