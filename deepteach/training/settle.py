@@ -99,7 +99,7 @@ def refuse_loss(loss: SampleLoss, name: str | None, data: Data, device: torch.de
     Raises:
         ConfigError: it raises, or returns no floats; before anything is trained.
     """
-    y = data.y_valid[:TRIED].to(device)
+    y = data.task.learned(data.y_valid[:TRIED]).to(device)
     outputs = data.task.outputs
     logits = torch.linspace(-1, 1, len(y) * outputs, device=device).view(-1, outputs)
     wanted = "expected a function of (logits, y) that returns one value a sample, as floats"

@@ -214,3 +214,15 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     flags += ["--task", "regresion", "--out", str(tmp_path / "other")]
     assert cli.main(["train", *flags]) == 2
     assert "regression" in capsys.readouterr().err
+
+
+def test_a_loss_of_ones_own_is_tried_on_targets_as_they_are_learned() -> None:
+    seen: list[torch.dtype] = []
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        seen.append(y.dtype)
+        return (logits - y).square().mean(1)
+
+    train, valid = (X[:80], TARGETS[:80]), (X[80:100], TARGETS[80:100])
+    dt.train("mlp", train, valid, loss=loss, epochs=1, baseline=False, task="regression")
+    assert set(seen) == {torch.float32}
