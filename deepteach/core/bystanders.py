@@ -13,16 +13,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from deepteach.core.objective import Objective
 from deepteach.core.record import Apart, Step
+from deepteach.core.student import Student
 from deepteach.core.trained import Trained
 from deepteach.errors import ConfigError
 from deepteach.rng import untouched
-from deepteach.shards import any_shard, over_ranks, own
+from deepteach.shards import own
 from deepteach.tree import Params, clone, dense_parts, norms
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -141,16 +143,14 @@ class Bystanders:
         """
         if not self._guarded or not steps:
             return list(steps), None
-        taught, ranks = self._trained.parameters().values(), self._objective.ranks
-        some = ranks.any(any(step.beside or step.apart for step in steps))
-        if not (any_shard(taught) or some):
+        ranks = self._objective.ranks
+        if not ranks.any(any(step.beside or step.apart for step in steps)):
             return list(steps), None
         names = [name for tensors in self._watched() for name in tensors]
         places = {name: place for place, name in enumerate(names)}
         table = torch.zeros(len(steps), len(names), dtype=torch.int32)
         for row, moved in zip(table, _moved(steps), strict=True):
             row[[places[name] for name in moved if name in places]] = 1
-        table = over_ranks(table, taught)
         if ranks.count > 1:
             table = ranks.table(*table.flatten()).amax(0).view(table.shape)
         last, cause, left = -1, None, []
@@ -188,15 +188,7 @@ class Bystanders:
         if self._ran != ran:
             self._ran, self._known = ran, {}
         if moved not in self._known:
-            objective, theta = self._objective, self._trained.parameters()
-            frozen = self._trained.student.layout.parameters
-
-            def seen(changed: Iterable[str]) -> Tensor:
-                passes = (replace(p, buffers=altered(p.buffers, changed)) for p in step.passes)
-                others = {name: frozen[name] for name in changed if name in frozen}
-                used = objective.gathered({**clone(theta), **altered(others, others)})
-                return objective.replay(used, replace(step, passes=tuple(passes))).losses
-
+            seen = partial(losses_beside, self._objective, step, self._trained.parameters())
             with untouched():
                 self._known[moved] = one_read(seen, moved)
         return self._known[moved]
@@ -221,6 +213,22 @@ class Bystanders:
             f"something changed {name!r}, a parameter that is not trained and that the student's "
             f"passes read ({why})"
         )
+
+
+def beside(theta: Params, student: Student, changed: Iterable[str]) -> Params:
+    """Copies of `theta`, and other values in what else of `changed` is a parameter."""
+    known = student.layout.parameters
+    others = {name: known[name] for name in changed if name in known}
+    return {**clone(theta), **altered(others, others)}
+
+
+def losses_beside(
+    objective: Objective, step: Step, theta: Params, changed: Iterable[str]
+) -> Tensor:
+    """The losses of a step's passes at `theta`, with other values in what is `changed`."""
+    passes = tuple(replace(p, buffers=altered(p.buffers, changed)) for p in step.passes)
+    used = objective.gathered(beside(theta, objective.student, changed))
+    return objective.replay(used, replace(step, passes=passes)).losses
 
 
 @torch.no_grad()

@@ -356,7 +356,7 @@ class Coach:
         one, called where an update is due. Raises NumericError; nothing is changed.
         """
         self.trust(valid)
-        looking_back = self._training_pass.looking_back()
+        self._training_pass.refuse_inference()
         self.recorder.expect_updates(self.interval)
         if self.recorder.since_update and self.steps % PERIOD == 0:
             self.prove_equal(f"after step {self.steps}")
@@ -369,7 +369,7 @@ class Coach:
         if not steps:
             return self.recorder.standstill.postpone()
         self.recorder.standstill.tell(len(steps), self.window)
-        with looking_back:
+        with self._training_pass.looking_back():
             return self._teach(steps)
 
     def meta_gradient(

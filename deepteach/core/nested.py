@@ -14,17 +14,20 @@ from deepteach.errors import ConfigError
 
 
 def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The same dicts and tuples with `function` of every tensor in them."""
+    """The same tree of dicts, lists and tuples with `function` of every tensor in it."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, PackedSequence):
-        return value._replace(data=function(value.data))
+        data, sizes, *order = value  # the sizes stay on the CPU, whatever moves the others
+        return PackedSequence(
+            function(data), sizes, *(None if one is None else function(one) for one in order)
+        )
     if isinstance(value, Mapping):
         return {key: mapped(function, item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         items = [mapped(function, item) for item in value]
         kind: Any = type(value)
-        return kind(*items) if hasattr(kind, "_fields") else tuple(items)
+        return kind(*items) if hasattr(kind, "_fields") else kind(items)
     return value
 
 
@@ -80,15 +83,7 @@ def filled(parts: Sequence[Tensor]) -> list[Tensor]:
 
 def moved(value: Any, device: torch.device) -> Any:
     """The same tree of dicts, lists and tuples with its tensors on a device."""
-    if isinstance(value, PackedSequence):
-        return value.to(device)  # type: ignore[arg-type]
-    if isinstance(value, Mapping):
-        return {key: moved(item, device) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [moved(item, device) for item in value]
-        kind: Any = type(value)
-        return kind(*items) if hasattr(kind, "_fields") else kind(items)
-    return value.to(device) if isinstance(value, Tensor) else value
+    return mapped(lambda leaf: leaf.to(device), value)
 
 
 def plain_inputs(inputs: Any) -> Any:

@@ -128,17 +128,22 @@ class TrainingPass:
             return nullcontext()
         return torch.autocast(device.type, enabled=False)
 
-    def looking_back(self) -> AbstractContextManager[object]:
-        """What an update runs in: without autocast, as replays do, wherever it is called.
-
-        Raises:
-            ConfigError: in inference mode, which knows no derivatives.
-        """
+    @staticmethod
+    def refuse_inference() -> None:
+        """Raises ConfigError: in inference mode, which knows no derivatives."""
         if torch.is_inference_mode_enabled():
             raise ConfigError(
                 "the teacher is taught by derivatives, which torch.inference_mode() does without: "
                 "call coach.update and coach.meta_gradient outside of it"
             )
+
+    def looking_back(self) -> AbstractContextManager[object]:
+        """What an update runs in: without autocast, as replays do, wherever it is called.
+
+        Raises:
+            ConfigError: in inference mode.
+        """
+        self.refuse_inference()
         device = next(iter(self.recorder.parameters().values())).device
         running = torch.is_autocast_enabled(device.type)
         return torch.autocast(device.type, enabled=False) if running else nullcontext()

@@ -131,7 +131,8 @@ def decided(data: Data, decisions: Decisions) -> Data:
     arrays = {name: as_array(codes) for name, codes in labels.items()}
     found.task.refuse_strange(arrays)
     told = [one.note for one in found.task.told(arrays) if one.warn]
-    for one in (fresh := [one for one in told if one not in data.notes]):
+    fresh = [one for one in told if one not in data.notes]
+    for one in fresh:
         warnings.warn(one, stacklevel=2)
     dropped = len(asked) - int(kept.sum())
     note = (

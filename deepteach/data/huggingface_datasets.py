@@ -18,11 +18,12 @@ from deepteach.data.frames import stored_index
 from deepteach.data.huggingface_formats import dtype_of, exact
 from deepteach.data.map_style import dataset_of
 from deepteach.data.pictures import is_picture, picture_layout
+from deepteach.data.source import refuse_group
 from deepteach.data.splits import PARTS, part_named
 from deepteach.data.validation import as_array, as_text
 from deepteach.data.written_back import Change
 from deepteach.errors import ConfigError, DataError
-from deepteach.names import brief, first_few, hint
+from deepteach.names import brief, first_few
 
 _LABELS = ("label", "labels", "label_ids")
 _TRUTH = "label_clean"
@@ -60,11 +61,8 @@ class Columns:
                 f"row 0 of {name} cannot be read ({brief(error)[:200]}): mend it, or leave it out"
             ) from error
         label = _label_in(item, features, name)
-        if group is not None and group in (label, _TRUTH):
-            raise DataError(f"column {group!r} of {name} names no sources: it is read otherwise")
-        if group is not None and group not in item:
-            others = [key for key in item if key not in (label, _TRUTH)]
-            raise DataError(f"{name} has no column {group!r} of groups{hint(group, others)}")
+        if group is not None:
+            refuse_group(group, item, (label, _TRUTH), name)
         rest = [key for key in item if key not in (label, _TRUTH, group)]
         images = [key for key in rest if is_picture(item[key])]
         if len(images) > 1:

@@ -22,11 +22,12 @@ import numpy as np
 from deepteach.data.categories import MISSING
 from deepteach.data.dialect import Dialect, cells_of_any_length
 from deepteach.data.memory import refuse_too_large
+from deepteach.data.source import refuse_group
 from deepteach.data.splits import PARTS, parts_named
 from deepteach.data.texts import Texts, TextsMaker
 from deepteach.data.validation import in_message, is_number, plain_number
 from deepteach.errors import DataError
-from deepteach.names import brief, hint
+from deepteach.names import brief
 
 SPECIAL = ("label", "label_clean", "split")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
@@ -197,11 +198,7 @@ def special_columns(
         if named:
             found[key] = named[0]
     if group is not None:
-        if group in found.values():
-            raise DataError(f"column {group!r} of {path} names no sources: it is read otherwise")
-        if group not in header:
-            others = [c for c in header if c not in found.values()]
-            raise DataError(f"{path} has no column {group!r} of groups{hint(group, others)}")
+        refuse_group(group, header, found.values(), path)
         found["group"] = group
     return found
 

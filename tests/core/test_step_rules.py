@@ -179,8 +179,7 @@ class Counting(dt.Checkpointed):
     def theta_before(self, position: int, later: State, window: Window) -> Params:
         found = super().theta_before(position, later, window)
         kept = sum(step.state is not None for step in window.steps)
-        held = sum(name != "moved" for name in window.memo)  # which holds no state
-        self.most = max(self.most, kept + held)
+        self.most = max(self.most, kept + len(window.memo))
         return found
 
 

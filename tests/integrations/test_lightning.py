@@ -80,22 +80,27 @@ def teacher() -> dt.Teacher:
     return dt.Teacher([dt.TrustedProbe(), dt.Loss()])
 
 
+def quiet_trainer(folder: Path, *callbacks: Any, **changes: Any) -> Trainer:
+    usual: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "default_root_dir": folder,
+        "callbacks": [*callbacks],
+    }
+    return Trainer(**{**usual, **changes})
+
+
 def fitted(
     folder: Path, module: Classifier, *callbacks: Any, data: Any = None, **changes: Any
 ) -> tuple[Trainer, Teach]:
     teach = Teach(trusted(), teacher(), interval=INTERVAL, window=WINDOW)
-    usual: dict[str, Any] = {
-        "accelerator": "cpu",
-        "max_epochs": 2,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": bool(callbacks),
-        "default_root_dir": folder,
-        "callbacks": [*callbacks, teach],
-    }
     path = changes.pop("ckpt_path", None)
-    trainer = Trainer(**{**usual, **changes})
+    usual = {"max_epochs": 2, "enable_checkpointing": bool(callbacks)}
+    trainer = quiet_trainer(folder, *callbacks, teach, **{**usual, **changes})
     trainer.fit(module, loader(TRAIN) if data is None else data, ckpt_path=path)
     return trainer, teach
 
@@ -214,16 +219,7 @@ def test_weight_averaging_ends_with_statistics_of_the_average(tmp_path: Path) ->
     plain, taught = Untold(), Untold()
     for module, callbacks in ((plain, []), (taught, [Teach(trusted(), dt.Uniform(), interval=3)])):
         averaging = StochasticWeightAveraging(1e-3, swa_epoch_start=1, device=None)
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=3,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            default_root_dir=tmp_path,
-            callbacks=[averaging, *callbacks],
-        )
+        trainer = quiet_trainer(tmp_path, averaging, *callbacks, max_epochs=3)
         trainer.fit(module, loader(TRAIN))
     assert taught.coach.steps == 15 and plain.net[1].num_batches_tracked == 5  # type: ignore[union-attr]
     for name, leaf in plain.state_dict().items():
@@ -234,16 +230,7 @@ def test_the_tuner_runs_without_a_coach(tmp_path: Path) -> None:
     """`training_step` is asked before `fit` begins."""
     module, teach = Untold(), Teach(trusted(), teacher(), interval=INTERVAL, window=WINDOW)
     module.lr = 0.1  # type: ignore[assignment]
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        default_root_dir=tmp_path,
-        callbacks=[teach],
-    )
+    trainer = quiet_trainer(tmp_path, teach)
     Tuner(trainer).lr_find(module, loader(TRAIN), num_training=4)
     assert teach.coach is None
     trainer.fit(module, loader(TRAIN))
@@ -342,17 +329,7 @@ def test_trusted_batches_come_in_the_precision_of_the_others(tmp_path: Path) -> 
     for data in (trusted(), loader(doubles, batch_size=12, shuffle=True)):
         torch.manual_seed(0)
         teach = Teach(data, teacher(), interval=3, window=2)
-        trainer = Trainer(
-            max_epochs=1,
-            accelerator="cpu",
-            precision="64-true",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[teach],
-            default_root_dir=tmp_path,
-        )
+        trainer = quiet_trainer(tmp_path, teach, precision="64-true")
         trainer.fit(Classifier(), loader(TRAIN))
         assert teach.coach is not None and teach.coach.last_record is not None
         found.append(teach.coach.last_record.validation_loss)

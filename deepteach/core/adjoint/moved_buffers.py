@@ -10,12 +10,12 @@ on theta and is read is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from deepteach.core.bystanders import altered, one_read
+from deepteach.core.bystanders import altered, beside, losses_beside, one_read
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
 from deepteach.core.running_statistics import RunningStatistics, pull_statistics
@@ -44,8 +44,8 @@ class MovedBuffers:
     ) -> None:
         self.cotangent: Params = {}
         """d(trusted loss)/d(buffers), of those that it reads."""
-        self.off: Callable[[], Params | None] = lambda: None
-        """How far theta before the step at hand may be off, where it was found by rounded steps."""
+        self.off: Callable[[int], Params | None] = lambda position: None
+        """How far theta before a step may be off, where it was found by rounded steps."""
         self._student, self._steps = objective.student, steps
         self._after = [step.passes[0].buffers for step in steps[1:]]
         self._after.append(self._student.buffers())
@@ -79,7 +79,7 @@ class MovedBuffers:
         names = list(dict.fromkeys(name for step in self._steps for name in step.apart))
         if not names:
             return
-        buffers, frozen = self._after[-1], self._student.layout.parameters
+        buffers = self._after[-1]
         if self._student.modes() != self._steps[-1].passes[-1].modes:
             statistics, used = RunningStatistics(buffers), _copies(buffers)
             with torch.no_grad(), statistics.of(used):
@@ -87,8 +87,7 @@ class MovedBuffers:
             names = [name for name in names if name not in statistics.known]  # `compare` tells
 
         def seen(changed: Sequence[str]) -> Tensor:
-            others = {name: frozen[name] for name in changed if name in frozen}
-            used = {**clone(theta), **altered(others, others)}
+            used = beside(theta, self._student, changed)
             return validation.value(used, altered(buffers, changed))
 
         name = one_read(seen, names)
@@ -172,7 +171,7 @@ class MovedBuffers:
     def _by_rounding(self, name: str, theta: Params | None, position: int) -> str:
         """Why a buffer after a step is another one."""
         step, recorded = self._steps[position], self._after[position][name]
-        if theta is not None and (off := self.off()) is not None:
+        if theta is not None and (off := self.off(position)) is not None:
             ends = []
             for shifted in (torch.sub, torch.add):
                 statistics = RunningStatistics(step.passes[0].buffers)
@@ -210,11 +209,7 @@ def _moved_by_theta(student: Student, step: Step, theta: Params, names: list[str
 def _refuse_read_in_training(
     objective: Objective, step: Step, theta: Params, names: list[str]
 ) -> None:
-    def seen(changed: Sequence[str]) -> Tensor:
-        passes = tuple(replace(p, buffers=altered(p.buffers, changed)) for p in step.passes)
-        return objective.replay(theta, replace(step, passes=passes)).losses
-
-    _refuse_read(seen, names, "by later ones")
+    _refuse_read(partial(losses_beside, objective, step, theta), names, "by later ones")
 
 
 def _refuse_read(seen: Callable[[Sequence[str]], Tensor], names: list[str], reader: str) -> None:

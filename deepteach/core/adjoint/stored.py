@@ -77,12 +77,10 @@ class Checkpointed(AbstractAdjoint):
         step, slack = window.steps[position], self.allowed(held.theta)
         off = partial(self._off, position, window)
         guards.check_step(window.rule, held, gradient, step, later.theta, slack, off)
-        if "moved" in window.memo:
-            window.memo["moved"].off = off
         return held
 
     def swept(self, window: Window, d_theta: Params, moved: MovedBuffers) -> MetaGradient:
-        window.memo["moved"] = moved
+        moved.off = lambda position: self._off(window.start + position, window)
         return super().swept(window, d_theta, moved)
 
     def _stride(self, window: int) -> int:
@@ -92,9 +90,7 @@ class Checkpointed(AbstractAdjoint):
         """The state before a step; the states between two anchors are found all at once."""
         memo = window.memo
         if position not in memo:
-            kept_on = {key: memo[key] for key in ("moved",) if key in memo}
             memo.clear()
-            memo.update(kept_on)
             anchor = _anchor(position, window)
             memo[anchor] = state = kept(window.steps[anchor])
             for index in range(anchor, position):

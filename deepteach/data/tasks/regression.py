@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deepteach.data.noise import SHUFFLE, NoiseOf
+from deepteach.data.scaling import divisor
 from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task, Told, few
 from deepteach.data.tasks.metrics import R2, RMSE, Metric
 from deepteach.data.validation import Numbers, as_array, is_number, place
@@ -92,9 +93,8 @@ class Regression(Task):
                     "many"
                 )
         _refuse_constant(ys)
-        mean, scale = train.mean(0), train.std(0)
-        # A column of one number has a deviation of rounding; by it nothing can be divided.
-        scale = np.where(scale > 100 * LEAST * np.abs(mean), scale, 1.0)
+        mean = train.mean(0)
+        scale = divisor(mean, train.std(0))
         with np.errstate(over="ignore"):
             codes = {name: (y - mean) / scale for name, y in ys.items()}
             learned = {name: found.astype(np.float32) for name, found in codes.items()}
