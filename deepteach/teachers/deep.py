@@ -35,6 +35,9 @@ UPDATES = 300
 
 Part = Literal["none", "sources", "evidence", "shifts", "riding"]
 
+_WHOLE = ("features=probe", "control=random-features", "control=frozen")
+"""What stands in the place of all parts, so that none can be left out or added."""
+
 
 @recipe("deep")
 def deep(
@@ -60,16 +63,25 @@ def deep(
     `without` leaves one of them out, `history` adds what the student said of a sample before.
     With `features=probe` it is the former default: the trusted probe, read by a linear teacher
     (an MLP was no more accurate and ranked wrong labels far worse, LOG.md). `fine_tune` is the
-    share of the epochs, the last ones, that train on the trusted set alone. A `control` takes
-    one part of its signal away; if it does as well, that part did nothing. `untaught` takes all
-    of the meta-gradient: evidence weighs by its ratio of densities as it is, shifts stay at their
-    start, sources count alike.
+    share of the epochs, the last ones, that train on the trusted set alone; it does not ride along
+    before. A `control` takes one part of its signal away; if it does as well, that part did
+    nothing. `random-features` reads random numbers in place of all that is read, `frozen` the
+    weights of a finished run. `untaught` takes all of the meta-gradient: evidence weighs by its
+    ratio of densities as it is, shifts stay at their start, sources count alike.
 
     Raises:
-        ConfigError: both at once, or a frozen teacher without `teacher_from`.
+        ConfigError: two settings of which one would do nothing, or a frozen teacher without
+            `teacher_from`.
     """
     if fine_tune and control != "none":
         raise ConfigError("fine_tune and control cannot be combined: choose one")
+    if features == "probe" and control == "untaught":
+        raise ConfigError(
+            "features=probe knows nothing untaught: use the method probe, its fixed weights"
+        )
+    alone = "features=probe" if features == "probe" else f"control={control}"
+    if (without != "none" or history) and alone in _WHOLE:
+        raise ConfigError(f"{alone} reads nothing else: leave out without and history")
     if features == "probe":
         whole = _of_probe(context)
     else:

@@ -22,6 +22,7 @@ from deepteach.core.adjoint.stored import Stored
 from deepteach.core.coach import Coach
 from deepteach.core.finite_differences import LONGEST_WINDOW
 from deepteach.core.losses import SampleLoss, cross_entropy
+from deepteach.core.student import logits_of
 from deepteach.core.update import UpdateRecord
 from deepteach.rng import replayed, stream
 from deepteach.training.build import Built
@@ -163,8 +164,7 @@ def _plain_step(
     module: nn.Module, optimizer: torch.optim.Optimizer, loss: SampleLoss, x: Tensor, y: Tensor
 ) -> None:
     optimizer.zero_grad()
-    outputs = module(x)
-    loss(getattr(outputs, "logits", outputs), y).mean().backward()
+    loss(logits_of(module(x)), y).mean().backward()
     optimizer.step()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from toy import arrays, command, write_npz
 from toy_training import SCHEDULE, built, training
 
@@ -137,3 +138,27 @@ def test_the_record_of_a_run(
         assert short[key] == summary[key]
     one, other = (tmp_path / name / "student.safetensors" for name in ("long", "short"))
     assert one.read_bytes() == other.read_bytes()
+
+
+class Wrapped(nn.Module):
+    """Returns its logits as a dictionary, or as the first of two values."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.fc = name, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.fc(x)
+        return {"logits": logits} if self.name == "mapping" else (logits, x)
+
+
+@pytest.mark.parametrize("name", ["mapping", "pair"])
+def test_a_long_run_of_a_student_that_returns_more_than_logits(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("deepteach.training.run")
+    monkeypatch.setattr(module, "MEASURED_STEPS", 1)
+    sets = arrays(train=75, valid=24)
+    train, valid = ((sets[f"x_{part}"], sets[f"y_{part}"]) for part in ("train", "valid"))
+    result = dt.train(Wrapped(name), train, valid, epochs=2, batch_size=16, baseline=False)
+    assert result.summary["gradient_quality"]["end"]["update_steps"] > 0
