@@ -270,16 +270,12 @@ def _fields(found: MethodRuns, name: str) -> list[float]:
 
 def _table_row(found: MethodRuns, metric: Metric) -> tuple[str, ...]:
     gain = found.gain
-    interval = std = p_holm = p_wilcoxon = mean = reading = UNKNOWN
-    if gain is not None:
-        std = "" if gain.std is None else f" ± {gain.std:.2f}"
-        mean, reading = f"{gain.mean:+.2f}{std}", gain.verdict
-        p_holm, p_wilcoxon = number(gain.p_holm, 3), number(gain.p_wilcoxon, 3)
-        if gain.low is not None and gain.high is not None:
-            interval = f"{gain.low:+.2f} to {gain.high:+.2f}"
+    compared = (UNKNOWN,) * 5 if gain is None else (
+        gain.points, gain.interval, gain.verdict,
+        number(gain.p_holm, 3), number(gain.p_wilcoxon, 3),
+    )  # fmt: skip
     return (
-        found.method, str(len(found.accuracy)), mean_std(list(found.accuracy.values())),
-        mean, interval, reading, p_holm, p_wilcoxon,
+        found.method, str(len(found.accuracy)), mean_std(list(found.accuracy.values())), *compared,
         mean_std(_summaries(found, metric, "last")),
         mean_std(_summaries(found, metric, "best")),
         mean_std(_fields(found, "noise_auroc"), 3), mean_std(_fields(found, "seconds"), 1),
