@@ -38,7 +38,7 @@ from deepteach.runs.storage import disk_errors, write_atomic
 _MARK = '<meta name="generator" content="deepteach">'
 _EPOCH_COLUMNS = (
     *("epoch step seconds lr train_loss valid_loss".split()),
-    *(f"{part}_{key}" for key in METRICS for part in ("valid", "test")),
+    *(metric.column(part) for metric in METRICS.values() for part in ("valid", "test")),
     *("effective_sample_size drift meta_gradient_norm updates noise_auroc".split()),
 )
 _SCRIPTS = ("report.js", "decisions.js", "workbench.js")
