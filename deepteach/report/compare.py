@@ -15,10 +15,11 @@ import numpy as np
 
 from deepteach.data.tasks.metrics import ACCURACY, Metric, metric_of
 from deepteach.errors import DataError
-from deepteach.report.pairing import UNIFORM, seed_of, settings_of, variants_of
+from deepteach.report.pairing import seed_of, settings_of, variants_of
 from deepteach.report.stats import LITTLE_POWER, Gain, paired_gains
-from deepteach.report.table import UNKNOWN, TextTable, csv_text, mean_std, number, percent, times
-from deepteach.runs.reader import Run
+from deepteach.report.table import UNKNOWN, TextTable, mean_std, number, percent, times
+from deepteach.runs.reader import UNIFORM, Run
+from deepteach.runs.storage import csv_text
 
 EMA_LAST = "EMA, last %"
 """Column of the moving averages of the students, where there are any."""

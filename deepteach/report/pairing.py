@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from deepteach.runs.reader import Run
+from deepteach.runs.reader import UNIFORM, Run
 
-UNIFORM = "uniform"
 _LETTERS = 8  # of a digest
 # Settings that only the teacher uses tell variants of a method apart; these say where and
 # how a run ran. Any other setting that differs makes another schedule: nothing is paired.

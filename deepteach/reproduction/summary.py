@@ -9,7 +9,6 @@ from pathlib import Path
 
 from deepteach.errors import DataError
 from deepteach.report.html import write_report
-from deepteach.report.pairing import UNIFORM
 from deepteach.report.stats import LITTLE_POWER, Gain, paired_gains
 from deepteach.report.table import UNKNOWN, TextTable, mean_std, number
 from deepteach.reproduction.beyond import BEYOND
@@ -18,7 +17,7 @@ from deepteach.reproduction.claims import Name, claimed
 from deepteach.reproduction.figures import Rows, by_seed, ranking
 from deepteach.reproduction.scale import SCALES
 from deepteach.reproduction.tables import TABLES, not_reproduced
-from deepteach.runs.reader import open_run
+from deepteach.runs.reader import UNIFORM, open_run
 from deepteach.runs.storage import write_atomic
 
 SETTING = ("data", "noise", "rate", "student")

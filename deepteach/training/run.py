@@ -19,6 +19,7 @@ from deepteach.data.rows import Samples, readable, select
 from deepteach.loggers.base import AbstractLogger, LoggedRun, flat_settings
 from deepteach.rng import stream
 from deepteach.runs.checkpoint import Store
+from deepteach.runs.reader import UNIFORM
 from deepteach.training import diagnostics
 from deepteach.training.build import Built
 from deepteach.training.config import Config
@@ -260,7 +261,7 @@ class MethodRun:
         config = self.config
         averaged = {} if self.loop.average is None else self._figures("_ema")
         best = self._evaluated("")[self._selected("")]["epoch"]
-        plain = beside.get("uniform")
+        plain = beside.get(UNIFORM)
         return {
             "method": config.method,
             "task": self.task.name,

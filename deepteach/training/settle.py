@@ -19,7 +19,7 @@ from deepteach.errors import ConfigError, DeepTeachError
 from deepteach.names import brief, known
 from deepteach.rng import replayed
 from deepteach.teachers.method import Method, MethodContext
-from deepteach.training.config import Config
+from deepteach.training.config import METHODS_OWN, Config
 
 WANTED_UPDATES = 200
 """Teacher updates that a run should have; the paper's K = 20 where it is long enough."""
@@ -125,7 +125,7 @@ def settle_adjoint(
     (`Reversed`), or their states kept (`Stored`) where they cannot be.
     """
     half = config.precision != "float32"
-    if config.adjoint != "method":
+    if config.adjoint != METHODS_OWN:
         return _configured(known("adjoint", config.adjoint, ADJOINTS)(), config), ()
     own = chosen.adjoint or chosen.teacher.default_adjoint()
     if own is not None:
@@ -171,7 +171,8 @@ def settle_validation(
     A loss of the user's own is validated by its mean, never by a cross-entropy that the
     labels may not fit.
     """
-    name = chosen.validation_loss if config.validation_loss == "method" else config.validation_loss
+    own = config.validation_loss
+    name = chosen.validation_loss if own == METHODS_OWN else own
     if name is not None:
         return known("validation_loss", name, VALIDATION_LOSSES)
     if loss is None:
