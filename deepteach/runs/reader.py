@@ -32,9 +32,10 @@ _NUMBERS = (  # fields of summary.json that are a number, or null where unknown
     "seed epochs steps seconds classes noise_auroc student_parameters teacher_parameters "
     "noise_precision_100 noise_precision_1000 loss_auroc quality_auroc"
 ).split()
-_APART = set(  # settings in which runs on one schedule may differ
-    "method baseline beside adjoint graphs teacher_lr out device threads workers logger".split()
+BOOKKEEPING = frozenset(  # settings of where and how a run runs; two that differ in them are alike
+    "out baseline beside device threads workers logger graphs".split()
 )
+_APART = BOOKKEEPING | {"method", "adjoint", "teacher_lr"}  # may differ on one schedule
 _FIGURES = ("test_", "valid_")  # what the names of others, figures of predictions, begin with
 
 
