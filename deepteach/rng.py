@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -61,17 +60,12 @@ def untouched() -> Iterator[None]:
         with replayed(None):
             yield
         return
-    numpy = sys.modules.get("numpy")
-    python, arrays = random.getstate(), None if numpy is None else numpy.random.get_state()
     _open.append(None)
     try:
-        with replayed(None):
+        with replayed(None), globals_kept():
             yield
     finally:
         _open.pop()
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(arrays)
 
 
 _open: list[None] = []
@@ -80,9 +74,8 @@ _open: list[None] = []
 
 def stream(seed: int, purpose: str, index: int = 0) -> torch.Generator:
     """A fresh CPU generator that depends on its name alone."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
     generator = torch.Generator()
-    generator.manual_seed(int.from_bytes(digest[:7], "big"))
+    generator.manual_seed(_number(seed, purpose, index))
     return generator
 
 
@@ -100,8 +93,13 @@ def globals_kept() -> Iterator[None]:
 
 def seed_by_name(seed: int, purpose: str, *index: int) -> None:
     """Seed the CPU's global generators, torch's, Python's and NumPy's, by a name alone."""
-    name = "/".join(map(str, (seed, purpose, *index)))
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    number = _number(seed, purpose, *index)
     torch.default_generator.manual_seed(number)
     random.seed(number)
     np.random.seed(number % 2**32)
+
+
+def _number(*name: int | str) -> int:
+    """The seed that a name gives."""
+    digest = hashlib.sha256("/".join(map(str, name)).encode()).digest()
+    return int.from_bytes(digest[:7], "big")

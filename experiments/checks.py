@@ -25,8 +25,7 @@ from deepteach.data.decisions import Decisions, decided
 from deepteach.data.noise import corrupt
 from deepteach.data.readers import load
 from deepteach.report.export import ranked
-from deepteach.report.table import csv_text
-from deepteach.runs.storage import write_atomic
+from deepteach.runs.storage import csv_text, write_atomic
 from deepteach.training.api import Result, run
 from deepteach.training.config import make
 

@@ -45,12 +45,11 @@ import torch
 from deepteach.benchmarks.plan import Plan
 from deepteach.benchmarks.records import read_costs
 from deepteach.benchmarks.update_cost import UpdateCost, measure_updates
-from deepteach.report.table import csv_text
 from deepteach.reproduction.cell import Cell
 from deepteach.reproduction.runner import arguments, commit
 from deepteach.reproduction.scale import SCALES
 from deepteach.reproduction.tables import table6
-from deepteach.runs.storage import write_atomic
+from deepteach.runs.storage import csv_text, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 PIECES = ("tests", "bench", "table6")

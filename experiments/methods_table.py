@@ -23,8 +23,7 @@ from typing import Any
 
 from deepteach.data.noise import corrupt
 from deepteach.data.readers import load
-from deepteach.report.table import csv_text
-from deepteach.runs.storage import write_atomic
+from deepteach.runs.storage import csv_text, write_atomic
 from deepteach.training.api import run
 from deepteach.training.config import make
 

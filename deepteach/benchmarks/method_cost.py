@@ -16,6 +16,7 @@ import torch
 from deepteach.data.noise import corrupt
 from deepteach.data.readers import load
 from deepteach.report.table import TextTable
+from deepteach.runs.reader import UNIFORM
 from deepteach.teachers.registry import METHODS
 from deepteach.training.api import run
 from deepteach.training.config import demo, make
@@ -50,10 +51,10 @@ def measure_methods(
 ) -> list[MethodCost]:
     """The cost of methods, all unless named; `say` is told what is being measured."""
     names, epochs = names or METHODS, epochs or EPOCHS
-    ratios: dict[str, list[float]] = {name: [] for name in names if name != "uniform"}
+    ratios: dict[str, list[float]] = {name: [] for name in names if name != UNIFORM}
     trainings: dict[str, float] = {}
     settings = {**demo(), "student": "cnn", "epochs": epochs, "interval": INTERVAL}
-    settings["method"] = "uniform"
+    settings["method"] = UNIFORM
     config = make({**settings, "baseline": False, "beside": tuple(ratios)})
     data = load(config.data, config.seed, config.valid_size)
     data = corrupt(data, config.noise.kind, config.noise.rate, config.seed)

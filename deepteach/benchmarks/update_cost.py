@@ -9,7 +9,6 @@ so that others' turns are not counted. Peak memory is that of a process of its o
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from deepteach.benchmarks.plan import PLAIN, PROBED, STRATEGIES, TAUGHT, BenchCa
 from deepteach.benchmarks.work import Cycle, Work
 from deepteach.errors import ConfigError
 from deepteach.report.table import TextTable
+from deepteach.training.clock import seconds
 
 DONE = object()
 
@@ -89,7 +89,7 @@ def _row(
     works = Work(plan, case.optimizer), Work(plan, case.optimizer)
     cycles = works[0].cycle(PLAIN, 0), works[1].cycle(case.row, case.window)
     device = torch.device(plan.device)
-    now = partial(_now, device, time.process_time if _alone(plan) else time.perf_counter)
+    now = partial(seconds, device)
     in_turn(*cycles, now)
     laps = [in_turn(*cycles, now) for _ in range(plan.repeats)]
     steps = [[own / plain for plain, own in lap] for lap in laps]
@@ -135,17 +135,6 @@ def in_turn(plain: Cycle, own: Cycle, now: Callable[[], float]) -> list[tuple[fl
         between = now()
         next(sides[1])
         found.append((between - started, now() - between))
-
-
-def _alone(plan: Plan) -> bool:
-    """Whether one thread of this process does all the work."""
-    return plan.device == "cpu" and plan.threads == 1
-
-
-def _now(device: torch.device, clock: Callable[[], float]) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock()
 
 
 def update_table(rows: Sequence[UpdateCost], title: str) -> TextTable:

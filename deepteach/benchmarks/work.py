@@ -29,7 +29,7 @@ from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.adjoint.fixed_point import ExactSGD
 from deepteach.core.adjoint.one_step import Lookahead
 from deepteach.core.coach import Coach
-from deepteach.core.student import Student
+from deepteach.core.student import Student, last_linear
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
 from deepteach.models import build
@@ -56,12 +56,12 @@ class Problem:
     def of(cls, plan: Plan) -> Problem:
         """The student that a plan names. Raises ConfigError: it has no linear layer."""
         module, internal = build(plan.spec.model, plan.spec.shape, CLASSES, seed=0)
-        linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-        if internal is None and not linear:
+        internal = internal or last_linear(module)
+        if internal is None:
             raise ConfigError(f"bench needs a student with a linear layer: {plan.student} has none")
         sizes = [plan.batch] * 4
         *batches, trusted = drawn(sizes, plan.spec.shape, CLASSES, plan.device)
-        return cls(module.to(plan.device), internal or linear[-1], batches, trusted)
+        return cls(module.to(plan.device), internal, batches, trusted)
 
 
 def drawn(

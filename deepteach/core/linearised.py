@@ -113,7 +113,12 @@ class _SplitDelivery(torch.autograd.Function):
 
 
 def gradients(
-    value: Tensor, leaves: Params, *, create_graph: bool = False, retain_graph: bool | None = None
+    value: Tensor,
+    leaves: Params,
+    cotangent: Tensor | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
 ) -> Params:
     """Gradients by name; a leaf that `value` does not depend on has gradient 0."""
     if not leaves:
@@ -124,6 +129,7 @@ def gradients(
         found = torch.autograd.grad(
             value,
             list(leaves.values()),
+            cotangent,
             retain_graph=retain_graph,
             create_graph=create_graph,
             allow_unused=True,

@@ -37,7 +37,7 @@ from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError
 from deepteach.rng import replayed
-from deepteach.tree import Params, tree_map, zeros_like
+from deepteach.tree import Params, tree_map
 
 
 @dataclass
@@ -329,15 +329,6 @@ def _terms(log_weights: Tensor, change: Tensor, omega: Params) -> Params:
     It is sum_k (a_k - u_k sum_j a_j) dlog w_k/domega. Where dlog w_k/domega is the same for all
     samples of a batch that is 0, but for the rounding of terms of this size.
     """
-    if not log_weights.requires_grad:
-        return zeros_like(omega)
     size = change.detach().flatten(1).sum(1) if change.dim() > 1 else change.detach()
-    found = torch.autograd.grad(
-        log_weights,
-        list(omega.values()),
-        size.abs().to(log_weights.dtype),
-        retain_graph=True,
-        allow_unused=True,
-    )
-    pairs = zip(omega.items(), found, strict=True)
-    return {n: torch.zeros_like(leaf) if g is None else g.abs() for (n, leaf), g in pairs}
+    size = size.abs().to(log_weights.dtype)
+    return tree_map(torch.abs, gradients(log_weights, omega, size, retain_graph=True))

@@ -7,6 +7,7 @@ is its own. Parameters without a gradient are absent from `hyper` and stay, as i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,6 +27,10 @@ class State(NamedTuple):
 
     theta: Params
     slots: dict[str, Params]
+
+    def mapped(self, function: Callable[[Params], Params]) -> State:
+        """Of each of its trees what `function` makes of it."""
+        return State(function(self.theta), {k: function(tree) for k, tree in self.slots.items()})
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,9 @@ class Rule:
 
     def pull(self, state: State, gradient: Params, hyper: dict[str, Hyper], later: State) -> Pull:
         """The transpose of `step`'s derivative applied to the cotangents `later`."""
-        theta, slots, grads = _leaves(state, gradient)
+        start, grads = state.mapped(_leaves), _leaves(gradient)
         with torch.enable_grad():
-            stepped = self.step(State(theta, slots), grads, hyper)
+            stepped = self.step(start, grads, hyper)
         ends, cotangents = [], []
         for tree, seed in zip(
             *([s.theta, *s.slots.values()] for s in (stepped, later)), strict=True
@@ -113,14 +118,14 @@ class Rule:
                 if leaf.requires_grad:
                     ends.append(leaf)
                     cotangents.append(seed[name])
-        trees = (theta, *slots.values(), grads)
+        trees = (start.theta, *start.slots.values(), grads)
         starts = [leaf for tree in trees for leaf in tree.values()]
         found = torch.autograd.grad(ends, starts, cotangents, allow_unused=True)
         pulled = iter(
             torch.zeros_like(a) if d is None else d for a, d in zip(starts, found, strict=True)
         )
         rebuilt = [{name: next(pulled) for name in tree} for tree in trees]
-        return Pull(rebuilt[0], dict(zip(slots, rebuilt[1:-1], strict=True)), rebuilt[-1])
+        return Pull(rebuilt[0], dict(zip(start.slots, rebuilt[1:-1], strict=True)), rebuilt[-1])
 
     def refuse_reversal(self, hyper: Hyper) -> str | None:
         """Why a step cannot be undone, or None where it can."""
@@ -373,13 +378,9 @@ def _bare(function: Any) -> Any:
     return function
 
 
-def _leaves(state: State, gradient: Params) -> tuple[Params, dict[str, Params], Params]:
-    """Detached copies of all inputs of a step, each a leaf to differentiate."""
-
-    def leaf(tree: Params) -> Params:
-        return {name: value.detach().clone().requires_grad_() for name, value in tree.items()}
-
-    return leaf(state.theta), {k: leaf(v) for k, v in state.slots.items()}, leaf(gradient)
+def _leaves(tree: Params) -> Params:
+    """Detached copies, each a leaf to differentiate."""
+    return {name: value.detach().clone().requires_grad_() for name, value in tree.items()}
 
 
 def longest_reversal(momentum: float, dtype: torch.dtype, tolerance: float) -> int:

@@ -15,7 +15,7 @@ from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Inputs
 from deepteach.rng import States
 from deepteach.shards import is_shard, own
-from deepteach.tree import Params, tree_map
+from deepteach.tree import Params
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def pack_step(step: Step) -> dict[str, Any]:
         "weights": step.weights,
         "value": step.value,
         "hyper": {name: asdict(h) for name, h in step.hyper.items()},
-        "state": None if step.state is None else _parts(step.state)._asdict(),
+        "state": None if step.state is None else step.state.mapped(_parts)._asdict(),
         "wrong": step.wrong,
         "norms": step.norms,
         "apart": list(step.apart),
@@ -123,7 +123,7 @@ def unpack_step(
         weights=item["weights"],
         value=item["value"],
         hyper={name: kinds.get(name, Hyper)(**h) for name, h in item["hyper"].items()},
-        state=None if item["state"] is None else _split(State(**item["state"]), split),
+        state=None if item["state"] is None else State(**item["state"]).mapped(split),
         wrong=item.get("wrong"),
         norms=item.get("norms"),
         apart=tuple(item.get("apart", ())),
@@ -142,18 +142,9 @@ def _unpack_pass(item: dict[str, Any]) -> Pass:
     return Pass(**{**item, "inputs": inputs, "modes": modes, "half": known})
 
 
-def _split(state: State, split: Callable[[Params], Params]) -> State:
-    return State(split(state.theta), {slot: split(tree) for slot, tree in state.slots.items()})
-
-
-def _parts(state: State) -> State:
+def _parts(tree: Params) -> Params:
     """Of parameters that are split, what this rank holds."""
-    slots = {slot: tree_map(_part, tree) for slot, tree in state.slots.items()}
-    return State(tree_map(_part, state.theta), slots)
-
-
-def _part(leaf: Tensor) -> Tensor:
-    return own(leaf) if is_shard(leaf) else leaf
+    return {name: own(leaf) if is_shard(leaf) else leaf for name, leaf in tree.items()}
 
 
 def pack_snapshot(snapshot: Snapshot) -> dict[str, Any]:

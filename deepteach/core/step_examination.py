@@ -94,8 +94,7 @@ class StepExamination:
             words = STEPPED_OTHERWISE if _same(losses, again.losses) else NOT_REPEATED
             self._wrong = words.format(error=error / max(size, 1e-300), what="gradient")
         full = {name: given.get(name, torch.zeros_like(leaf)) for name, leaf in parameters.items()}
-        copy = State(clone(state.theta), {slot: clone(tree) for slot, tree in state.slots.items()})
-        self._taken = (copy, full, hyper)
+        self._taken = (state.mapped(clone), full, hyper)
 
     def verdict(self, end: State, held: dict[str, dict[str, Any]]) -> str | None:
         """What was wrong with the step, by the state and the slots that it has led to."""

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from deepteach.data.frames import stored_index
 from deepteach.data.huggingface_formats import dtype_of, exact
 from deepteach.data.map_style import dataset_of
-from deepteach.data.pictures import is_picture, picture_layout
+from deepteach.data.pictures import GREY_MODES, is_picture, picture_layout
 from deepteach.data.source import refuse_group
 from deepteach.data.splits import PARTS, part_named
 from deepteach.data.validation import as_array, as_text
@@ -130,7 +130,7 @@ class HuggingFaceItems:
                 f"its image has mode {image.mode}, more than 8 bits: make arrays of the images, by "
                 "with_transform"
             )
-        if layout.grey and image.mode not in ("1", "L", "LA", "La"):
+        if layout.grey and image.mode not in GREY_MODES:
             raise DataError(
                 f"its image has mode {image.mode}, and the first one is grey: say "
                 f"cast_column({name!r}, datasets.Image(mode='RGB'))"

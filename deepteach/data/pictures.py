@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-_GREY = ("1", "L", "LA", "La")
+GREY_MODES = ("1", "L", "LA", "La")
 _PACKED = ("P", "PA", "LA", "La", "RGBa", "CMYK")
 """Modes whose numbers are no grey, no colours and no transparency beside three colours."""
 
@@ -21,7 +21,7 @@ def picture_layout(image: Any, size: int | None = None) -> Any:
     from deepteach.data.pixels import Layout  # needs Pillow, which has made the image
 
     side = image.size if size is None else (size, size)
-    return Layout(side, image.mode in _GREY, deep=False, bits=8)
+    return Layout(side, image.mode in GREY_MODES, deep=False, bits=8)
 
 
 def unpacked(image: Any) -> Any:

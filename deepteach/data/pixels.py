@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from deepteach.data.pictures import GREY_MODES
 from deepteach.data.texts import Files, Texts
 from deepteach.errors import DataError
 
-_GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # more than 8 bits, one channel
+_GREY = (*GREY_MODES, *_DEEP)
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _ROTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112

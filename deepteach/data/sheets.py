@@ -61,6 +61,10 @@ class Sheet:
     def column(self, name: str) -> Texts:
         return self.columns[self.header.index(name)]
 
+    def where(self, row: int) -> str:
+        """What goes before a message on it."""
+        return f"{self.path} line {self.lines[row]}"
+
     def only(self, places: Sequence[int]) -> Sheet:
         """The same with some of the columns."""
         header, columns = [self.header[i] for i in places], [self.columns[i] for i in places]
@@ -320,7 +324,7 @@ def labels_in(sheet: Sheet, special: dict[str, str]) -> tuple[dict[str, np.ndarr
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
             raise DataError(
-                f"{sheet.path} line {sheet.lines[wrong[0]]}: the label "
+                f"{sheet.where(wrong[0])}: the label "
                 f"'{given[key][wrong[0]]}' is no finite number: give it, or remove the row"
             )
     return numbers, notes
@@ -335,7 +339,7 @@ def _refuse_no_numbers(sheet: Sheet, given: dict[str, Sequence[str]], names: set
     key, row = next((k, i) for k, v in given.items() for i, name in enumerate(v) if name in odd)
     count = sum(name in odd for name in given[key])
     raise DataError(
-        f"{sheet.path} line {sheet.lines[row]}: the label is '{in_message(given[key][row])}', "
+        f"{sheet.where(row)}: the label is '{in_message(given[key][row])}', "
         f"expected a number as in {len(sheet) - count} of {len(sheet)} rows: correct it, or remove "
         "the row"
     )
@@ -354,6 +358,4 @@ def parts_in(sheet: Sheet, column: str | None) -> np.ndarray:
     """Of each row the part that it belongs to."""
     if column is None:
         return np.full(len(sheet), "train")
-    return parts_named(
-        sheet.column(column), column, lambda row: f"{sheet.path} line {sheet.lines[row]}"
-    )
+    return parts_named(sheet.column(column), column, sheet.where)

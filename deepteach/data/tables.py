@@ -6,14 +6,12 @@ and columns of text as `categories`. Each of these is told. What is missing is r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from deepteach.data.categories import categories_of, is_text, notes_of
 from deepteach.data.sheets import (
-    Sheet,
     by_part,
     groups_in,
     labels_in,
@@ -42,26 +40,18 @@ def table(path: Path, asked: Asked) -> Read:
     labels, told = labels_in(sheet, special)
     notes.extend(told)
     groups = groups_in(sheet, special.get("group"))
-    parts, where = parts_in(sheet, special.get("split")), _Lines(sheet)
+    parts = parts_in(sheet, special.get("split"))
     columns = [c for c in sheet.header if c not in special.values()]
     text = [
-        categories_of(c, sheet.column(c), parts, where) for c in columns if is_text(sheet.column(c))
+        categories_of(c, sheet.column(c), parts, sheet.where)
+        for c in columns
+        if is_text(sheet.column(c))
     ]
     rest = [c for c in columns if all(one.name != c for one in text)]
-    read, told = numbers_in({c: sheet.column(c) for c in rest}, where)
+    read, told = numbers_in({c: sheet.column(c) for c in rest}, sheet.where)
     notes.extend([*notes_of(text), *told])
     read |= {one.name: one.columns for one in text}
     for column in columns:
         notes.extend(row_numbers_note(column, read[column][:, 0]))
     x = np.concatenate([read[c] for c in columns], 1, dtype=np.float64)
     return by_part(path, parts, lambda part, rows: x[rows], labels, groups), notes
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """Says which line a row ends on."""
-
-    sheet: Sheet
-
-    def __call__(self, row: int) -> str:
-        return f"{self.sheet.path} line {self.sheet.lines[row]}"

@@ -16,9 +16,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from deepteach.core.adjoint.base import AbstractAdjoint
-from deepteach.core.adjoint.reversed import Reversed
-from deepteach.core.adjoint.stored import Stored
 from deepteach.core.coach import Coach
 from deepteach.core.optim import unwrapped
 from deepteach.core.student import Student, last_linear
@@ -29,7 +26,7 @@ from deepteach.runs.serialization import from_bytes, json_bytes, pack, to_bytes,
 from deepteach.runs.storage import write_atomic
 from deepteach.teachers.linear import Teacher
 from deepteach.teachers.trusted_probe import TrustedProbe
-from deepteach.training.settle import MIXED_TOLERANCE, WANTED_UPDATES, why_not_undone
+from deepteach.training.settle import usual_adjoint, usual_interval, with_options
 
 StudentOf = Callable[[nn.Module], Student]
 
@@ -58,8 +55,8 @@ class Teaching:
 
     def interval_of(self, steps: int | None) -> int:
         """Optimizer steps between updates in a training of so many, where that is known."""
-        wanted = min(20, (steps or 10**9) // WANTED_UPDATES)
-        return max(self.window or 1, wanted) if self.interval is None else self.interval
+        usual = usual_interval(steps or 10**9, self.window or 1)
+        return usual if self.interval is None else self.interval
 
     def coach(
         self,
@@ -92,11 +89,12 @@ class Teaching:
         device = next(module.parameters()).device
         teacher = copy.deepcopy(teacher).to(device)
         interval = self.interval_of(steps)
+        adjoint = teacher.default_adjoint() or usual_adjoint(unwrapped(optimizer), half)[0]
         chosen = {
             "interval": interval,
             "window": min(2, interval) if self.window is None else self.window,
             "total_steps": steps,
-            "adjoint": _adjoint(teacher, unwrapped(optimizer), half=half),
+            "adjoint": with_options(adjoint, half),
             **host,
             **self.options,
         }
@@ -114,20 +112,6 @@ class Teaching:
                 "the module has no linear layer to read the state from: name a layer, student='...'"
             )
         return Student(module, layer, pool=pool)
-
-
-def _adjoint(
-    teacher: AbstractTeacher, optimizer: torch.optim.Optimizer, *, half: bool
-) -> AbstractAdjoint:
-    """The teacher's own; else steps are undone where they can be, and their states kept else."""
-    own = teacher.default_adjoint()
-    if own is None:
-        undone = why_not_undone(optimizer, half) is None
-        own = Reversed(fallback=True) if undone else Stored()
-    if not half:
-        return own
-    tolerance = max(own.tolerance, MIXED_TOLERANCE)
-    return own.configured(tolerance=tolerance, mixed_precision=True)
 
 
 class OnDevice:

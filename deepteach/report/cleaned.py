@@ -13,7 +13,7 @@ from deepteach.data.huggingface_datasets import without_rows
 from deepteach.data.tasks.registry import AUTO
 from deepteach.data.written_back import Change, written_back
 from deepteach.errors import ConfigError
-from deepteach.runs.reader import Run
+from deepteach.runs.reader import DECISIONS_FILE, Run
 from deepteach.runs.sample_table import SampleTable
 from deepteach.runs.storage import write_atomic
 
@@ -80,7 +80,7 @@ def cleaned_dataset(
 
 def _decided(folder: Path) -> Mapping[int, str | None]:
     """What a person had decided before the run began."""
-    checked = folder / "decisions.csv"
+    checked = folder / DECISIONS_FILE
     return decisions_of(checked).labels if checked.is_file() else {}
 
 

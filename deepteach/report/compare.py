@@ -15,10 +15,11 @@ import numpy as np
 
 from deepteach.data.tasks.metrics import ACCURACY, Metric, metric_of
 from deepteach.errors import DataError
-from deepteach.report.pairing import UNIFORM, seed_of, settings_of, variants_of
+from deepteach.report.pairing import seed_of, settings_of, variants_of
 from deepteach.report.stats import LITTLE_POWER, Gain, paired_gains
-from deepteach.report.table import UNKNOWN, TextTable, csv_text, mean_std, number, percent, times
-from deepteach.runs.reader import Run
+from deepteach.report.table import UNKNOWN, TextTable, mean_std, number, percent, times
+from deepteach.runs.reader import UNIFORM, Run
+from deepteach.runs.storage import csv_text
 
 EMA_LAST = "EMA, last %"
 """Column of the moving averages of the students, where there are any."""
@@ -270,16 +271,12 @@ def _fields(found: MethodRuns, name: str) -> list[float]:
 
 def _table_row(found: MethodRuns, metric: Metric) -> tuple[str, ...]:
     gain = found.gain
-    interval = std = p_holm = p_wilcoxon = mean = reading = UNKNOWN
-    if gain is not None:
-        std = "" if gain.std is None else f" ± {gain.std:.2f}"
-        mean, reading = f"{gain.mean:+.2f}{std}", gain.verdict
-        p_holm, p_wilcoxon = number(gain.p_holm, 3), number(gain.p_wilcoxon, 3)
-        if gain.low is not None and gain.high is not None:
-            interval = f"{gain.low:+.2f} to {gain.high:+.2f}"
+    compared = (UNKNOWN,) * 5 if gain is None else (
+        gain.points, gain.interval, gain.verdict,
+        number(gain.p_holm, 3), number(gain.p_wilcoxon, 3),
+    )  # fmt: skip
     return (
-        found.method, str(len(found.accuracy)), mean_std(list(found.accuracy.values())),
-        mean, interval, reading, p_holm, p_wilcoxon,
+        found.method, str(len(found.accuracy)), mean_std(list(found.accuracy.values())), *compared,
         mean_std(_summaries(found, metric, "last")),
         mean_std(_summaries(found, metric, "best")),
         mean_std(_fields(found, "noise_auroc"), 3), mean_std(_fields(found, "seconds"), 1),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from deepteach.errors import ConfigError
-from deepteach.runs.storage import write_atomic
+from deepteach.runs.storage import csv_text, write_atomic
 from deepteach.runs.weights import Weights
 
 
@@ -19,11 +19,7 @@ class Ranking:
     columns: dict[str, list]
 
     def csv(self) -> str:
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows(zip(*self.columns.values(), strict=True))
-        return out.getvalue()
+        return csv_text(chain([[*self.columns]], zip(*self.columns.values(), strict=True)))
 
     def parquet(self) -> bytes:
         """Raises ConfigError where pyarrow is not installed."""

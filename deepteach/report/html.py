@@ -25,20 +25,20 @@ from deepteach.names import expanded
 from deepteach.report import plots
 from deepteach.report.compare import Comparison, Setting, compare, method_results, results_table
 from deepteach.report.distrust import distrust_tables
-from deepteach.report.pairing import UNIFORM, flat
+from deepteach.report.pairing import flat
 from deepteach.report.plots.curves import DIAGNOSTICS, SHARES, curves_of, runs_beside
 from deepteach.report.plots.style import to_svg
 from deepteach.report.summary import Headline, headline_of
 from deepteach.report.suspects import TOP_SHOWN, Suspect, suspects_of
 from deepteach.report.table import TextTable, number
 from deepteach.report.workbench import Workbench, workbench_of
-from deepteach.runs.reader import Run, open_run
+from deepteach.runs.reader import UNIFORM, Run, open_run
 from deepteach.runs.storage import disk_errors, write_atomic
 
 _MARK = '<meta name="generator" content="deepteach">'
 _EPOCH_COLUMNS = (
     *("epoch step seconds lr train_loss valid_loss".split()),
-    *(f"{part}_{key}" for key in METRICS for part in ("valid", "test")),
+    *(metric.column(part) for metric in METRICS.values() for part in ("valid", "test")),
     *("effective_sample_size drift meta_gradient_norm updates noise_auroc".split()),
 )
 _SCRIPTS = ("report.js", "decisions.js", "workbench.js")

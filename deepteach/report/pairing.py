@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from deepteach.runs.reader import Run
+from deepteach.runs.reader import BOOKKEEPING, UNIFORM, Run
 
-UNIFORM = "uniform"
 _LETTERS = 8  # of a digest
-# Settings that only the teacher uses tell variants of a method apart; these say where and
-# how a run ran. Any other setting that differs makes another schedule: nothing is paired.
+# Settings that only the teacher uses tell variants of a method apart. Any other setting that
+# differs, but for `BOOKKEEPING`, makes another schedule: nothing is paired.
 _TEACHING = set(
     "method interval window adjoint internal pool through_weights validation_loss valid_batch "
     "teacher teacher_lr teacher_from".split()
 )
-_BOOKKEEPING = set("out baseline beside device threads workers logger".split())
 
 
 def flat(value: Any, name: str = "") -> dict[str, str]:
@@ -43,7 +41,7 @@ def setting_of(run: Run) -> Key:
         sorted(
             (name, value)
             for name, value in settings.items()
-            if name.split(".")[0] not in _TEACHING | _BOOKKEEPING and not _is_seed(name)
+            if name.split(".")[0] not in _TEACHING | BOOKKEEPING and not _is_seed(name)
         )
     )
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
+
+from deepteach.report.table import UNKNOWN
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 ALPHA = 0.05
 LITTLE_POWER = 5  # pairs up to which no test can show much
@@ -32,6 +37,18 @@ class Gain:
     p_wilcoxon: float | None
 
     @property
+    def points(self) -> str:
+        """The mean with its spread."""
+        return f"{self.mean:+.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
+
+    @property
+    def interval(self) -> str:
+        """Its ends, as in `+0.10 to +0.35`."""
+        if self.low is None or self.high is None:
+            return UNKNOWN
+        return f"{self.low:+.2f} to {self.high:+.2f}"
+
+    @property
     def verdict(self) -> str:
         """What may be said, in words: no gain is claimed within the spread of the seeds."""
         if self.std is None:
@@ -44,7 +61,7 @@ class Gain:
         return side if self.p_holm < ALPHA else f"{side} here, not significant"
 
 
-def paired_gains(differences: Mapping[str, Sequence[float]]) -> dict[str, Gain]:
+def paired_gains(differences: Mapping[_Key, Sequence[float]]) -> dict[_Key, Gain]:
     """The gains of several methods over one baseline, with Holm's correction over them."""
     gains = {name: _gain(np.asarray(d, dtype=float)) for name, d in differences.items()}
     known = {name: gain.p for name, gain in gains.items() if gain.p is not None}

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from deepteach.data.tasks.metrics import METRICS, metric_of
-from deepteach.report.pairing import UNIFORM, setting_of
+from deepteach.report.pairing import setting_of
 from deepteach.report.table import UNKNOWN, number, percent, times
-from deepteach.runs.reader import Run
+from deepteach.runs.reader import UNIFORM, Run
 
 
 @dataclass(frozen=True)

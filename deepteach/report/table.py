@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
+
+from deepteach.runs.storage import csv_text
 
 UNKNOWN = "-"
 
@@ -61,13 +61,6 @@ class TextTable:
 
     def to_csv(self) -> str:
         return csv_text([self.columns, *self.rows])
-
-
-def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV; None is an empty cell."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()
 
 
 def number(value: float | None, digits: int) -> str:

@@ -12,7 +12,7 @@ from deepteach.data.tasks.multilabel import MultiLabel
 from deepteach.data.tasks.regression import Regression
 from deepteach.errors import DataError
 from deepteach.report.suspects import Suspect
-from deepteach.runs.reader import Run
+from deepteach.runs.reader import DECISIONS_FILE, Run
 from deepteach.runs.weights import AT_ONCE, class_order, damaged
 
 TAKEN = "rwul"
@@ -92,7 +92,7 @@ def keys_of(classes: tuple[str, ...]) -> list[str]:
 
 
 def _earlier(run: Run) -> str:
-    path = run.path / "decisions.csv"
+    path = run.path / DECISIONS_FILE
     try:
         return path.read_text(encoding="utf-8") if path.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:

@@ -178,10 +178,4 @@ def _share(setting: _Setting, name: Name, column: str) -> str:
 
 
 def _gain(gain: Gain | None) -> tuple[str, str]:
-    """The mean with its spread, and the interval."""
-    if gain is None:
-        return UNKNOWN, UNKNOWN
-    spread = "" if gain.std is None else f" ± {gain.std:.2f}"
-    if gain.low is None or gain.high is None:
-        return f"{gain.mean:+.2f}{spread}", UNKNOWN
-    return f"{gain.mean:+.2f}{spread}", f"{gain.low:+.2f} to {gain.high:+.2f}"
+    return (UNKNOWN, UNKNOWN) if gain is None else (gain.points, gain.interval)

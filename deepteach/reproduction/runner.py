@@ -22,10 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deepteach import __version__
 from deepteach.errors import ConfigError, DataError
-from deepteach.report.table import csv_text
 from deepteach.reproduction.cell import Cell
 from deepteach.reproduction.launch import Entry, Executor, Job, by_processes
-from deepteach.runs.storage import probe_writable, write_atomic
+from deepteach.runs.storage import csv_text, probe_writable, write_atomic
 from deepteach.training.progress import Output
 
 COLUMNS = (

@@ -9,16 +9,15 @@ from pathlib import Path
 
 from deepteach.errors import DataError
 from deepteach.report.html import write_report
-from deepteach.report.pairing import UNIFORM
 from deepteach.report.stats import LITTLE_POWER, Gain, paired_gains
 from deepteach.report.table import UNKNOWN, TextTable, mean_std, number
-from deepteach.reproduction import claims
 from deepteach.reproduction.beyond import BEYOND
 from deepteach.reproduction.cell import Cell
+from deepteach.reproduction.claims import Name, claimed
 from deepteach.reproduction.figures import Rows, by_seed, ranking
 from deepteach.reproduction.scale import SCALES
 from deepteach.reproduction.tables import TABLES, not_reproduced
-from deepteach.runs.reader import open_run
+from deepteach.runs.reader import UNIFORM, open_run
 from deepteach.runs.storage import write_atomic
 
 SETTING = ("data", "noise", "rate", "student")
@@ -43,7 +42,7 @@ def summarise(rows: Rows, scale: str) -> tuple[TextTable, ...]:
     if not rows:
         raise DataError("expected rows of results, found none: run `deepteach reproduce` first")
     if rows[0]["table"] in BEYOND:
-        return claims.claimed(rows, scale)
+        return claimed(rows, scale)
     published = _published(rows[0]["table"])
     groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
     for row in rows:
@@ -82,7 +81,7 @@ def _key(cell: Cell) -> tuple[str, ...]:
 def _table(
     key: tuple[str, ...], rows: Rows, published: Mapping[tuple[str, ...], float], scale: str
 ) -> TextTable:
-    by_method: dict[tuple[str, str], dict[str, Mapping[str, str]]] = {}
+    by_method: dict[Name, dict[str, Mapping[str, str]]] = {}
     for row in rows:
         by_method.setdefault((row["method"], row["variant"]), {})[row["seed"]] = row
     selected = {name: by_seed(seeds, "test_error_selected") for name, seeds in by_method.items()}
@@ -99,12 +98,10 @@ def _table(
         gain, number_there = gains.get(name), published.get((*key, *name))
         points = interval = p = reading = late = theirs = UNKNOWN
         if gain is not None:
-            points = _points(gain)
+            points, interval = gain.points, gain.interval
             reading, p = gain.verdict, number(gain.p_holm, 3)
-            if gain.low is not None and gain.high is not None:
-                interval = f"{gain.low:+.2f} to {gain.high:+.2f}"
         if name in at_last:
-            late = _points(at_last[name])
+            late = at_last[name].points
         if base is not None and number_there is not None and name != plain:
             theirs = f"{base - number_there:+.2f}"
         lines.append((
@@ -116,7 +113,7 @@ def _table(
             mean_std(list(by_seed(seeds, "seconds").values()), 0),
             number(number_there, 2), theirs,
             *((mean_std(list(averaged[name].values())),
-               _points(of_averages[name]) if name in of_averages else UNKNOWN) if shown else ()),
+               of_averages[name].points if name in of_averages else UNKNOWN) if shown else ()),
         ))  # fmt: skip
     data, noise, rate, student = key
     noisy = "clean labels" if noise == "none" else f"{noise} {100 * float(rate):g} %"
@@ -125,11 +122,7 @@ def _table(
     return TextTable(title, head, tuple(lines), _notes(selected))
 
 
-def _points(gain: Gain) -> str:
-    return f"{gain.mean:+.2f}" + ("" if gain.std is None else f" ± {gain.std:.2f}")
-
-
-def _notes(selected: Mapping[tuple[str, str], Mapping[str, float]]) -> tuple[str, ...]:
+def _notes(selected: Mapping[Name, Mapping[str, float]]) -> tuple[str, ...]:
     most = max(map(len, selected.values()))
     notes = [
         "test error in %, mean ± sample std over n seeds; selected: at the epoch with the best "
@@ -146,13 +139,11 @@ def _notes(selected: Mapping[tuple[str, str], Mapping[str, float]]) -> tuple[str
     return tuple(notes)
 
 
-def _gains(values: Mapping[tuple[str, str], Mapping[str, float]], plain: tuple[str, str]) -> dict:
+def _gains(values: Mapping[Name, Mapping[str, float]], plain: Name) -> dict[Name, Gain]:
     base = values.get(plain, {})
     differences = {
         name: [base[seed] - error for seed, error in found.items() if seed in base]
         for name, found in values.items()
         if name != plain
     }
-    joined = {"\0".join(name): d for name, d in differences.items() if d}
-    found = paired_gains(joined)
-    return {name: found["\0".join(name)] for name in differences if "\0".join(name) in found}
+    return paired_gains({name: d for name, d in differences.items() if d})

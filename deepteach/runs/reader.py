@@ -25,14 +25,17 @@ from deepteach.runs import safe_yaml
 from deepteach.runs.sample_table import SampleTable
 from deepteach.runs.weights import GroupWeight, Weights, damaged, read_groups, read_weights
 
+UNIFORM = "uniform"  # the method of plain training, the baseline of the others
 BASELINE_FOLDER = "baseline"  # the sub-folder of the uniform run on the same schedule
+DECISIONS_FILE = "decisions.csv"  # those of before the run; a copy, for a file may change
 _NUMBERS = (  # fields of summary.json that are a number, or null where unknown
     "seed epochs steps seconds classes noise_auroc student_parameters teacher_parameters "
     "noise_precision_100 noise_precision_1000 loss_auroc quality_auroc"
 ).split()
-_APART = set(  # settings in which runs on one schedule may differ
-    "method baseline beside adjoint graphs teacher_lr out device threads workers logger".split()
+BOOKKEEPING = frozenset(  # settings of where and how a run runs; two that differ in them are alike
+    "out baseline beside device threads workers logger graphs".split()
 )
+_APART = BOOKKEEPING | {"method", "adjoint", "teacher_lr"}  # may differ on one schedule
 _FIGURES = ("test_", "valid_")  # what the names of others, figures of predictions, begin with
 
 
@@ -85,6 +88,11 @@ class Run(SampleTable):
             return np.array([np.nan if v is None else float(v) for v in values], dtype=float)
         except (TypeError, ValueError) as error:
             raise DataError(damaged(self.path / "metrics.jsonl", f"{name}: {error}")) from error
+
+
+def folder_of(method: str) -> str:
+    """The sub-folder of a run beside another one."""
+    return BASELINE_FOLDER if method == UNIFORM else method
 
 
 def open_run(path: str | Path) -> Run:

@@ -7,10 +7,12 @@ at each of them. For POSIX systems: it needs fsync of folders.
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -152,6 +154,13 @@ def _free(path: Path) -> int | str:
         with suppress(OSError):
             return shutil.disk_usage(existing).free
     return "unknown"
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV; None is an empty cell."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
 
 
 def one_line(value: object) -> str:

@@ -13,6 +13,7 @@ from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
 from deepteach.teachers.curriculum import Curriculum, TrainingView
 from deepteach.teachers.method import Method, MethodContext, recipe
+from deepteach.teachers.sample_index import sample_index
 
 
 class Upweighted(AbstractTeacher):
@@ -38,12 +39,7 @@ class Upweighted(AbstractTeacher):
         self.register_buffer("hard", torch.zeros(samples, dtype=torch.bool))
 
     def forward(self, snapshot: Snapshot) -> Tensor:
-        index = snapshot.index
-        if index is None:
-            raise ConfigError(
-                "jtt remembers samples: say which they are by coach.loss(x, y, index=...)"
-            )
-        count = len(self.hard)
+        index, count = sample_index(snapshot, "jtt"), len(self.hard)
         hard = self.hard[index.clamp(max=count - 1)] & (index < count)
         return self.log_weight * hard.to(snapshot.losses.dtype)
 

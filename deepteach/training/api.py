@@ -34,15 +34,14 @@ from deepteach.errors import ConfigError, DataError
 from deepteach.loggers.base import AbstractLogger
 from deepteach.loggers.registry import logger_of
 from deepteach.names import expanded
-from deepteach.report.pairing import UNIFORM
 from deepteach.runs.lock import RunLock
-from deepteach.runs.reader import BASELINE_FOLDER, Run
+from deepteach.runs.reader import UNIFORM, Run, folder_of
 from deepteach.runs.sample_table import SampleTable
 from deepteach.runs.weights import Weights
 from deepteach.teachers.registry import method_name
 from deepteach.training import build
 from deepteach.training.choices import Overrides, name_of, refuse_misplaced
-from deepteach.training.config import RUNTIME_KEYS, Config, make
+from deepteach.training.config import METHODS_OWN, RUNTIME_KEYS, Config, make
 from deepteach.training.evaluate import Trust
 from deepteach.training.progress import Silent
 from deepteach.training.run import MethodRun, Watch
@@ -99,7 +98,7 @@ class Result(SampleTable):
         config, own = self.config.model_dump(mode="json"), self.weights
         beside = tuple(
             Run(
-                Path(BASELINE_FOLDER if name == UNIFORM else name),
+                Path(folder_of(name)),
                 {**config, "method": name},
                 summary,
                 self.metrics_beside.get(name, []),
@@ -374,18 +373,18 @@ def run(
 
 def _beside(config: Config, folder: Path | None) -> Iterator[Config]:
     """The settings of the runs on the same schedule, each in a folder of its own."""
-    names = ["uniform"] if config.baseline and config.method != "uniform" else []
+    names = [UNIFORM] if config.baseline and config.method != UNIFORM else []
     for name in [*names, *(name for name in config.beside if name != config.method)]:
-        place = "baseline" if name == "uniform" else name
         changes = {
             "method": name,
             "baseline": False,
             "beside": (),
-            "adjoint": "method",
+            "adjoint": METHODS_OWN,
             "graphs": 0,
+            "teacher_lr": None,
+            "out": None if folder is None else str(folder / folder_of(name)),
         }
-        out = None if folder is None else str(folder / place)
-        yield config.model_copy(update={**changes, "teacher_lr": None, "out": out})
+        yield config.model_copy(update=changes)
 
 
 def _enter(stack: ExitStack, folder: Path, config: Config, resume: bool, decisions: str) -> None:

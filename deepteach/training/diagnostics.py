@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from deepteach.core.student import logits_of
 from deepteach.core.update import UpdateRecord
 from deepteach.rng import replayed, stream
 from deepteach.training.build import Built
+from deepteach.training.clock import seconds
 from deepteach.training.step import StepRule
 from deepteach.tree import cosine
 
@@ -140,20 +140,20 @@ def _seconds(
     """Medians of a plain step, a taught step and an update, in turn; the last update."""
     coach = case.coach(adjoint, window)
     coach.trust(case.trusted)
-    module = copy.deepcopy(coach.student.module)
+    module, device = copy.deepcopy(coach.student.module), case.trusted[0].device
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
     times: dict[str, list[float]] = {"plain": [], "taught": [], "update": []}
     for repeat in range(REPEATS + 1):
         for number in range(window):
             batch = case.batch(number)
             plain = _timed(
-                lambda batch=batch: _plain_step(module, optimizer, case.loss, *batch[:2])
+                device, lambda batch=batch: _plain_step(module, optimizer, case.loss, *batch[:2])
             )
-            taught = _timed(lambda batch=batch: case.step_rule.take(coach, *batch))
+            taught = _timed(device, lambda batch=batch: case.step_rule.take(coach, *batch))
             if repeat:  # the first round warms up
                 times["plain"].append(plain)
                 times["taught"].append(taught)
-        update = _timed(lambda: coach.update(case.trusted))
+        update = _timed(device, lambda: coach.update(case.trusted))
         if repeat:
             times["update"].append(update)
     assert coach.last_record is not None
@@ -168,9 +168,7 @@ def _plain_step(
     optimizer.step()
 
 
-def _timed(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _timed(device: torch.device, action: Callable[[], object]) -> float:
+    started = seconds(device)
     action()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return seconds(device) - started

@@ -7,7 +7,6 @@ method does in an update, such as fitting its features. So the figure is that of
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from deepteach.data.rows import readable
 from deepteach.rng import stream, untouched
 from deepteach.teachers.uniform import Uniform
 from deepteach.training.build import Built
+from deepteach.training.clock import seconds
 from deepteach.training.loop import TrainingLoop
 
 CYCLE = 4
@@ -91,8 +91,5 @@ def _timed(loop: TrainingLoop, rows: torch.Tensor) -> float:
 
 
 def now(loop: TrainingLoop) -> float:
-    """Seconds: of the process itself where one thread does the work, for others may take turns."""
-    if loop.device.type == "cuda":
-        torch.cuda.synchronize(loop.device)
-    alone = loop.device.type == "cpu" and torch.get_num_threads() == 1
-    return time.process_time() if alone and readable(loop.x) is None else time.perf_counter()
+    """Seconds, of the process itself where no other one reads its samples."""
+    return seconds(loop.device, alone=readable(loop.x) is None)

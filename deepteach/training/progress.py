@@ -10,7 +10,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deepteach.data.tasks.metrics import METRICS
+from deepteach.data.tasks.metrics import ACCURACY, METRICS
 
 
 class Watcher(Protocol):
@@ -81,11 +81,11 @@ class Bar:
 def describe(line: dict) -> str:
     """The figures of one line of metrics.jsonl."""
     parts = [f"loss {line['train_loss']:.3f}"]
-    key = next((key for key in METRICS if f"valid_{key}" in line), "")
-    shown = (f"valid_{key}", "valid"), (f"test_{key}", "test"), (f"test_{key}_ema", "ema")
-    for column, name in shown:
-        if line.get(column) is not None:
-            parts.append(f"{name} {line[column]:.1%}")
+    metric = next((m for m in METRICS.values() if m.column("valid") in line), ACCURACY)
+    for part, whose, name in ("valid", "", "valid"), ("test", "", "test"), ("test", "_ema", "ema"):
+        value = line.get(metric.column(part, whose))
+        if value is not None:
+            parts.append(f"{name} {value:.1%}")
     return "  ".join(parts)
 
 

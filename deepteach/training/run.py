@@ -19,6 +19,7 @@ from deepteach.data.rows import Samples, readable, select
 from deepteach.loggers.base import AbstractLogger, LoggedRun, flat_settings
 from deepteach.rng import stream
 from deepteach.runs.checkpoint import Store
+from deepteach.runs.reader import UNIFORM
 from deepteach.training import diagnostics
 from deepteach.training.build import Built
 from deepteach.training.config import Config
@@ -146,7 +147,7 @@ class MethodRun:
     def _tell_best(self, watcher: Watcher) -> None:
         if self.config.patience is None:
             return
-        key, metrics = f"valid_{self.task.metrics[0].key}", self.log.metrics
+        key, metrics = self.task.metrics[0].column("valid"), self.log.metrics
         best, last = self._evaluated("")[self._selected("")], metrics[-1]["epoch"]
         early = f"ended after epoch {last} of {self.config.epochs}; " if self._settled() else ""
         watcher.say(
@@ -260,7 +261,7 @@ class MethodRun:
         config = self.config
         averaged = {} if self.loop.average is None else self._figures("_ema")
         best = self._evaluated("")[self._selected("")]["epoch"]
-        plain = beside.get("uniform")
+        plain = beside.get(UNIFORM)
         return {
             "method": config.method,
             "task": self.task.name,
@@ -292,27 +293,26 @@ class MethodRun:
 
     def _keys(self, whose: str) -> list[str]:
         """What figures are called in metrics.jsonl; `whose` ends the names of another model's."""
-        keys = [metric.key for metric in self.task.metrics]
-        return [f"{part}_{key}{whose}" for part in ("valid", "test") for key in keys]
+        metrics = self.task.metrics
+        return [metric.column(part, whose) for part in ("valid", "test") for metric in metrics]
 
     def _evaluated(self, whose: str) -> list[dict[str, Any]]:
         """The lines of the epochs that have figures."""
-        key = f"valid_{self.task.metrics[0].key}{whose}"
+        key = self.task.metrics[0].column("valid", whose)
         return [line for line in self.log.metrics if line[key] is not None]
 
     def _selected(self, whose: str) -> int:
         """Which of them the trusted samples choose: the first that is best."""
-        valids = [
-            line[f"valid_{self.task.metrics[0].key}{whose}"] for line in self._evaluated(whose)
-        ]
-        return valids.index(self.task.metrics[0].best(valids))
+        metric = self.task.metrics[0]
+        valids = [line[metric.column("valid", whose)] for line in self._evaluated(whose)]
+        return valids.index(metric.best(valids))
 
     def _figures(self, whose: str) -> dict[str, Any]:
         """Figures over the evaluated epochs, of which the first metric chooses one."""
         lines, selected = self._evaluated(whose), self._selected(whose)
         found: dict[str, Any] = {}
         for metric in self.task.metrics:
-            valid, test = f"valid_{metric.key}{whose}", f"test_{metric.key}{whose}"
+            valid, test = metric.column("valid", whose), metric.column("test", whose)
             valids, tests = [line[valid] for line in lines], [line[test] for line in lines]
             found |= {
                 f"{test}_last": tests[-1],

@@ -17,14 +17,12 @@ from torch import nn
 import deepteach
 from deepteach.data.dataset import Data
 from deepteach.errors import ConfigError
+from deepteach.runs.reader import DECISIONS_FILE
 from deepteach.runs.storage import probe_writable, write_atomic
 from deepteach.training.config import RUNTIME_KEYS, Config, dump, make, read
 from deepteach.training.evaluate import Trust
 from deepteach.training.sample_files import groups_csv, sample_weights, samples, weights_csv
 from deepteach.training.weight_history import WeightHistory
-
-DECISIONS = "decisions.csv"
-"""What a person had decided of single rows before the run; a copy, for a file may change."""
 
 
 def claim(folder: Path, config: Config, resume: bool, decisions: str = "") -> None:
@@ -58,7 +56,7 @@ def claim(folder: Path, config: Config, resume: bool, decisions: str = "") -> No
 
 
 def _refuse_others(folder: Path, decisions: str) -> None:
-    copy = folder / DECISIONS
+    copy = folder / DECISIONS_FILE
     before = copy.read_text(encoding="utf-8") if copy.is_file() else ""
     if before != decisions:
         told = f"other decisions: use those in {copy}" if before else "no decisions: give none"
@@ -82,7 +80,7 @@ def open_folder(
     """Write what is known before training. Raises StorageError where that cannot be done."""
     probe_writable(folder)
     if decisions:
-        write_atomic(folder / DECISIONS, decisions.encode())
+        write_atomic(folder / DECISIONS_FILE, decisions.encode())
     write_atomic(folder / "config.yaml", dump(config).encode())
     environment = {
         **versions(),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepteach.data.dataset import Data
 from deepteach.data.tasks.base import Task
-from deepteach.report.table import csv_text
+from deepteach.runs.storage import csv_text
 from deepteach.runs.weights import AT_ONCE, Weights
 from deepteach.training.evaluate import Trust
 from deepteach.training.weight_history import WeightHistory

@@ -19,7 +19,7 @@ from deepteach.errors import ConfigError, DeepTeachError
 from deepteach.names import brief, known
 from deepteach.rng import replayed
 from deepteach.teachers.method import Method, MethodContext
-from deepteach.training.config import Config
+from deepteach.training.config import METHODS_OWN, Config
 
 WANTED_UPDATES = 200
 """Teacher updates that a run should have; the paper's K = 20 where it is long enough."""
@@ -31,6 +31,11 @@ MIXED_TOLERANCE = 0.1
 """How far a replay in full precision may be from a step in half precision."""
 
 
+def usual_interval(steps: int, least: int = 1) -> int:
+    """The interval K of a training of so many steps, where nothing else is asked for."""
+    return max(least, min(20, steps // WANTED_UPDATES))
+
+
 def settle_pace(config: Config, chosen: Method, steps: int, *, leads: bool) -> tuple[int, int]:
     """(interval K, window B) of a run of `steps` steps.
 
@@ -38,7 +43,7 @@ def settle_pace(config: Config, chosen: Method, steps: int, *, leads: bool) -> t
     """
     interval, window = config.interval, config.window
     if not leads or interval is None:
-        interval = chosen.interval or interval or max(1, min(20, steps // WANTED_UPDATES))
+        interval = chosen.interval or interval or usual_interval(steps)
     if not leads or window is None:
         window = min(chosen.window or window or 2, interval)
     return interval, window
@@ -124,34 +129,41 @@ def settle_adjoint(
     First the settings', then the method's, then the teacher's own; else steps are undone
     (`Reversed`), or their states kept (`Stored`) where they cannot be.
     """
-    half = config.precision != "float32"
-    if config.adjoint != "method":
-        return _configured(known("adjoint", config.adjoint, ADJOINTS)(), config), ()
-    own = chosen.adjoint or chosen.teacher.default_adjoint()
-    if own is not None:
-        return _configured(own, config), ()
-    reason = why_not_undone(optimizer, half)
-    if reason is None:
-        return _configured(Reversed(fallback=True), config), ()
+    half, reason = config.precision != "float32", None
+    if config.adjoint != METHODS_OWN:
+        own = known("adjoint", config.adjoint, ADJOINTS)()
+    else:
+        own = chosen.adjoint or chosen.teacher.default_adjoint()
+    if own is None:
+        own, reason = usual_adjoint(optimizer, half)
     learns = any(leaf.requires_grad for leaf in chosen.teacher.parameters())
-    notes = (f"adjoint stored: {reason}",) if learns else ()
-    return _configured(Stored(), config), notes
+    notes = (f"adjoint stored: {reason}",) if reason and learns else ()
+    return with_options(own, half, config.micro_batch, config.graphs), notes
 
 
-def _configured(adjoint: AbstractAdjoint, config: Config) -> AbstractAdjoint:
-    """With the options of the settings that are the adjoint's."""
-    half = config.precision != "float32"
-    if not (half or config.micro_batch or config.graphs):
+def with_options(
+    adjoint: AbstractAdjoint, half: bool, micro_batch: int | None = None, graphs: int = 0
+) -> AbstractAdjoint:
+    """The adjoint with what settings ask of it; `half`: steps are in half precision."""
+    if not (half or micro_batch or graphs):
         return adjoint
     return adjoint.configured(
         tolerance=max(adjoint.tolerance, MIXED_TOLERANCE) if half else None,
-        micro_batch=config.micro_batch,
+        micro_batch=micro_batch,
         mixed_precision=half,
-        graphs=config.graphs or None,
+        graphs=graphs or None,
     )
 
 
-def why_not_undone(optimizer: torch.optim.Optimizer, half: bool) -> str | None:
+def usual_adjoint(
+    optimizer: torch.optim.Optimizer, half: bool
+) -> tuple[AbstractAdjoint, str | None]:
+    """Steps are undone; or their states are kept, for the reason told."""
+    reason = _why_not_undone(optimizer, half)
+    return Reversed(fallback=True) if reason is None else Stored(), reason
+
+
+def _why_not_undone(optimizer: torch.optim.Optimizer, half: bool) -> str | None:
     """Why the steps of this training cannot be undone, or None where they can."""
     if half:
         return "the gradients of steps in half precision are not found again in full precision"
@@ -171,7 +183,8 @@ def settle_validation(
     A loss of the user's own is validated by its mean, never by a cross-entropy that the
     labels may not fit.
     """
-    name = chosen.validation_loss if config.validation_loss == "method" else config.validation_loss
+    own = config.validation_loss
+    name = chosen.validation_loss if own == METHODS_OWN else own
     if name is not None:
         return known("validation_loss", name, VALIDATION_LOSSES)
     if loss is None:

@@ -138,6 +138,13 @@ def test_other_schedules_are_not_paired(tmp_path: Path, change: dict[str, object
     assert "no uniform baseline on this schedule" in comparison.to_text()
 
 
+def test_where_and_how_a_run_ran_keeps_none_apart(tmp_path: Path) -> None:
+    """Graphs that are kept cost memory and save time; a run and its own baseline differ in them."""
+    runs = _runs(tmp_path, "deep", DEEP, graphs=2, device="cuda", workers=4)
+    gain = _methods([*runs, *_runs(tmp_path, "uniform", UNIFORM, graphs=0)])["deep"].gain
+    assert gain is not None and gain.n == 3
+
+
 def known_by(runs: list[Run], **fields: object) -> list[Run]:
     """The runs, whose summaries also say what their data and student are known by."""
     for run in runs:

@@ -34,7 +34,7 @@ from deepteach.core.optim import Hyper, Rule, State
 from deepteach.core.record import Step
 from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError, ReplayError
-from deepteach.tree import Params, all_finite, clone, repeat_slack, tree_map, zeros_like
+from deepteach.tree import Params, all_finite, repeat_slack, tree_map, zeros_like
 
 EXACT, FINITE_DIFFERENCE = "exact", "finite-difference"
 
@@ -384,11 +384,6 @@ def above_rounding(objective: Objective, d_omega: Params) -> Params:
         return torch.where(small, 0.0, leaf)
 
     return tree_map(kept, found, terms)
-
-
-def copy(state: State) -> State:
-    """The same numbers in memory of their own."""
-    return State(clone(state.theta), {slot: clone(tree) for slot, tree in state.slots.items()})
 
 
 def kept(step: Step) -> State:

@@ -16,7 +16,6 @@ from deepteach.core.adjoint.base import (
     AbstractAdjoint,
     MetaGradient,
     Window,
-    copy,
 )
 from deepteach.core.adjoint.moved_buffers import MovedBuffers
 from deepteach.core.adjoint.stored import Checkpointed, Stored
@@ -114,7 +113,7 @@ class Reversed(AbstractAdjoint):
             return self._keeper(state, window).keep(state, position, window)
         # Over two steps nothing is undone that was undone before: rounding does not grow.
         if self.fallback and position == 0 and window > 2:
-            return copy(state)
+            return state.mapped(clone)
         wanted = position == 0 or position >= window - self.graph_memory.of(window)
         return State(clone(state.theta), {}) if wanted else None
 

@@ -12,12 +12,11 @@ from deepteach.core.adjoint.base import (
     AbstractAdjoint,
     MetaGradient,
     Window,
-    copy,
     kept,
 )
 from deepteach.core.adjoint.moved_buffers import MovedBuffers
 from deepteach.core.optim import State
-from deepteach.tree import Params, tree_map
+from deepteach.tree import Params, clone, tree_map
 
 
 class Stored(AbstractAdjoint):
@@ -33,7 +32,7 @@ class Stored(AbstractAdjoint):
     hands_over = True
 
     def keep(self, state: State, position: int, window: int) -> State | None:
-        return copy(state)
+        return state.mapped(clone)
 
     def theta_before(self, position: int, later: State, window: Window) -> Params:
         return kept(window.steps[position]).theta
@@ -65,7 +64,7 @@ class Checkpointed(AbstractAdjoint):
         return self._stride(window) - 1
 
     def keep(self, state: State, position: int, window: int) -> State | None:
-        return copy(state) if position % self._stride(window) == 0 else None
+        return state.mapped(clone) if position % self._stride(window) == 0 else None
 
     def theta_before(self, position: int, later: State, window: Window) -> Params:
         return self._state(position, window).theta

@@ -25,9 +25,13 @@ class Metric:
     greater: bool = True
     """The greater the better."""
 
+    def column(self, part: str, whose: str = "") -> str:
+        """Its name in metrics.jsonl; `whose` ends that of another model's, as `_ema`."""
+        return f"{part}_{self.key}{whose}"
+
     def named(self, part: str, when: str, whose: str = "") -> str:
         """Its name in summary.json, as in `test_accuracy_ema_last`."""
-        return f"{part}_{self.key}{whose}_{when}"
+        return f"{self.column(part, whose)}_{when}"
 
     def best(self, values: Iterable[float]) -> float:
         """The best of several epochs."""

@@ -39,8 +39,8 @@ def curves_of(*runs: Run) -> dict[str, tuple[str, float]]:
     metric = metric_of(runs[0].summary)
     return {
         "train_loss": ("training loss", 1.0),
-        f"valid_{metric.key}": (f"validation {metric.title}, %", 100.0),
-        f"test_{metric.key}": (f"test {metric.title}, %", 100.0),
+        metric.column("valid"): (f"validation {metric.title}, %", 100.0),
+        metric.column("test"): (f"test {metric.title}, %", 100.0),
     }
 
 

@@ -18,6 +18,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from deepteach.runs.reader import UNIFORM
+
 Theme = Literal["light", "dark"]
 INK = {"light": "#24292f", "dark": "#e6edf3"}  # text
 FRAME = {"light": "#afb8c1", "dark": "#57606a"}  # axes and grid
@@ -90,7 +92,7 @@ def dots_below(ax: Axes, theme: Theme, names: Sequence[str], colours: Sequence[s
 def method_colours(names: Iterable[str]) -> list[str]:
     """A colour per method; plain training is grey, what the others are measured against."""
     rest = cycle(colour for colour in COLOURS if colour != GREY)
-    return [GREY if name == "uniform" else next(rest) for name in names]
+    return [GREY if name == UNIFORM else next(rest) for name in names]
 
 
 def plain(text: str, longest: int = 32) -> str:
