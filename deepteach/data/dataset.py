@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,13 +67,13 @@ class Data:
     group_names: tuple[str, ...] = ()  # by code
     label_names: tuple[str, ...] | None = None  # by label, where the user's were not 0..C-1
     notes: tuple[str, ...] = ()  # what the user must be told
-    task: Task = cast(Task, None)  # what the labels are; classes unless given
+    task: Task = Classification()  # what the labels are; its names and number are filled in
     columns: tuple[Any, ...] | None = None  # of the frame that x_train was
     decisions: str = ""  # what a person has decided of single rows, and was done, as a csv
 
     def __post_init__(self) -> None:
-        task = Classification(names=self.label_names) if self.task is None else self.task
-        object.__setattr__(self, "task", replace(task, classes=self.classes))
+        names = self.label_names if self.task.names is None else self.task.names
+        object.__setattr__(self, "task", replace(self.task, classes=self.classes, names=names))
 
     def only(self, places: Tensor) -> Data:
         """Of the training samples those at `(k,)` places; the other parts, and scales, stay."""
