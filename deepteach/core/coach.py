@@ -255,6 +255,7 @@ class Coach:
             NumericError: a loss is not finite; nothing was changed.
             ConfigError: gradients of an earlier call that were not stepped on, autocast, or an
                 index that is not a whole number a sample.
+            DataError: the batch holds no sample, or what `trust` was given is no trusted data.
         """
         recording, device = torch.is_grad_enabled(), device_of_batch(labels)
         self.recorder.learn_names()
@@ -351,9 +352,18 @@ class Coach:
     def update(self, valid: Trusted) -> UpdateRecord | None:
         """Teach the teacher if `interval` steps have passed since it was last taught.
 
-        `valid` is `(x_valid, y_valid)`, or an iterable of such batches (a DataLoader), which is
-        read one batch per update, again and again, or a function without arguments that returns
-        one, called where an update is due. Raises NumericError; nothing is changed.
+        Args:
+            valid: `(x_valid, y_valid)`, or an iterable of such batches (a DataLoader), which is
+                read one batch per update, again and again, or a function without arguments that
+                returns one, called where an update is due. `x_valid` is what `loss` takes as
+                inputs, of any number of samples; `y_valid` what the validation loss takes, for
+                classes `(samples,)` int64.
+
+        Raises:
+            NumericError: the validation loss or the teacher's gradient is not finite, or ranks
+                differ; as ReplayError, a recorded step could not be replayed. Nothing was changed.
+            ConfigError: something found since the Coach was made cannot be done exactly.
+            DataError: `valid` is no trusted data, or has no batch left.
         """
         self.trust(valid)
         self._training_pass.refuse_inference()
@@ -386,6 +396,17 @@ class Coach:
         last changed, or something else than a step moved the student), at the student's present
         parameters. Changes nothing. A shorter window, or another adjoint that reads what this
         coach's keeps, may be given.
+
+        Args:
+            x_valid: a trusted batch as `loss` takes inputs, of any number of samples.
+            y_valid: what the validation loss takes, for classes `(samples,)` int64.
+            window: the coach's unless given.
+            adjoint: the coach's unless given.
+
+        Raises:
+            NumericError: the validation loss or its gradient is not finite; as ReplayError, no
+                step leads to where the student is, or one could not be replayed.
+            ConfigError: no step was recorded, or this cannot be done exactly.
         """
         if adjoint is not None and adjoint.crosses and not self.adjoint.crosses:
             raise ConfigError(
@@ -421,6 +442,11 @@ class Coach:
         """`(batch,)` non-negative weights that sum to the batch size; changes nothing.
 
         Of a teacher that distrusts a label otherwise than by its sample's weight, its trust.
+        Arguments as in `loss`.
+
+        Raises:
+            ConfigError: losses, the index, the group or the teacher's answer are not one number a
+                sample.
         """
         seen = self.look(inputs, labels, index=index, group=group)
         with torch.no_grad(), untouched(), buffers_kept(self.teacher):
@@ -438,7 +464,11 @@ class Coach:
         index: Tensor | None = None,
         group: Tensor | None = None,
     ) -> Snapshot:
-        """A batch as the teacher sees it now, on cloned buffers; arguments as in `loss`."""
+        """A batch as the teacher sees it now, on cloned buffers; arguments as in `loss`.
+
+        Raises:
+            ConfigError: losses, the index or the group are not one number a sample.
+        """
         with untouched():
             theta, buffers = self.student.trained(), self.student.buffers()
             outputs = self.student.functional(theta, buffers, inputs)

@@ -66,11 +66,10 @@ def cleaned_dataset(
         DataError: it is another data set than that of the run.
     """
     config: Any = getattr(run, "config", {})
-    path = getattr(run, "path", None)
     if decisions is not None:
         decided = decisions_of(decisions).labels
-    elif path is not None:
-        decided = _decided(path)
+    elif run.path is not None:
+        decided = _decided(run.path)
     elif getattr(config, "decisions", None) is None:
         decided = {}
     else:
@@ -90,12 +89,11 @@ def _change(
     group: str | None = None,
 ) -> Change:
     weights = run.weights
-    summary: Mapping[str, Any] = getattr(run, "summary", {})
     issues = np.setdiff1d(weights.index, run.clean_indices()).tolist()
     return Change(
         given=dict(zip(weights.index.tolist(), weights.given.tolist(), strict=True)),
         dropped=frozenset([*issues, *(row for row, label in decided.items() if label is None)]),
         labels={row: label for row, label in decided.items() if label is not None},
-        task=str(summary.get("task", AUTO)),
+        task=str(run.summary.get("task", AUTO)),
         group=group,
     )

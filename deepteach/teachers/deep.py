@@ -14,6 +14,7 @@ from deepteach.errors import ConfigError
 from deepteach.runs.reader import open_run
 from deepteach.teachers.class_shift import ClassShift, first_shift
 from deepteach.teachers.controls import RandomNumbers, Shuffled, noise_gradients
+from deepteach.teachers.fitted import Probe
 from deepteach.teachers.frozen import Frozen, Given
 from deepteach.teachers.group import Group
 from deepteach.teachers.history import History
@@ -22,7 +23,7 @@ from deepteach.teachers.log_linear import LogLinear
 from deepteach.teachers.method import Method, MethodContext, Parameters, recipe, teacher_adam
 from deepteach.teachers.riding import Riding
 from deepteach.teachers.trusted_probe import TrustedProbe
-from deepteach.teachers.trusted_ratio import Probe, TrustedRatio
+from deepteach.teachers.trusted_ratio import TrustedRatio
 from deepteach.teachers.trusted_regression import TrustedRegression
 from deepteach.teachers.trusted_set import FineTuned
 from deepteach.teachers.uniform import Uniform

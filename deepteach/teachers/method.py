@@ -7,8 +7,8 @@ file of this folder; nothing else is edited (docs/extending.md).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 
@@ -44,8 +44,8 @@ class MethodContext:
     """n, the number of training samples: the indices from n on are trusted ones."""
     group_counts: tuple[int, ...] = ()
     """Training samples of each source; empty where none are known."""
-    task: Task = cast(Task, None)
-    """What the labels are; classes unless given."""
+    task: Task = Classification()
+    """What the labels are; the number of classes is filled in."""
 
     @property
     def groups(self) -> int:
@@ -53,8 +53,7 @@ class MethodContext:
         return len(self.group_counts)
 
     def __post_init__(self) -> None:
-        if self.task is None:
-            object.__setattr__(self, "task", Classification(self.classes))
+        object.__setattr__(self, "task", replace(self.task, classes=self.classes))
 
 
 def teacher_adam(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
-from deepteach.core.feature import Feature
 from deepteach.core.losses import margin
 from deepteach.core.snapshot import Snapshot
 from deepteach.errors import ConfigError
-from deepteach.teachers.calibration import most_likely, turns
+from deepteach.teachers.calibration import most_likely
 from deepteach.teachers.class_indices import class_indices
 from deepteach.teachers.discriminant import (
     discriminant,
@@ -19,7 +16,8 @@ from deepteach.teachers.discriminant import (
     members,
     of_members,
 )
-from deepteach.teachers.fitted import adopt_shapes, refuse_width
+from deepteach.teachers.fitted import Probe, adopt_shapes, refuse_width
+from deepteach.teachers.folds import turns
 from deepteach.teachers.label_kinds import (
     OneClass,
     SeveralLabels,
@@ -34,7 +32,7 @@ FITTED_AT_ONCE = 2**17
 """Numbers of all folds together that are small enough to be fitted by the same calls."""
 
 
-class TrustedProbe(Feature):
+class TrustedProbe(Probe):
     """How well the given label fits the internal state, read through trusted samples.
 
     After each teacher update a linear discriminant analysis is fitted on the trusted
@@ -67,10 +65,12 @@ class TrustedProbe(Feature):
             when they are first seen; or states of another width than those fitted on.
     """
 
-    width = 2
     unit = (2.0, 5.0)
-    reads_trusted = True
     evidence = True
+    tells_classes = True
+
+    offset: Tensor
+    temperature: Tensor
 
     def __init__(
         self,
@@ -97,11 +97,6 @@ class TrustedProbe(Feature):
         self.register_load_state_dict_pre_hook(_drop_absent)
         adopt_shapes(self, ("slope", "offset", "temperature"))
 
-    @property
-    def fitted(self) -> bool:
-        """Whether it has seen trusted samples."""
-        return cast(Tensor, self.slope).numel() > 0
-
     def suggested(self, snapshot: Snapshot) -> Tensor:
         """`(batch,)` the likeliest class of each sample; the given label until it is fitted.
 
@@ -111,17 +106,12 @@ class TrustedProbe(Feature):
         given = class_indices(snapshot, "The suggestion of TrustedProbe")
         if not self.fitted:
             return given
-        slope, offset = cast(Tensor, self.slope), cast(Tensor, self.offset)
-        present = torch.isfinite(offset).nonzero().squeeze(1)
-        scores = snapshot.internal.to(slope.dtype) @ slope + offset[present]
+        present = torch.isfinite(self.offset).nonzero().squeeze(1)
+        scores = snapshot.internal.to(self.slope.dtype) @ self.slope + self.offset[present]
         return present[scores.argmax(1)].to(given.dtype)
 
-    def agreement(self, snapshot: Snapshot) -> Tensor:
-        """`(batch,)` how well each label fits: the sum of the two numbers, in their units."""
-        return self.joined(self(snapshot))
-
     def joined(self, told: Tensor) -> Tensor:
-        """`(batch,)` that sum, of the two numbers `(batch, 2)`."""
+        """`(batch,)` the sum of the two numbers `(batch, 2)`, in their units."""
         return (told / told.new_tensor(self.unit)).sum(1)
 
     def refitted(self, trusted: Snapshot) -> TrustedProbe:
@@ -130,7 +120,7 @@ class TrustedProbe(Feature):
             shrinkage=self.shrinkage, folds=1, floor=self.floor, several=self.several
         )
         other.to(trusted.internal.device)
-        other._held = cast(Tensor, self.temperature)
+        other._held = self.temperature
         other.fit(trusted)
         return other
 
@@ -138,11 +128,10 @@ class TrustedProbe(Feature):
     def _several(self) -> bool:
         if self.several is not None:
             return self.several
-        return cast(Tensor, self.temperature).dim() > 0
+        return self.temperature.dim() > 0
 
     def forward(self, snapshot: Snapshot) -> Tensor:
-        states = snapshot.internal
-        slope, offset = cast(Tensor, self.slope), cast(Tensor, self.offset)
+        states, slope, offset = snapshot.internal, self.slope, self.offset
         read = read_labels(snapshot, "TrustedProbe", several=self._several)
         if slope.numel() == 0:
             self._told_apart(snapshot)  # refuses them now and not later
@@ -169,7 +158,7 @@ class TrustedProbe(Feature):
             table = self._table(offset, evidence)
             own = read.index.clamp(min=-1)  # the tables end with what is said of ignored samples
             offsets, column, known = table.offsets, table.columns[own], table.known[own]
-        scores, known = (evidence + offsets) / cast(Tensor, self.temperature), known.unsqueeze(1)
+        scores, known = (evidence + offsets) / self.temperature, known.unsqueeze(1)
         if read.soft is None:
             return self._pair(scores, column) * known
         log_p = scores.log_softmax(1)
@@ -197,7 +186,7 @@ class TrustedProbe(Feature):
 
     def _of_several(self, evidence: Tensor, offset: Tensor, given: Tensor) -> Tensor:
         known = torch.isfinite(offset)
-        scores = evidence / cast(Tensor, self.temperature) + torch.where(known, offset, 0.0)
+        scores = evidence / self.temperature + torch.where(known, offset, 0.0)
         gaps = torch.where(given, scores, -scores)
         log_p = nn.functional.logsigmoid(gaps).clamp(min=self.floor)
         mean = torch.where(known, log_p, 0.0).sum(1) / known.sum().clamp(min=1)

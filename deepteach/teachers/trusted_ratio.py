@@ -11,13 +11,9 @@ from torch import Tensor, nn
 from deepteach.core.feature import Feature
 from deepteach.core.snapshot import Snapshot
 from deepteach.errors import ConfigError
-from deepteach.teachers.fitted import adopt_shapes
+from deepteach.teachers.fitted import Probe, adopt_shapes
 from deepteach.teachers.group import rides
 from deepteach.teachers.trusted_probe import TrustedProbe
-from deepteach.teachers.trusted_regression import TrustedRegression
-
-Probe = TrustedProbe | TrustedRegression
-"""What can say how well a given label fits a state."""
 
 MEMORY = 0.9
 """Share of the earlier estimate that an update keeps."""
@@ -138,12 +134,9 @@ class TrustedRatio(Feature):
         student's logits do not tell classes.
         """
         probe = self.probe
-        if isinstance(probe, TrustedProbe) and probe.folds == self.folds:
-            together = probe.cross_fit(trusted)
-            if together is not None:
-                return probe.joined(together), _right(together, trusted)
-        else:
-            probe.fit(trusted)
+        together = probe.cross_fit(trusted)
+        if together is not None and probe.folds == self.folds:
+            return probe.joined(together), _right(together, trusted)
         labels: Any = trusted.labels
         count, told = len(trusted.losses), []
         order = torch.arange(count, device=trusted.losses.device)
@@ -156,7 +149,7 @@ class TrustedRatio(Feature):
             told += [other(held)] if other.fitted else []
         if not told:
             return trusted.losses[:0], None
-        right = _right(torch.cat(told), trusted) if isinstance(probe, TrustedProbe) else None
+        right = _right(torch.cat(told), trusted) if probe.tells_classes else None
         return probe.joined(torch.cat(told)), right
 
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepteach.core.feature import Feature
 from deepteach.core.ignored import integral
 from deepteach.core.snapshot import Snapshot
 from deepteach.errors import ConfigError
 from deepteach.teachers.class_indices import described
-from deepteach.teachers.fitted import adopt_shapes, refuse_width
+from deepteach.teachers.fitted import Probe, adopt_shapes, refuse_width
 from deepteach.teachers.ridge import ridge
 
 TINIEST = 1e-6
 """Least scale of the residuals, in units of the target's own spread."""
 
 
-class TrustedRegression(Feature):
+class TrustedRegression(Probe):
     """How far the given target lies from what trusted samples say of the internal state.
 
     The sibling of `TrustedProbe` for regression. After each teacher update a ridge regression of
@@ -46,8 +45,9 @@ class TrustedRegression(Feature):
             they are first seen; targets or states of another width than those fitted on.
     """
 
-    width = 2
-    reads_trusted = True
+    offset: Tensor
+    spread: Tensor
+    scale: Tensor
 
     def __init__(self, *, shrinkage: float | None = None, floor: float = -10.0) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class TrustedRegression(Feature):
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         states, targets = snapshot.internal, _targets(snapshot)
-        slope, spread = cast(Tensor, self.slope), cast(Tensor, self.spread)
+        slope, spread = self.slope, self.spread
         if slope.numel() == 0:
             return states.new_zeros(len(states), 2)
         refuse_width(states, slope, "TrustedRegression")
@@ -76,25 +76,16 @@ class TrustedRegression(Feature):
             )
         targets = targets.to(slope.dtype)
         known = torch.isfinite(targets) & (spread > 0)
-        predicted = states.to(slope.dtype) @ slope + cast(Tensor, self.offset)
+        predicted = states.to(slope.dtype) @ slope + self.offset
         unit = torch.where(spread > 0, spread, 1.0)
-        scale = torch.maximum(cast(Tensor, self.scale), TINIEST * unit)
+        scale = torch.maximum(self.scale, TINIEST * unit)
         z = (torch.where(known, targets, predicted) - predicted) / scale
         density = (-0.5 * z.square() - (scale / unit).log()).clamp(self.floor, -self.floor)
         mean = torch.where(known, density, 0.0).sum(1) / known.sum(1).clamp(min=1)
         return torch.stack([mean, z.abs().amax(1).clamp(max=-self.floor)], 1).to(states.dtype)
 
-    @property
-    def fitted(self) -> bool:
-        """Whether it has seen trusted samples."""
-        return cast(Tensor, self.slope).numel() > 0
-
-    def agreement(self, snapshot: Snapshot) -> Tensor:
-        """`(batch,)` how well each target fits: the log-density."""
-        return self.joined(self(snapshot))
-
     def joined(self, told: Tensor) -> Tensor:
-        """`(batch,)` that density, of what the probe says `(batch, width)`."""
+        """`(batch,)` the log-density, of the two numbers `(batch, 2)`."""
         return told[:, 0]
 
     def refitted(self, trusted: Snapshot) -> TrustedRegression:

@@ -364,11 +364,20 @@ def run(
         summary = main.finish(beside)
     average = main.loop.average
     return Result(
-        module, main.coach, config, summary, main.log.metrics, main.trust, folder, beside,
-        data.task, raw_inputs, sample_weights(data, main.trust),
+        model=module,
+        coach=main.coach,
+        config=config,
+        summary=summary,
+        metrics=main.log.metrics,
+        trust=main.trust,
+        path=folder,
+        beside=beside,
+        task=data.task,
+        inputs=raw_inputs,
+        weights=sample_weights(data, main.trust),
         model_ema=None if average is None else average.module,
         metrics_beside={name: other.log.metrics for name, other in others.items()},
-    )  # fmt: skip
+    )
 
 
 def _beside(config: Config, folder: Path | None) -> Iterator[Config]:
