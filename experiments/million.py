@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import append
+from csv_rows import append
 from torch import Tensor
 from torch.utils.data import Dataset
 

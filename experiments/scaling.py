@@ -33,7 +33,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch
 
 import torch
 import torch.distributed as dist
-from rows import append
+from csv_rows import append
 from soak_ranks import free_port
 from torch import nn
 

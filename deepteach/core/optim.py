@@ -111,9 +111,8 @@ class Rule:
         with torch.enable_grad():
             stepped = self.step(start, grads, hyper)
         ends, cotangents = [], []
-        for tree, seed in zip(
-            *([s.theta, *s.slots.values()] for s in (stepped, later)), strict=True
-        ):
+        pairs = zip(*([s.theta, *s.slots.values()] for s in (stepped, later)), strict=True)
+        for tree, seed in pairs:
             for name, leaf in tree.items():
                 if leaf.requires_grad:
                     ends.append(leaf)

@@ -11,6 +11,7 @@ from deepteach.core.adjoint.registry import ADJOINTS
 from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.adjoint.stored import Stored
 from deepteach.core.coach import Coach
+from deepteach.core.graph_memory import Graphs
 from deepteach.core.losses import VALIDATION_LOSSES, SampleLoss, ValidationLoss
 from deepteach.core.optim import rule_for
 from deepteach.core.predict import device_of, evaluating
@@ -142,7 +143,7 @@ def settle_adjoint(
 
 
 def with_options(
-    adjoint: AbstractAdjoint, half: bool, micro_batch: int | None = None, graphs: int = 0
+    adjoint: AbstractAdjoint, half: bool, micro_batch: int | None = None, graphs: Graphs = 0
 ) -> AbstractAdjoint:
     """The adjoint with what settings ask of it; `half`: steps are in half precision."""
     if not (half or micro_batch or graphs):

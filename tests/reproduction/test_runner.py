@@ -112,7 +112,7 @@ def test_a_row_s_command_gives_its_figures(table6: tuple[Path, dict, str], call:
 def test_committed_rows_can_be_checked(table6: tuple[Path, dict, str]) -> None:
     """The script beside the results runs rows again and tells a figure that differs."""
     out, _, _ = table6
-    script = EXPERIMENTS / "again.py"
+    script = EXPERIMENTS / "rerun_rows.py"
     copy = out / "copy.csv"
     for change, code, verdict in (("", 0, "2 of 2 rows"), ("9", 1, "0 of 2 rows")):
         rows = [

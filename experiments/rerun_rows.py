@@ -1,6 +1,6 @@
 """Run the commands of some rows of the committed results again, and compare every figure.
 
-    python experiments/again.py results/table6.csv --rows 3 --data data
+    python experiments/rerun_rows.py results/table6.csv --rows 3 --data data
 
 Rows are drawn at random (`--seed`). A row that takes the teacher or the weights of another run
 runs that one first, by its own row in one of the files beside. Bits are only promised on the

@@ -1,6 +1,6 @@
 """Cut a data set in deepteach's npz layout down to the size of the `cpu` scale.
 
-    python experiments/smaller.py worse-10000.npz data/worse.npz --train 3000 --valid 400
+    python experiments/cut_npz.py worse-10000.npz data/worse.npz --train 3000 --valid 400
 
 Keeps the first rows of each true class, so that files that differ in their labels alone keep
 the same rows. The test set stays whole.

@@ -1,8 +1,8 @@
 """What checks by a person are worth: the least trusted samples beside random ones.
 
-    python experiments/checks.py                       # digits, 40 % flips: results/checks.csv
-    python experiments/checks.py --trusted 50
-    python experiments/checks.py --npz worse.npz --student cnn --epochs 10
+    python experiments/worth_of_checks.py  # digits, 40 % flips: results/checks.csv
+    python experiments/worth_of_checks.py --trusted 50
+    python experiments/worth_of_checks.py --npz worse.npz --student cnn --epochs 10
 
 A run ranks its training samples. The first `checks` of that list, or as many drawn at random, are
 answered by the truth and passed through `--decisions` to a second run of the same settings and as
