@@ -7,13 +7,16 @@ large, can then turn a batch into 0/0.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from deepteach.core.losses import SampleLoss
 from deepteach.core.snapshot import Snapshot
+
+if TYPE_CHECKING:  # an adjoint reads the objective, which has a teacher
+    from deepteach.core.adjoint.base import AbstractAdjoint
 
 
 class AbstractTeacher(nn.Module):
@@ -62,7 +65,7 @@ class AbstractTeacher(nn.Module):
         """
         return self(snapshot)
 
-    def default_adjoint(self) -> Any:
+    def default_adjoint(self) -> AbstractAdjoint | None:
         """The adjoint this teacher needs where the coach is given none; None: any will do."""
         return None
 

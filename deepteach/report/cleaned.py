@@ -90,12 +90,11 @@ def _change(
     group: str | None = None,
 ) -> Change:
     weights = run.weights
-    summary: Mapping[str, Any] = getattr(run, "summary", {})
     issues = np.setdiff1d(weights.index, run.clean_indices()).tolist()
     return Change(
         given=dict(zip(weights.index.tolist(), weights.given.tolist(), strict=True)),
         dropped=frozenset([*issues, *(row for row, label in decided.items() if label is None)]),
         labels={row: label for row, label in decided.items() if label is not None},
-        task=str(summary.get("task", AUTO)),
+        task=str(run.summary.get("task", AUTO)),
         group=group,
     )

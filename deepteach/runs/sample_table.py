@@ -23,6 +23,8 @@ class SampleTable:
 
     weights: Weights
     """In the order of their index."""
+    summary: dict[str, Any]
+    """The fields of summary.json."""
 
     def to_frame(self) -> pandas.DataFrame:
         """The columns of weights.csv, a row per training sample; its index is the user's own row.
