@@ -109,10 +109,6 @@ class Ranks:
         total = _LogTotal.apply(local, table[:, 0].to(local), self)
         return (log_weights.double() - total).exp(), int(table[:, 1].sum())
 
-    def size(self, count: int) -> int:
-        """The size of a batch of which this rank has `count` samples."""
-        return count if self.count == 1 else int(self.table(count).sum())
-
     def same_draws(self) -> None:
         """Seed the global generators alike on all ranks; for use inside `replayed`.
 

@@ -146,11 +146,6 @@ class TrainingLoop:
         self._drift: float | None = None
 
     @property
-    def per_episode(self) -> int:
-        """Steps of the episode that is reported."""
-        return self.per_epoch * self.schedule.epochs
-
-    @property
     def total(self) -> int:
         return self.per_epoch * self.begins[-1]
 

@@ -81,7 +81,7 @@ def test_an_epoch_of_any_length_covers_its_rows_evenly() -> None:
 def test_an_episode_starts_the_student_over(data: Data) -> None:
     training = trained(data, "cleanlab+folds=2")
     start = copy.deepcopy(training.module.state_dict())
-    on(training, training.per_episode)
+    on(training, training.per_epoch * training.schedule.epochs)
     training.start_over()
     assert all(torch.equal(v, start[k]) for k, v in training.module.state_dict().items())
     assert not training.optimizer.state and training.coach.steps == 0

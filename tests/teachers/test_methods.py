@@ -49,7 +49,7 @@ def test_every_method_resumes_to_the_bit(name: str, data: Data, tmp_path: Path) 
     assert len(ends) == 2 * whole.curriculum.episodes and not ends[-1].warm_up
     assert [end.warm_up for end in ends] == [True] * (len(ends) - 2) + [False] * 2
     store = Store(tmp_path / "checkpoints")
-    for stop in (7, whole.per_episode + 7)[: whole.curriculum.episodes]:
+    for stop in (7, whole.per_epoch * whole.schedule.epochs + 7)[: whole.curriculum.episodes]:
         first, second = trained(data, text), trained(data, text)
         on(first, stop)
         store.commit(stop, first.state_dict(), meta={})

@@ -152,7 +152,7 @@ def test_the_first_training_s_errors_weigh_more_in_the_second(data: Data) -> Non
     teacher = training.coach.teacher
     assert isinstance(teacher, Upweighted)
     start = {name: leaf.clone() for name, leaf in training.module.state_dict().items()}
-    assert (training.total, training.per_episode) == (50, 30)
+    assert (training.total, training.per_epoch) == (50, 10)
     ends = on(training, 20)
     assert [end.warm_up for end in ends] == [True, True] and training.episode == 0
     wrong = predicted(training.module, training.x).argmax(1) != training.y
