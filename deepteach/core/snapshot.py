@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
 
 from deepteach.core.ignored import ignored, not_left_out
+from deepteach.core.later import Later, WhenAsked
 from deepteach.core.nested import joined_batch, rows_of
-
-
-class Later:
-    """A number that is found when it is asked for: `find` makes somebody say `found`."""
-
-    __slots__ = ("_find", "_value")
-
-    def __init__(self, find: Callable[[], None]) -> None:
-        self._find: Callable[[], None] | None = find
-        self._value = 0.0
-
-    def found(self, value: float) -> None:
-        self._value, self._find = value, None
-
-    def __float__(self) -> float:
-        if self._find is not None:
-            self._find()
-        return self._value
-
-
-class _Read:
-    """A field of a dataclass that is read when it is asked for."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = f"_{name}"
-
-    def __get__(self, owner: Any, kind: type | None = None) -> float:
-        return 0.0 if owner is None else float(vars(owner)[self._name])
-
-    def __set__(self, owner: Any, value: float | Later) -> None:
-        vars(owner)[self._name] = value
 
 
 @dataclass(frozen=True)
@@ -56,7 +25,7 @@ class Clock:
 
     step: int = 0
     total: int | None = None
-    mean_loss: _Read = _Read()  # a number
+    mean_loss: WhenAsked = WhenAsked()  # a float to its readers; until one asks it may be a Later
     best_accuracy: float = 0.0
 
     @property
@@ -71,6 +40,7 @@ class Clock:
     def measured(self, accuracy: float | None) -> Clock:
         """After a trusted batch, whose accuracy is None where it is not known."""
         best = max(self.best_accuracy, accuracy or 0.0)
+        # As it is kept: to read `mean_loss` would wait for the device.
         return Clock(self.step, self.total, vars(self)["_mean_loss"], best)
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from deepteach.core.ignored import mean_counted, not_left_out
+from deepteach.core.later import Later
 from deepteach.core.losses import effective_fraction, of_counted
-from deepteach.core.snapshot import Later, Snapshot
+from deepteach.core.snapshot import Snapshot
 
 UNREAD = 64
 """Steps that wait at most."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deepteach.errors import DataError
-from deepteach.training.evaluate import noise_auroc
+from deepteach.training.ranking import noise_auroc
 
 
 class WrongLabels:

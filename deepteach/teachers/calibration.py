@@ -10,14 +10,6 @@ from torch import Tensor
 STEPS = 81
 """Temperatures that are tried, from 0.1 to 1000."""
 
-
-def turns(order: Tensor, folds: int) -> Tensor:
-    """The part of each sample, `(n,)`: samples take turns in this order."""
-    part = torch.empty_like(order)
-    part[order] = torch.arange(len(order), device=order.device) % folds
-    return part
-
-
 SCORES_AT_ONCE = 2**22
 """Numbers that are scored at once, at most."""
 

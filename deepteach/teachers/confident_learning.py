@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from typing import Any
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 from deepteach.core.predict import logits
 from deepteach.data.rows import select
 from deepteach.errors import ConfigError
-from deepteach.rng import stream
 from deepteach.teachers.curriculum import Curriculum, TrainingView
+from deepteach.teachers.folds import folds_of
 from deepteach.teachers.method import Method, recipe
 from deepteach.teachers.uniform import Uniform
 
@@ -82,30 +81,6 @@ class Pruned(Curriculum):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.probabilities, self.kept = state["probabilities"], state["kept"]
-
-
-def folds_of(labels: Tensor, folds: int, seed: int) -> Tensor:
-    """`(n,)` the part of each sample, of `folds`; every label is spread evenly over them.
-
-    Raises:
-        ConfigError: no label has as many samples.
-    """
-    from sklearn.model_selection import StratifiedKFold
-
-    if int(labels.bincount().max()) < folds:
-        raise ConfigError(
-            f"cross-validation in {folds} folds needs a class of as many samples: set "
-            f"folds={int(labels.bincount().max())} or less"
-        )
-    drawn = stream(seed, "folds").initial_seed() % 2**32  # as large as scikit-learn takes
-    splits = StratifiedKFold(folds, shuffle=True, random_state=drawn)
-    parts = torch.empty_like(labels)
-    with warnings.catch_warnings():
-        # A class of fewer samples than folds is missing from some parts, and that is all.
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        for part, (_, held) in enumerate(splits.split(labels, labels)):
-            parts[torch.from_numpy(held)] = part
-    return parts
 
 
 def _issues(labels: Tensor, probabilities: Tensor) -> Any:

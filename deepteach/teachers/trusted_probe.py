@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from deepteach.core.losses import margin
 from deepteach.core.snapshot import Snapshot
 from deepteach.errors import ConfigError
-from deepteach.teachers.calibration import most_likely, turns
+from deepteach.teachers.calibration import most_likely
 from deepteach.teachers.class_indices import class_indices
 from deepteach.teachers.discriminant import (
     discriminant,
@@ -17,6 +17,7 @@ from deepteach.teachers.discriminant import (
     of_members,
 )
 from deepteach.teachers.fitted import Probe, adopt_shapes, refuse_width
+from deepteach.teachers.folds import turns
 from deepteach.teachers.label_kinds import (
     OneClass,
     SeveralLabels,

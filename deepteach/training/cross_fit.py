@@ -14,7 +14,7 @@ from deepteach.core.predict import logits
 from deepteach.data.map_style import from_loader
 from deepteach.data.rows import select
 from deepteach.errors import ConfigError
-from deepteach.teachers.confident_learning import folds_of
+from deepteach.teachers.folds import folds_of
 from deepteach.training.api import assembled, configured, run
 
 

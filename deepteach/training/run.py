@@ -22,11 +22,12 @@ from deepteach.runs.checkpoint import Store
 from deepteach.training import diagnostics
 from deepteach.training.build import Built
 from deepteach.training.config import Config
-from deepteach.training.evaluate import Trust, measured, noise_auroc, ranking_figures, trust
+from deepteach.training.evaluate import Trust, measured, trust
 from deepteach.training.logged import logged
 from deepteach.training.loop import EpochEnd
 from deepteach.training.loop_cost import loop_cost, now
 from deepteach.training.progress import Watcher
+from deepteach.training.ranking import noise_auroc, ranking_figures
 from deepteach.training.resume import RunLog, meta_of, restore, state_of
 from deepteach.training.run_folder import open_folder, write_metrics, write_results
 from deepteach.training.signals import Interrupted, Interrupts

@@ -16,7 +16,7 @@ from deepteach.data.dataset import Data
 from deepteach.runs.checkpoint import Store
 from deepteach.teachers.controls import RandomNumbers, Shuffled, noise_gradients
 from deepteach.teachers.trusted_ratio import TrustedRatio
-from deepteach.training.evaluate import noise_auroc
+from deepteach.training.ranking import noise_auroc
 
 CONTROLS = ("shuffled", "random-features", "random-gradient", "untaught")
 

@@ -17,12 +17,12 @@ import deepteach as dt
 from deepteach.core import predict
 from deepteach.core.predict import accuracy, evaluating, logits
 from deepteach.data.dataset import Data
-from deepteach.training.evaluate import (
+from deepteach.training.evaluate import trust
+from deepteach.training.ranking import (
     log_quality,
     noise_auroc,
     precision_among,
     ranking_figures,
-    trust,
 )
 
 
