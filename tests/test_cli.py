@@ -196,7 +196,7 @@ def test_what_flags_say(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LR", "9")  # the environment holds no settings
     monkeypatch.setenv("SEED", "9")
     parser = Parser(prog="deepteach train")
-    train.add(parser, full=False)
+    train.add(parser)
     options, rest = parser.parse_known_args(line.split())
     assert rest == [] and options.flags.given(options) == FLAGS[line]
 

@@ -9,7 +9,7 @@ from deepteach.errors import ConfigError
 from deepteach.names import expanded
 
 
-def add(parser: Parser, full: bool) -> None:
+def add(parser: Parser) -> None:
     """Add the command's flags."""
     parser.add_argument(
         "--student",

@@ -7,7 +7,7 @@ import argparse
 from deepteach.cli.parser import Parser
 
 
-def add(parser: Parser, full: bool) -> None:
+def add(parser: Parser) -> None:
     """Add the command's flags."""
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--html", metavar="FILE", help="also write a page")

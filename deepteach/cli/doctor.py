@@ -13,10 +13,10 @@ from deepteach.training import config as configuration
 SETTINGS = ("data", "task", "group", "student", "internal", "interval", "window", "batch_size")
 
 
-def add(parser: Parser, full: bool) -> None:
+def add(parser: Parser) -> None:
     """Add the command's flags, which are some settings of a run."""
     parser.usage = f"{parser.prog} --student NAME [--KEY VALUE ...]"
-    parser.set_defaults(flags=Flags(parser, True, SETTINGS))
+    parser.set_defaults(flags=Flags(parser, full=True, only=SETTINGS))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -31,7 +31,7 @@ COMMANDS = {
     "doctor": "check a model of yours on one batch",
     "bench": "what teaching costs, as ratios to plain training",
 }
-"""Each is a file here, with `add(parser, full)` and `run(options) -> exit code`."""
+"""Each is a file here, with `add(parser)` and `run(options) -> exit code`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,8 +99,9 @@ def _command(arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}{hint(name, COMMANDS)}; see deepteach --help")
     command = import_module(f"deepteach.cli.{name}")
-    parser = Parser(prog=f"deepteach {name}", description=command.__doc__)
-    command.add(parser, "--help-all" in rest)
+    full = "--help-all" in rest
+    parser = Parser(prog=f"deepteach {name}", description=command.__doc__, full=full)
+    command.add(parser)
     options, unknown = parser.parse_known_args(rest)
     parser.refuse(unknown)
     return command.run(options)

@@ -43,7 +43,7 @@ class Flags:
         only: the settings that get a flag, where not all do.
     """
 
-    def __init__(self, parser: Parser, full: bool, only: Collection[str] | None = None) -> None:
+    def __init__(self, parser: Parser, *, full: bool, only: Collection[str] | None = None) -> None:
         self.fields = {
             key: field for key, field in fields_of(Config) if only is None or key in only
         }

@@ -23,7 +23,9 @@ class _Formatter(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are ConfigErrors and whose flags are written in full."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, full: bool = False, **options: Any) -> None:
+        self.full = full
+        """Its help shows all flags, not only the common ones."""
         self.flags: list[str] = []
         """The flags' names, without dashes."""
         self.says_keys = False

@@ -9,7 +9,7 @@ from deepteach.cli.parser import Parser, refuse_below_one
 from deepteach.names import expanded, known
 
 
-def add(parser: Parser, full: bool) -> None:
+def add(parser: Parser) -> None:
     """Add the command's flags."""
     parser.add_argument("table", metavar="TABLE", help="table1 to table7, ..., sources, labels")
     parser.add_argument("--scale", default="cpu", metavar="NAME", help="paper, cpu or smoke")
@@ -26,43 +26,49 @@ def add(parser: Parser, full: bool) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the cells that are missing and print the table; the exit code of the first failure."""
     from deepteach import cli
-    from deepteach.reproduction import launch as executors
-    from deepteach.reproduction import runner as reproduce
-    from deepteach.reproduction import summary
-    from deepteach.reproduction import tables as recipes
+    from deepteach.reproduction.launch import EXECUTORS
+    from deepteach.reproduction.runner import (
+        execute,
+        kept_rows,
+        read_csv,
+        result_rows,
+        write_csv,
+    )
+    from deepteach.reproduction.summary import figure2_page, summarise
+    from deepteach.reproduction.tables import cells
 
     refuse_below_one(options, "jobs", "seeds")
-    cells = recipes.cells(options.table, options.scale, options.seeds)
-    executor = known("executor", options.executor, executors.EXECUTORS)
+    wanted = cells(options.table, options.scale, options.seeds)
+    executor = known("executor", options.executor, EXECUTORS)
     out, failures = expanded(options.out), []
     if options.results is None:
         table, data = out / f"{options.table}.csv", options.data and expanded(options.data)
         # Its page is drawn from the runs themselves: rows are not enough.
-        kept = {} if options.table == "figure2" else reproduce.kept_rows(table, cells)
-        failures = reproduce.execute(
-            [c for c in cells if c.folder not in kept and not (options.headline and c.rank > 1)],
+        kept = {} if options.table == "figure2" else kept_rows(table, wanted)
+        failures = execute(
+            [c for c in wanted if c.folder not in kept and not (options.headline and c.rank > 1)],
             data or None,
             out,
             cli.main,
             jobs=options.jobs,
             executor=executor,
-            done=lambda: reproduce.write_csv(reproduce.result_rows(cells, out, kept), table),
+            done=lambda: write_csv(result_rows(wanted, out, kept), table),
         )
-        rows = reproduce.result_rows(cells, out, kept)
+        rows = result_rows(wanted, out, kept)
         if rows:
-            reproduce.write_csv(rows, table)
+            write_csv(rows, table)
     else:
         table = expanded(options.results)
-        rows = [row for row in reproduce.read_csv(table) if row["table"] == options.table]
+        rows = [row for row in read_csv(table) if row["table"] == options.table]
     if rows:
-        for found in summary.summarise(rows, options.scale):
+        for found in summarise(rows, options.scale):
             print(found.to_text() if options.format == "text" else found.to_markdown())
-    missing = len(cells) - len(rows) if options.results is None else 0
+    missing = len(wanted) - len(rows) if options.results is None else 0
     if missing:
-        print(f"{missing} of {len(cells)} cells are missing: the same command goes on with them")
+        print(f"{missing} of {len(wanted)} cells are missing: the same command goes on with them")
     print(f"results: {table}")
     if options.table == "figure2" and options.results is None and not missing:
-        print(f"page: {summary.figure2_page(cells, out)}")
+        print(f"page: {figure2_page(wanted, out)}")
     for failure in failures:
         print(f"failed ({failure.code}): {failure.name}: {failure.reason}", file=sys.stderr)
     return failures[0].code if failures else 0

@@ -16,14 +16,14 @@ from deepteach.training import config as configuration
 from deepteach.training.progress import Output, Watcher, watching
 
 
-def add(parser: Parser, full: bool) -> None:
-    """Add the command's flags; `full` shows all settings in the help."""
+def add(parser: Parser) -> None:
+    """Add the command's flags."""
     parser.usage = f"{parser.prog} [--config FILE] [--KEY VALUE ...] [--out DIR] [--resume]"
     parser.add_argument("--help-all", action="help", help="show all settings, not only these")
     parser.add_argument("--config", metavar="FILE", help="settings as YAML; flags win over them")
     parser.add_argument("--resume", action="store_true", help="go on in --out")
     parser.add_argument("--no-report", action="store_true", help="write no report.html")
-    parser.set_defaults(flags=Flags(parser, full))
+    parser.set_defaults(flags=Flags(parser, full=parser.full))
 
 
 def run(options: argparse.Namespace) -> int:
