@@ -21,7 +21,7 @@ from deepteach.data.lazy import Access, LazyRows
 from deepteach.data.manifest import manifest
 from deepteach.data.parquet import parquet
 from deepteach.data.sheets import GUESSED
-from deepteach.data.source import Asked, Read
+from deepteach.data.source import Asked, Read, Wanted
 from deepteach.data.splits import stratified_split
 from deepteach.data.tables import table
 from deepteach.data.tasks.registry import AUTO
@@ -81,9 +81,10 @@ def load(
         DataError: what cannot be read or used.
     """
     scheme, colon, path = spec.partition(":")
+    wanted = Wanted(spec, seed, valid_size, group, world, as_given, task)
     if scheme == "digits" and not colon:
         arrays = _digits(seed, 200 if valid_size is None else valid_size)
-        data = _built(arrays, spec, seed, None, as_given, world, task)
+        data = _built(arrays, replace(wanted, valid_size=None))
     elif scheme in _READERS:
         if not path:
             raise ConfigError(f"data '{spec}' names no path: expected {scheme}:PATH")
@@ -91,13 +92,13 @@ def load(
         reading = Access(seed, workers, as_given, say)
         arrays, notes = _READERS[scheme](file, Asked(group, image_size, reading))
         try:
-            data = _built(arrays, spec, seed, valid_size, as_given, world, task, file)
+            data = _built(arrays, wanted, file)
         except DataError as error:  # perhaps because another column has the labels
             guessed = [note for note in notes if note.startswith(GUESSED)]
             raise DataError("; ".join([str(error), *guessed])) from error
         data = replace(data, notes=(*notes, *data.notes))
     elif is_path(spec) and scheme != "digits":
-        data = _own(spec, seed, valid_size, group, as_given, world, task)
+        data = _own(wanted)
     else:
         raise _unknown(spec)
     asked = (image_size, image_size)
@@ -122,18 +123,9 @@ def _unknown(spec: str) -> ConfigError:
     )
 
 
-def _built(
-    arrays: Mapping[str, Any],
-    spec: str,
-    seed: int,
-    valid_size: int | None,
-    as_given: bool,
-    world: str | None,
-    task: str,
-    path: Path | None = None,
-) -> Data:
-    """`from_arrays` of that world, its refusals naming the source."""
-    told: tuple[str, ...] = ()
+def _built(arrays: Mapping[str, Any], wanted: Wanted, path: Path | None = None) -> Data:
+    """`from_arrays` of that world, its refusals naming the source; `path` is what was read."""
+    spec, world, told = wanted.spec, wanted.world, ()
     try:
         if world is not None:
             if any(isinstance(value, LazyRows) for value in arrays.values()):
@@ -141,27 +133,26 @@ def _built(
                     f"world {world!r} changes arrays, and the samples of {spec} are read when they "
                     "are needed: give an npz, or fewer images in a folder"
                 )
-            arrays, note = changed(world, arrays, seed, path, as_given=as_given)
+            arrays, note = changed(world, arrays, wanted.seed, path, as_given=wanted.as_given)
             told = (note,)
-        settings = {"name": spec, "seed": seed, "valid_size": valid_size, "as_given": as_given}
-        own = path is not None and world is None  # read for this, and nothing else looks at it
-        settings |= {"task": task, "overwrite": own}
+        settings = {
+            "name": spec,
+            "seed": wanted.seed,
+            "valid_size": wanted.valid_size,
+            "as_given": wanted.as_given,
+            "task": wanted.task,
+            # Read for this, and nothing else looks at it.
+            "overwrite": path is not None and world is None,
+        }
         data = from_arrays(**{**settings, **arrays})
     except DataError as error:
         raise DataError(f"{spec}: {error}") from error
     return replace(data, notes=(*told, *data.notes))
 
 
-def _own(
-    spec: str,
-    seed: int,
-    valid_size: int | None,
-    group: str | None,
-    as_given: bool,
-    world: str | None,
-    task: str,
-) -> Data:
+def _own(wanted: Wanted) -> Data:
     """What a function of the user's own returns, checked."""
+    spec = wanted.spec
     try:
         function = imported("data", spec)
     except ConfigError as error:
@@ -169,12 +160,13 @@ def _own(
         if isinstance(cause, ModuleNotFoundError) and cause.name == scheme.partition(".")[0]:
             raise _unknown(spec) from error  # more likely a misspelt scheme
         raise
-    made = called("data", spec, function, seed=seed, valid_size=valid_size, group=group)
+    options = {"seed": wanted.seed, "valid_size": wanted.valid_size, "group": wanted.group}
+    made = called("data", spec, function, **options)
     if isinstance(made, Data):
-        if world is not None:
+        if wanted.world is not None:
             raise ConfigError(
-                f"world {world!r} changes arrays, and data {spec!r} returned a finished Data: "
-                "return a mapping with x_train, y_train, x_valid and y_valid"
+                f"world {wanted.world!r} changes arrays, and data {spec!r} returned a finished "
+                "Data: return a mapping with x_train, y_train, x_valid and y_valid"
             )
         return replace(made, notes=(*made.notes, *(n for n in check(made) if n not in made.notes)))
     if not isinstance(made, Mapping):
@@ -191,7 +183,7 @@ def _own(
     for key in ("x_train", "y_train"):
         if key not in made:
             raise ConfigError(f"data {spec!r} returned no {key}: expected x_train and y_train")
-    return _built(made, spec, seed, valid_size, as_given, world, task)
+    return _built(made, wanted)
 
 
 def _digits(seed: int, valid_size: int) -> dict[str, Any]:

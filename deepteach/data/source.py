@@ -1,4 +1,4 @@
-"""What a reader of files is asked for beside their path, and what it returns."""
+"""What a load of data and a reader of files are asked for, and what a reader returns."""
 
 from __future__ import annotations
 
@@ -27,6 +27,29 @@ class Asked:
     group: str | None = None
     image_size: int | None = None
     reading: Access = ACCESS
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The data that are to be loaded, as `readers.load` was asked for them.
+
+    Args:
+        spec: what names them.
+        seed: of the split into parts.
+        valid_size: the number of trusted samples.
+        group: the column that names the source of each sample.
+        world: how they are changed before they are used.
+        as_given: for a student of the user's own.
+        task: what the labels are.
+    """
+
+    spec: str
+    seed: int
+    valid_size: int | None
+    group: str | None
+    world: str | None
+    as_given: bool
+    task: str
 
 
 def refuse_group(group: str, columns: Iterable[str], taken: Collection[str], where: object) -> None:
