@@ -365,11 +365,20 @@ def run(
         summary = main.finish(beside)
     average = main.loop.average
     return Result(
-        module, main.coach, config, summary, main.log.metrics, main.trust, folder, beside,
-        data.task, raw_inputs, sample_weights(data, main.trust),
+        model=module,
+        coach=main.coach,
+        config=config,
+        summary=summary,
+        metrics=main.log.metrics,
+        trust=main.trust,
+        path=folder,
+        beside=beside,
+        task=data.task,
+        inputs=raw_inputs,
+        weights=sample_weights(data, main.trust),
         model_ema=None if average is None else average.module,
         metrics_beside={name: other.log.metrics for name, other in others.items()},
-    )  # fmt: skip
+    )
 
 
 def _beside(config: Config, folder: Path | None) -> Iterator[Config]:
@@ -377,15 +386,9 @@ def _beside(config: Config, folder: Path | None) -> Iterator[Config]:
     names = ["uniform"] if config.baseline and config.method != "uniform" else []
     for name in [*names, *(name for name in config.beside if name != config.method)]:
         place = "baseline" if name == "uniform" else name
-        changes = {
-            "method": name,
-            "baseline": False,
-            "beside": (),
-            "adjoint": "method",
-            "graphs": 0,
-        }
         out = None if folder is None else str(folder / place)
-        yield config.model_copy(update={**changes, "teacher_lr": None, "out": out})
+        alone = {"baseline": False, "beside": (), "adjoint": "method", "graphs": 0}
+        yield config.model_copy(update={**alone, "teacher_lr": None, "method": name, "out": out})
 
 
 def _enter(stack: ExitStack, folder: Path, config: Config, resume: bool, decisions: str) -> None:

@@ -23,7 +23,7 @@ from deepteach.training import diagnostics
 from deepteach.training.build import Built
 from deepteach.training.config import Config
 from deepteach.training.evaluate import Trust, measured, trust
-from deepteach.training.logged import logged
+from deepteach.training.logged import Tell, logged
 from deepteach.training.loop import EpochEnd
 from deepteach.training.loop_cost import loop_cost, now
 from deepteach.training.progress import Watcher
@@ -89,23 +89,13 @@ class MethodRun:
 
     def go(self, watch: Watch, resume: bool) -> None:
         """Train to the end, from the newest verified checkpoint where there is one."""
-        store = None if self.folder is None else Store(self.folder / "checkpoints")
         loop, config, log = self.loop, self.config, self.log
         self._seed()
         with ExitStack() as stack:
             watcher = stack.enter_context(watch(config.method, config.epochs, loop.total))
             for note in self.built.notes:
                 watcher.say(note)
-            if self.folder is not None:
-                folder, place = self.folder, (loop.device, self.ranks.count)
-                said = self.data.decisions
-                self.ranks.lead(lambda: open_folder(folder, config, *place, said))
-                if (
-                    store is not None
-                    and resume
-                    and restore(loop, log, store, watcher.say, self._identity)
-                ):
-                    self.ranks.lead(lambda: write_metrics(folder, log.metrics))
+            store = None if self.folder is None else self._begin(self.folder, watcher, resume)
             settings = flat_settings(config.model_dump(mode="json"))
             run = LoggedRun(config.method, settings, self.folder, tuple(log.metrics))
             tell = stack.enter_context(logged(self.loggers, run, self.ranks))
@@ -117,16 +107,7 @@ class MethodRun:
                 watcher.step(loop.step)
                 stopped = self._stopped()
                 if end is not None or stopped:
-                    loop.refuse_non_finite()
-                if end is not None and not end.warm_up:
-                    line = self._line(end)
-                    log.metrics.append(line)
-                    log.history.append(end.weights)
-                    watcher.epoch(line)
-                if end is not None or stopped:
-                    self._commit(store, end)
-                if end is not None and not end.warm_up:
-                    tell(log.metrics[-1])
+                    self._after(end, store, watcher, tell)
                 if stopped:
                     raise Interrupted(stopped)
                 if end is not None and self._settled():
@@ -134,6 +115,29 @@ class MethodRun:
             self._tell_best(watcher)
             self._measure("end", watcher)
             self.trust = self._trust()
+
+    def _begin(self, folder: Path, watcher: Watcher, resume: bool) -> Store:
+        """Open the folder; its checkpoints, from the newest of which the training goes on."""
+        config, log, store = self.config, self.log, Store(folder / "checkpoints")
+        place, said = (self.loop.device, self.ranks.count), self.data.decisions
+        self.ranks.lead(lambda: open_folder(folder, config, *place, said))
+        if resume and restore(self.loop, log, store, watcher.say, self._identity):
+            self.ranks.lead(lambda: write_metrics(folder, log.metrics))
+        return store
+
+    def _after(
+        self, end: EpochEnd | None, store: Store | None, watcher: Watcher, tell: Tell
+    ) -> None:
+        """Note what an epoch came to, commit and tell it; without one, commit where it stops."""
+        self.loop.refuse_non_finite()
+        counted = None if end is None or end.warm_up else self._line(end)
+        if end is not None and counted is not None:
+            self.log.metrics.append(counted)
+            self.log.history.append(end.weights)
+            watcher.epoch(counted)
+        self._commit(store, new_line=counted is not None)
+        if counted is not None:
+            tell(counted)
 
     def _settled(self) -> bool:
         """Whether the training ends early: by what is in the log alone, so after a resume, too."""
@@ -204,8 +208,8 @@ class MethodRun:
         self.ranks.signal = self.signals.received or 0
         return self.ranks.signalled or None
 
-    def _commit(self, store: Store | None, end: EpochEnd | None) -> None:
-        """Write the metrics after an epoch, and a checkpoint."""
+    def _commit(self, store: Store | None, *, new_line: bool) -> None:
+        """Write the metrics where they have a new line, and a checkpoint."""
         step = self.loop.step
         self.coach.prove_equal(f"at the commit of step {step}")
         if store is None or self.folder is None:
@@ -213,7 +217,7 @@ class MethodRun:
         folder, state = self.folder, state_of(self.loop, self.log)
 
         def write() -> None:
-            if end is not None and not end.warm_up:
+            if new_line:
                 write_metrics(folder, self.log.metrics)
             store.commit(step, state, meta=meta_of(self.log, self.ranks, self._identity))
 
