@@ -14,23 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepteach.data.frames import columns_of, index_notes, refuse_columns
+from deepteach.data.checked import checked, with_trusted
+from deepteach.data.frames import columns_of
 from deepteach.data.lazy import LazyRows
 from deepteach.data.ranges import Range, refuse_two_ranges
 from deepteach.data.repeats import Keys, Repeats
 from deepteach.data.rows import Samples, select
 from deepteach.data.scaling import divisor, lost_digits, normalised, spread, whole
-from deepteach.data.splits import stratified_split
 from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.classification import Classification
-from deepteach.data.tasks.registry import AUTO, kind_of, told_of
+from deepteach.data.tasks.registry import AUTO
 from deepteach.data.texts import Texts
 from deepteach.data.validation import (
     Numbers,
     as_array,
-    features,
-    groups_of,
-    label_array,
     refuse_beyond_single,
     refuse_lengths,
     refuse_non_finite,
@@ -157,78 +154,31 @@ def from_arrays(
     Raises:
         DataError: one line that says what is wrong, where, and what to do.
     """
-    raw = {"x_train": x_train, "x_valid": x_valid, "x_test": x_test}
-    given = {"y_train": y_train, "y_clean": y_clean, "y_valid": y_valid, "y_test": y_test}
-    for x, y in (("x_valid", "y_valid"), ("x_test", "y_test")):
-        if (raw[x] is None) != (given[y] is None):
-            present, absent = (y, x) if raw[x] is None else (x, y)
-            raise DataError(f"{present} is given without {absent}: give both or neither")
-    refuse_columns(raw, "x_train")
-    refuse_columns(given, "y_train")
-    notes = index_notes(raw, {**given, "group_train": group_train})
-    given = {k: None if v is None else label_array(v, k) for k, v in given.items()}
-    xs: dict[str, Any] = {
-        k: v if isinstance(v, LazyRows) else features(v, k, as_given=as_given)
-        for k, v in raw.items()
-        if v is not None
-    }
-    numbers = {
-        k: row_numbers(rows, f"rows_{k}", len(xs[f"x_{k}"]))
-        for k, rows in (("train", rows_train), ("valid", rows_valid), ("test", rows_test))
-        if rows is not None and f"x_{k}" in xs
-    }
-    kind = kind_of(task, given)
-    ys = {k: kind.read(v, k, numbers) for k, v in given.items() if v is not None}
-    for k, values in xs.items():
-        if isinstance(values, LazyRows):
-            notes.extend(values.found.notes)
-            for note in values.found.notes:
-                warnings.warn(note, UserWarning, stacklevel=2)
-        else:
-            refuse_non_finite(values, k, numbers)
-    refuse_lengths(xs, ys)
-    for k, values in xs.items():
-        if values.shape[1:] != xs["x_train"].shape[1:]:
-            raise DataError(
-                f"samples of {k} have shape {values.shape[1:]}, those of x_train "
-                f"{xs['x_train'].shape[1:]}: expected the same"
-            )
-    labels = kind.coded(ys, classes, label_names, numbers)
-    ys = labels.codes
-    group, group_names = groups_of(group_train, len(xs["x_train"]))
-    paths = None if paths_train is None else Texts.of(paths_train)
-    if paths is not None and len(paths) != len(xs["x_train"]):
-        raise DataError(
-            f"x_train has {len(xs['x_train'])} rows but paths_train {len(paths)}: expected a file "
-            "for each"
-        )
-    rows = numbers.get("train", np.arange(len(xs["x_train"])))
-    trusted = numbers.get("valid")
-    notes.extend(labels.notes)
-    if task == AUTO and (taken := told_of(kind, labels.task.classes, bool(labels.task.names))):
-        notes.append(taken)
-    split_off = "x_valid" not in xs
-    if split_off:
-        rest, part, note = _split_off(xs, ys, labels.task, seed, valid_size)
-        rows, trusted = rows[rest], rows[part]
-        group = None if group is None else group[rest]
-        paths = None if paths is None else paths.take(rest)
-        notes.append(note)
-    elif valid_size is not None:
-        part, note = _fewer(xs, ys, labels.task, seed, valid_size)
-        trusted = None if trusted is None else trusted[part]
-        notes.append(note)
+    parts = checked(
+        {"x_train": x_train, "x_valid": x_valid, "x_test": x_test},
+        {"y_train": y_train, "y_clean": y_clean, "y_valid": y_valid, "y_test": y_test},
+        {"train": rows_train, "valid": rows_valid, "test": rows_test},
+        group=group_train,
+        paths=paths_train,
+        classes=classes,
+        names=label_names,
+        as_given=as_given,
+        task=task,
+    )
+    split_off = "x_valid" not in parts.xs
+    parts = with_trusted(parts, seed, valid_size)
+    xs, notes = parts.xs, parts.notes
     lazy = isinstance(xs["x_train"], LazyRows) or isinstance(xs["x_valid"], LazyRows)
     keys = Keys.of(xs["x_train"], xs["x_valid"], wide=not as_given) if lazy else None
     if isinstance(xs["x_valid"], LazyRows):
-        xs["x_valid"] = xs["x_valid"].held()
+        xs = {**xs, "x_valid": xs["x_valid"].held()}
     refuse_two_ranges({k: Range.of(v) for k, v in xs.items()})
-    numbers = {**numbers, "train": rows, **({} if trusted is None else {"valid": trusted})}
-    x, mean, scale, lost = _scaled(xs, normalise, as_given, overwrite, numbers)
+    x, mean, scale, lost = _scaled(xs, normalise, as_given, overwrite, parts.rows)
     if lost is not None:
-        notes.append(lost)
+        notes = (*notes, lost)
         warnings.warn(lost, UserWarning, stacklevel=2)
-    y = {k: torch.from_numpy(v) for k, v in ys.items()}
+    y = {k: torch.from_numpy(v) for k, v in parts.ys.items()}
+    trusted, group, called = parts.rows.get("valid"), parts.group, parts.task.names
     data = Data(
         x_train=x["x_train"],
         y_train=y["y_train"],
@@ -237,17 +187,17 @@ def from_arrays(
         x_test=x.get("x_test"),
         y_test=y.get("y_test"),
         y_clean=y.get("y_clean"),
-        classes=labels.task.classes,
+        classes=parts.task.classes,
         name=name,
         mean=mean,
         scale=scale,
-        rows=torch.from_numpy(rows),
+        rows=torch.from_numpy(parts.rows["train"]),
         rows_valid=None if trusted is None else torch.from_numpy(trusted),
-        paths=paths,
+        paths=parts.paths,
         group=None if group is None else torch.from_numpy(group),
-        group_names=group_names,
-        label_names=None if (called := labels.task.names) is None else tuple(map(str, called)),
-        task=labels.task,
+        group_names=parts.group_names,
+        label_names=None if called is None else tuple(map(str, called)),
+        task=parts.task,
         columns=None if (columns := columns_of(x_train)) is None else tuple(columns),
     )
     return replace(data, notes=(*notes, *check(data, split_off=split_off, keys=keys)))
@@ -325,48 +275,3 @@ def _scaled(
             if not keep[k]:
                 refuse_overflow(made[k], x, k, numbers)
     return made, torch.from_numpy(mean), torch.from_numpy(scale), lost
-
-
-def _split_off(
-    xs: dict[str, Any], ys: dict[str, np.ndarray], task: Task, seed: int, size: int | None
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Move a stratified part of the training samples to x_valid, y_valid.
-
-    Returns the places of what is left and of what was moved, and what to tell the user.
-    """
-    y = ys["y_train"]
-    task.refuse_rare(y)
-    wanted = min(1000, max(1, len(y) // 10)) if size is None else size
-    rest, part = stratified_split(task.strata(y), wanted, seed, least=2 if size is None else 0)
-    trusted = ys.get("y_clean", y)
-    xs["x_valid"], ys["y_valid"] = _taken(xs["x_train"], part), trusted[part]
-    xs["x_train"] = _taken(xs["x_train"], rest)
-    ys.update({k: ys[k][rest] for k in ("y_train", "y_clean") if k in ys})
-    kind = "true" if "y_clean" in ys else "given"
-    note = (
-        f"no x_valid: {len(part)} of {len(y)} training samples (stratified) were split off "
-        f"as the trusted set, with their {kind} labels"
-    )
-    return rest, part, note
-
-
-def _fewer(
-    xs: dict[str, Any], ys: dict[str, np.ndarray], task: Task, seed: int, size: int
-) -> tuple[np.ndarray, str]:
-    """Leave a stratified part of x_valid, y_valid; its places, and what to tell the user."""
-    there = len(ys["y_valid"])
-    if size > there:
-        raise DataError(f"valid_size is {size}, and x_valid has {there} samples: lower it")
-    part = np.arange(there)
-    if size < there:
-        _, part = stratified_split(task.strata(ys["y_valid"]), size, seed)
-    xs["x_valid"], ys["y_valid"] = _taken(xs["x_valid"], part), ys["y_valid"][part]
-    return (
-        part,
-        f"valid_size {size}: {size} of the {there} samples of x_valid (stratified) are used",
-    )
-
-
-def _taken(x: Any, places: np.ndarray) -> Any:
-    """Some of the samples; what is read on access stays unread."""
-    return x.select(torch.from_numpy(places)) if isinstance(x, LazyRows) else x[places]
