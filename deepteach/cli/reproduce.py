@@ -35,16 +35,16 @@ def run(options: argparse.Namespace) -> int:
         write_csv,
     )
     from deepteach.reproduction.summary import figure2_page, summarise
-    from deepteach.reproduction.tables import cells
+    from deepteach.reproduction.tables import TABLES, cells
 
     refuse_below_one(options, "jobs", "seeds")
     wanted = cells(options.table, options.scale, options.seeds)
+    has_page = TABLES[options.table].page
     executor = known("executor", options.executor, EXECUTORS)
     out, failures = expanded(options.out), []
     if options.results is None:
         table, data = out / f"{options.table}.csv", options.data and expanded(options.data)
-        # Its page is drawn from the runs themselves: rows are not enough.
-        kept = {} if options.table == "figure2" else kept_rows(table, wanted)
+        kept = {} if has_page else kept_rows(table, wanted)
         failures = execute(
             [c for c in wanted if c.folder not in kept and not (options.headline and c.rank > 1)],
             data or None,
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     if missing:
         print(f"{missing} of {len(wanted)} cells are missing: the same command goes on with them")
     print(f"results: {table}")
-    if options.table == "figure2" and options.results is None and not missing:
+    if has_page and options.results is None and not missing:
         print(f"page: {figure2_page(wanted, out)}")
     for failure in failures:
         print(f"failed ({failure.code}): {failure.name}: {failure.reason}", file=sys.stderr)

@@ -11,7 +11,7 @@ what is not found true there is asked once more, at another one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -62,6 +62,24 @@ class Findings:
     def __or__(self, other: Findings) -> Findings:
         """What holds in either: a kink between two differences is nobody's hook."""
         return Findings(*(getattr(self, f.name) or getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass
+class Examined:
+    """What examinations have said of a student: it is asked anew where it has changed.
+
+    Args:
+        structure: the student's, and the derivative that was wanted, when `findings` were made.
+        findings: of its gradients.
+        sweeps: windows that were crossed.
+        buffers: the structure that was examined for what passes leave to later ones in buffers,
+            and the buffers in which they do.
+    """
+
+    structure: object = None
+    findings: Findings = field(default_factory=Findings)
+    sweeps: int = 0
+    buffers: tuple[object, list[str]] | None = None
 
 
 Losses = Callable[[Params], Tensor]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient, Window
+from deepteach.core.examination import Examined
 from deepteach.core.module_state import buffers_kept
 from deepteach.core.objective import Objective
 from deepteach.core.optim import Hyper
@@ -27,6 +28,7 @@ class LookBack:
     objective: Objective
     recorder: Recorder
     adjoint: AbstractAdjoint
+    examined: Examined = field(default_factory=Examined)
 
     def check(self, hyper: list[Hyper], window: int, dtypes: set[torch.dtype]) -> None:
         """Refuse, before anything runs, what the adjoint cannot do exactly."""
@@ -93,6 +95,7 @@ class LookBack:
             held=recorder.held(),
             # Graphs are differentiated once, by the adjoint that they were made for.
             graphs=recorder.graphs.take(steps) if adjoint is None else {},
+            examined=self.examined,
         )
         objective.confirmed.clear()
         found = crossing.gradient(seen, validation)

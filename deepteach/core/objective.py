@@ -11,7 +11,6 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,17 +58,10 @@ class Objective:
     loss: SampleLoss
     through_weights: bool
     forward_mode: bool = True
-    examined: bool = False
-    examined_buffers: tuple[object, list[str]] | None = None
-    """The structure that was examined for what passes leave to later ones, and what they do."""
+    uncut: bool = False
+    """No gradient of the student was cut off when that was last asked (`refuse_cut`)."""
     left: list[tuple[int, int]] | None = None
     """The student's buffers as the last pass that was trained on left them, and their versions."""
-    findings: Any = None
-    """What an examination said of the student's gradients (`examination.Findings`)."""
-    examined_as: object = None
-    """The student's structure when that was."""
-    sweeps: int = 0
-    """Windows that were crossed."""
     ranks: Ranks = field(default_factory=Ranks)
     summed: Params | None = None
     """While a sweep asks for it: how large the terms are that `teacher_gradient` adds up."""
@@ -251,9 +243,9 @@ class Objective:
                 create_graph=not first_order,
                 allow_unused=True,
             )
-        if not first_order and not self.examined:
+        if not first_order and not self.uncut:
             refuse_cut(found)
-            self.examined = True
+            self.uncut = True
         pairs = list(zip(theta.items(), found, strict=True))
         gradient = {n: torch.zeros_like(leaf) if g is None else g for (n, leaf), g in pairs}
         return Linearised(

@@ -66,10 +66,11 @@ def cleaned_dataset(
         DataError: it is another data set than that of the run.
     """
     config: Any = getattr(run, "config", {})
+    path = getattr(run, "path", None)
     if decisions is not None:
         decided = decisions_of(decisions).labels
-    elif run.path is not None:
-        decided = _decided(run.path)
+    elif path is not None:
+        decided = _decided(path)
     elif getattr(config, "decisions", None) is None:
         decided = {}
     else:

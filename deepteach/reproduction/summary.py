@@ -70,7 +70,7 @@ def figure2_page(cells: Sequence[Cell], out: Path) -> Path:
 
 def _published(table: str) -> dict[tuple[str, ...], float]:
     """The paper's number by the columns of a row; the same cell may be of several scales."""
-    every: list[Cell] = list(chain.from_iterable(TABLES[table](s) for s in SCALES.values()))
+    every: list[Cell] = list(chain.from_iterable(TABLES[table].cells(s) for s in SCALES.values()))
     return {_key(cell): cell.published for cell in every if cell.published is not None}
 
 

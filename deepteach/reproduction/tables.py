@@ -7,7 +7,7 @@ under the same name: data and student are columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deepteach.errors import ConfigError
@@ -274,37 +274,57 @@ def controls(scale: Scale) -> list[Cell]:
     return found
 
 
-TABLES: dict[str, Callable[[Scale], list[Cell]]] = {
-    "table1": table1, "table2": table2, "table3": table3, "table4": table4, "table5": table5,
-    "table6": table6, "table7": table7, "figure2": figure2_teachers, "deeper": deeper,
-    "transfer": transfer, "human": human, "controls": controls,
-    **{name: beyond(name) for name in BEYOND}, "carried": carried,
-}  # fmt: skip
+@dataclass(frozen=True)
+class Table:
+    """A table as runs, and what of the paper it stands for."""
+
+    cells: Callable[[Scale], list[Cell]]
+    paper: Sequence[str] = ("CIFAR-10 with resnet32",)
+    """The paper's cells, of which a scale may lack some; none where the table is not its own."""
+    left_out: str = ""
+    """What is left out even where a scale has CIFAR-100, and why."""
+    page: bool = False
+    """It has a page, which is drawn from the runs themselves: rows are not enough."""
+
+
+TABLES: dict[str, Table] = {
+    "table1": Table(table1, [f"{data} with {student}" for data, student in PUBLISHED_1]),
+    "table2": Table(table2),
+    "table3": Table(table3),
+    "table4": Table(table4),
+    "table5": Table(table5, [f"{data} with wrn-28-10, {100 * p:g} %" for data, p in PUBLISHED_5]),
+    "table6": Table(table6, [f"{data} with resnet32, {100 * p:g} %" for data, p in PUBLISHED_6]),
+    "table7": Table(table7),
+    "figure2": Table(figure2_teachers, page=True),
+    "deeper": Table(deeper),
+    "transfer": Table(
+        transfer,
+        ("CIFAR-10 to CIFAR-100 with resnet32", "resnet32 to resnet110 on CIFAR-10"),
+        "I0+M0 to CIFAR-100: an embedding of 10 labels fits no 100, and the paper does not "
+        "say what it did; a teacher of I0 alone is moved instead",
+    ),
+    "human": Table(human, ()),
+    "controls": Table(controls, ()),
+    **{name: Table(beyond(name), ()) for name in BEYOND},
+    "carried": Table(carried, ()),
+}
 
 
 def cells(table: str, scale: str, seeds: int | None = None) -> list[Cell]:
     """The cells of a table. Raises ConfigError: an unknown table or scale, with the nearest."""
-    recipe = known("table", table, TABLES)
+    wanted = known("table", table, TABLES)
     chosen = known("scale", scale, SCALES)
     if seeds is not None and seeds < 1:
         raise ConfigError(f"--seeds must be 1 or more, got {seeds}")
     if seeds is not None:
         chosen = replace(chosen, seeds=seeds, headline_seeds=seeds)
-    return recipe(chosen)
+    return wanted.cells(chosen)
 
 
 def not_reproduced(table: str, scale: str) -> list[str]:
     """What this scale leaves out of a table, and why."""
-    place, reasons = SCALES[scale], []
-    if table in (*BEYOND, "carried"):
-        return []
-    published: dict[str, list[str]] = {
-        "table1": [f"{data} with {student}" for data, student in PUBLISHED_1],
-        "table5": [f"{data} with wrn-28-10, {100 * p:g} %" for data, p in PUBLISHED_5],
-        "table6": [f"{data} with resnet32, {100 * p:g} %" for data, p in PUBLISHED_6],
-        "transfer": ["CIFAR-10 to CIFAR-100 with resnet32", "resnet32 to resnet110 on CIFAR-10"],
-    }
-    for cell in published.get(table, ["CIFAR-10 with resnet32"]):
+    place, wanted, reasons = SCALES[scale], TABLES[table], []
+    for cell in wanted.paper:
         why = []
         if "CIFAR-100" in cell and "CIFAR-100" not in place.data:
             why.append("its images are not among the data of this scale")
@@ -312,11 +332,8 @@ def not_reproduced(table: str, scale: str) -> list[str]:
         here = [name for name in big if place.students.get(name) != name]
         if here:
             why.append(f"{here[0]} at its epochs needs a GPU")
-        if why and table not in ("human", "controls"):
+        if why:
             reasons.append(f"{cell}: {'; '.join(why)}")
-    if table == "transfer" and "CIFAR-100" in place.data:
-        reasons.append(
-            "I0+M0 to CIFAR-100: an embedding of 10 labels fits no 100, and the paper does not "
-            "say what it did; a teacher of I0 alone is moved instead"
-        )
+    if wanted.left_out and "CIFAR-100" in place.data:
+        reasons.append(wanted.left_out)
     return reasons

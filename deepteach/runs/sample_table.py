@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +25,6 @@ class SampleTable:
     """In the order of their index."""
     summary: dict[str, Any]
     """The fields of summary.json."""
-    path: Path | None
-    """The run's folder; None where nothing was written."""
 
     def to_frame(self) -> pandas.DataFrame:
         """The columns of weights.csv, a row per training sample; its index is the user's own row.

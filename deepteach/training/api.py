@@ -384,16 +384,10 @@ def _beside(config: Config, folder: Path | None) -> Iterator[Config]:
     """The settings of the runs on the same schedule, each in a folder of its own."""
     names = [UNIFORM] if config.baseline and config.method != UNIFORM else []
     for name in [*names, *(name for name in config.beside if name != config.method)]:
-        changes = {
-            "method": name,
-            "baseline": False,
-            "beside": (),
-            "adjoint": METHODS_OWN,
-            "graphs": 0,
-            "teacher_lr": None,
-            "out": None if folder is None else str(folder / folder_of(name)),
-        }
-        yield config.model_copy(update=changes)
+        out = None if folder is None else str(folder / folder_of(name))
+        own = {"adjoint": METHODS_OWN, "graphs": 0, "teacher_lr": None}
+        alone = {"method": name, "baseline": False, "beside": (), "out": out}
+        yield config.model_copy(update={**own, **alone})
 
 
 def _enter(stack: ExitStack, folder: Path, config: Config, resume: bool, decisions: str) -> None:

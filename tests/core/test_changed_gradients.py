@@ -311,8 +311,9 @@ def test_torch_itself_is_wrong_there() -> None:
     """Why several steps are refused: plain autograd through the window, in silence."""
     module, coach = loop(TensorHook, 4, dt.Unrolled())
     module.eval()
-    coach.objective.sweeps, coach.objective.findings = 1, Findings()  # as if it had passed
-    coach.objective.examined_as = (coach.student.structure(), SECOND)
+    examined = coach._look_back.examined  # as if it had passed
+    examined.sweeps, examined.findings = 1, Findings()
+    examined.structure = (coach.student.structure(), SECOND)
     found = coach.meta_gradient(X[100:], Y[100:])["k"]
     assert not torch.allclose(found, differences(TensorHook, 4), rtol=1e-2)
 

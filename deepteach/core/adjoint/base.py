@@ -23,7 +23,7 @@ import torch
 from deepteach.core.adjoint import guards
 from deepteach.core.adjoint.guards import LEAST_MIXED_TOLERANCE
 from deepteach.core.adjoint.moved_buffers import MovedBuffers
-from deepteach.core.examination import DIFFERENCES, EITHER, REVERSE, SECOND
+from deepteach.core.examination import DIFFERENCES, EITHER, REVERSE, SECOND, Examined
 from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
 from deepteach.core.forward_mode import lacks_forward_rule
 from deepteach.core.gradient_audit import compare_gradients
@@ -62,6 +62,8 @@ class Window:
     held: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What the optimizer holds after the last step, by parameter."""
     graphs: dict[int, Linearised] = field(default_factory=dict)
+    examined: Examined = field(default_factory=Examined)
+    """What is known of the student; what this sweep finds is known to the next ones."""
     memo: dict[Any, Any] = field(default_factory=dict)
     """The adjoint's own scratch of one sweep."""
 
@@ -265,10 +267,10 @@ class AbstractAdjoint:
         objective, newest = window.objective, window.steps[-1]
         d_theta = validation.gradient(window.final.theta)
         steps = window.steps[window.start :]
-        moved = MovedBuffers(objective, steps, window.final.theta, validation)
-        guards.examine_gradients(
-            objective, window.final.theta, newest, validation, self._derivative(window)
-        )
+        about = (objective, window.examined)
+        moved = MovedBuffers(*about, steps, window.final.theta, validation)
+        derivative = self._derivative(window)
+        guards.examine_gradients(*about, window.final.theta, newest, validation, derivative)
         # Hooks read the modes on the way back, when a replay has put them back already.
         with objective.student.in_modes(newest.passes[0].modes):
             return self.swept(window, d_theta, moved)

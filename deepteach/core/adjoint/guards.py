@@ -14,6 +14,7 @@ from deepteach.core.examination import (
     DIFFERENCES,
     EITHER,
     SECOND,
+    Examined,
     Findings,
     findings_of,
     looks_again,
@@ -222,6 +223,7 @@ def kept_intact() -> Iterator[None]:
 
 def examine_gradients(
     objective: Objective,
+    examined: Examined,
     theta: Params,
     step: Step,
     validation: Validation,
@@ -234,7 +236,8 @@ def examine_gradients(
     validation loss must have its own gradient in any case.
 
     Args:
-        objective: remembers what was found.
+        objective: whose student it is.
+        examined: what was found before; gets what is found now.
         theta: the student's parameters.
         step: a recorded step, whose samples are asked.
         validation: the trusted batch, whose samples are asked as well.
@@ -245,17 +248,17 @@ def examine_gradients(
         ConfigError: they are not.
     """
     structure = (objective.student.structure(), derivative)
-    objective.sweeps += 1
-    if objective.examined_as != structure or looks_again(objective.sweeps):
+    examined.sweeps += 1
+    if examined.structure != structure or looks_again(examined.sweeps):
         theta, any_of = objective.gathered(theta), objective.ranks.any
         found = findings_of(objective, theta, step, derivative)
         checked = slopes_are_true(objective, theta, validation)
-        objective.findings = Findings(
+        examined.findings = Findings(
             *(not any_of(not flag) for flag in (found.true, found.derived, found.forward, checked))
         )
-        objective.forward_mode = objective.findings.forward
-        objective.examined, objective.examined_as = False, structure
-    found = objective.findings
+        examined.structure = structure
+        objective.forward_mode, objective.uncut = examined.findings.forward, False
+    found = examined.findings
     known = found.derived or derivative == DIFFERENCES
     if not known and not (derivative == EITHER and found.forward):
         raise ConfigError(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deepteach.core.bystanders import altered, beside, losses_beside, one_read
+from deepteach.core.examination import Examined
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
 from deepteach.core.running_statistics import RunningStatistics, pull_statistics
@@ -30,7 +31,8 @@ class MovedBuffers:
     """The trusted loss as a function of the buffers after each step, backwards from the last.
 
     Args:
-        objective: knows the student, and what of it was examined before.
+        objective: knows the student.
+        examined: what of it was examined before; gets what is found now.
         steps: of the window.
         theta: after them.
         validation: the trusted batch.
@@ -40,7 +42,12 @@ class MovedBuffers:
     """
 
     def __init__(
-        self, objective: Objective, steps: Sequence[Step], theta: Params, validation: Validation
+        self,
+        objective: Objective,
+        examined: Examined,
+        steps: Sequence[Step],
+        theta: Params,
+        validation: Validation,
     ) -> None:
         self.cotangent: Params = {}
         """d(trusted loss)/d(buffers), of those that it reads."""
@@ -57,8 +64,8 @@ class MovedBuffers:
                 self._look(theta, validation, names, examined=True)
             return
         key = (self._student.structure(), steps[-1].passes[-1].modes)
-        examined, names = objective.examined_buffers or (None, [])
-        known = examined == key
+        before, names = examined.buffers or (None, [])
+        known = before == key
         if not known:
             names = _differing(steps[0].passes[0].buffers, self._after[-1])
             if not names:
@@ -67,7 +74,7 @@ class MovedBuffers:
             _refuse_read_in_training(objective, steps[-1], theta, names)
         if names and self._student.modes() != steps[-1].passes[-1].modes:
             self._look(theta, validation, names, examined=known)
-        objective.examined_buffers = key, names
+        examined.buffers = key, names
         if self.cotangent and objective.ranks.count > 1:
             raise ConfigError(
                 "the running statistics of several processes differ, so the trusted loss in eval "

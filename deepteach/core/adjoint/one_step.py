@@ -61,7 +61,8 @@ class Lookahead(AbstractAdjoint):
         d_theta = validation.gradient(later.theta)
         approximate = self.derivatives == FINITE_DIFFERENCE
         derivative = DIFFERENCES if approximate else EITHER
-        guards.examine_gradients(window.objective, theta, step, validation, derivative)
+        about = (window.objective, window.examined)
+        guards.examine_gradients(*about, theta, step, validation, derivative)
         cotangent = State(d_theta, {slot: zeros_like(d_theta) for slot in rule.slot_names})
         along = rule.pull(state, gradient, hyper, cotangent).gradient
         window.objective.summed = zeros_like(window.omega)
@@ -105,7 +106,8 @@ class FirstOrder(AbstractAdjoint):
     def gradient(self, window: Window, validation: Validation) -> MetaGradient:
         objective, step, theta = window.objective, window.steps[-1], window.final.theta
         direction = validation.gradient(theta)
-        guards.examine_gradients(objective, theta, step, validation, DIFFERENCES)
+        about = (objective, window.examined)
+        guards.examine_gradients(*about, theta, step, validation, DIFFERENCES)
         eps = self.radius / (norm(direction) + 1e-12)
         omega = {name: leaf.detach().requires_grad_() for name, leaf in window.omega.items()}
         recorded = step.snapshot
