@@ -36,7 +36,8 @@ from deepteach.integrations.estimator_checks import (
     targets_of,
 )
 from deepteach.integrations.input_forms import form_for
-from deepteach.training.api import Result, configured, run
+from deepteach.training.api import configured, run
+from deepteach.training.result import Result
 
 
 class TaughtEstimator(BaseEstimator):
@@ -172,7 +173,7 @@ class TaughtEstimator(BaseEstimator):
         )
         data, as_given = form_for(self.model, self.internal, x, made)
         result = self._train(data, seed)
-        self._inputs, self._task = RawInputs.of(data, as_given=as_given), data.task
+        self._inputs, self._task = RawInputs.of(data, as_given=as_given), result.task
         self.module_, self.teacher_ = result.model, result.coach.teacher
         self.history_, self.summary_ = result.metrics, result.summary
         self.sample_weights_ = np.full(len(x), np.nan)
@@ -314,8 +315,7 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """`(n, classes)` probabilities in the order of `classes_`. Raises NotFittedError."""
-        scores = self._scores(X)[:, : len(self.classes_)].double()
-        return (scores.softmax(1) if self._task.exclusive else scores.sigmoid()).numpy()
+        return self._task.probabilities(self._scores(X)).numpy()
 
     def predict(self, X: Any) -> NDArray:
         """`(n,)` labels, of the kind of y, or `(n, labels)`. Raises NotFittedError."""

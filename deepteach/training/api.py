@@ -8,17 +8,14 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from deepteach.core.coach import Coach
-from deepteach.core.predict import logits
 from deepteach.data.dataset import Data, from_arrays
 from deepteach.data.decisions import decided, decisions_of
 from deepteach.data.huggingface_datasets import opened
@@ -26,7 +23,6 @@ from deepteach.data.inputs import RawInputs
 from deepteach.data.lazy import Access, LazyRows
 from deepteach.data.map_style import from_loader, part_of
 from deepteach.data.rows import fingerprint, readable
-from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.registry import AUTO
 from deepteach.data.validation import features
 from deepteach.distributed.launch import joined, refuse_other
@@ -35,15 +31,13 @@ from deepteach.loggers.base import AbstractLogger
 from deepteach.loggers.registry import logger_of
 from deepteach.names import expanded
 from deepteach.runs.lock import RunLock
-from deepteach.runs.reader import UNIFORM, Run, folder_of
-from deepteach.runs.sample_table import SampleTable
-from deepteach.runs.weights import Weights
+from deepteach.runs.reader import UNIFORM, folder_of
 from deepteach.teachers.registry import method_name
 from deepteach.training import build
 from deepteach.training.choices import Overrides, name_of, refuse_misplaced
 from deepteach.training.config import METHODS_OWN, RUNTIME_KEYS, Config, make
-from deepteach.training.evaluate import Trust
 from deepteach.training.progress import Silent
+from deepteach.training.result import Result
 from deepteach.training.run import MethodRun, Watch
 from deepteach.training.run_folder import claim
 from deepteach.training.sample_files import sample_weights
@@ -54,73 +48,6 @@ OWN = ("optimizer", "loss", "augment")
 
 GIVEN = "given"
 """What the settings say of decisions that came as a mapping."""
-
-
-@dataclass(frozen=True)
-class Result(SampleTable):
-    """A finished run.
-
-    Args:
-        model: the trained student; the module that was given.
-        coach: with the teacher and the optimizer as they are at the end.
-        config: the settings, resolved.
-        summary: the fields of summary.json.
-        metrics: a mapping per epoch, the lines of metrics.jsonl.
-        trust: the training samples as the teacher sees them at the end.
-        path: the run's folder; None where nothing was written.
-        beside: summaries of the runs trained on the same schedule, by method; "uniform" is
-            among them unless `baseline` was off.
-        task: what the labels are.
-        inputs: raw samples to what the model takes.
-        weights: the training samples as weights.csv lists them, in the order of their index.
-        model_ema: the moving average of the student; None where `ema` is off.
-        metrics_beside: as `metrics`, of the runs on the same schedule.
-    """
-
-    model: nn.Module
-    coach: Coach
-    config: Config
-    summary: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    trust: Trust
-    path: Path | None
-    beside: dict[str, dict[str, Any]]
-    task: Task
-    inputs: RawInputs
-    weights: Weights
-    model_ema: nn.Module | None = None
-    metrics_beside: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-
-    def _repr_html_(self) -> str:
-        """In a notebook: the methods side by side, and the curves."""
-        from deepteach.report.notebook import run_html  # matplotlib, which training does without
-
-        config, own = self.config.model_dump(mode="json"), self.weights
-        beside = tuple(
-            Run(
-                Path(folder_of(name)),
-                {**config, "method": name},
-                summary,
-                self.metrics_beside.get(name, []),
-                own,
-            )
-            for name, summary in self.beside.items()
-        )
-        path = self.path or Path()
-        return run_html(Run(path, config, self.summary, self.metrics, own, beside=beside))
-
-    def predict(self, x: Any) -> NDArray[Any]:
-        """Predictions for raw samples, in the user's own labels or units.
-
-        `(n,)` classes (text, or int64 where labels were numbers) or targets, `(n, k)` 0 and 1 for
-        several labels, `(n, classes)` probabilities where labels were given so. By the averaged
-        student where `ema` is on.
-
-        Raises:
-            DataError: samples that are not as those of the training.
-        """
-        student = self.model if self.model_ema is None else self.model_ema
-        return self.task.given_back(self.task.predicted(logits(student, self.inputs(x))))
 
 
 def train(
@@ -338,6 +265,7 @@ def run(
             ranks.lead(lambda: _enter(stack, folder, config, resume, data.decisions))
         signals = stack.enter_context(interrupts(relays=ranks.count > 1))
         overrides = overrides or Overrides()
+        data = build.read_by_own_loss(config, data, module.to(device), layer, overrides)
 
         def made(own: Config, own_module: nn.Module, own_teacher: Any) -> MethodRun:
             leads = own is config

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepteach.data.labels import encode, labels_of
 from deepteach.data.noise import CLASS_NOISE, NoiseOf
-from deepteach.data.tasks.base import Coded, Parts, Task, Told
+from deepteach.data.tasks.base import Coded, Parts, SlopeOf, Task, Told
 from deepteach.data.tasks.metrics import ACCURACY, Metric
 from deepteach.data.validation import (
     Numbers,
@@ -32,6 +32,10 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY,)
     indices: ClassVar[bool] = True
+    answers: ClassVar[str] = (
+        "a logit, or a probability, for each class, the greater the likelier; of distances d "
+        "return -d"
+    )
     noises: ClassVar[Mapping[str, NoiseOf]] = CLASS_NOISE
 
     @classmethod
@@ -103,6 +107,13 @@ class Classification(Task):
             f"{self.classes} classes: expected ({count}, {self.classes})"
         )
 
+    def _pushes(self, slope: SlopeOf, outputs: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        labels = codes if codes.dim() == 1 else codes.argmax(1)
+        said = codes if codes.dim() == 1 else torch.eye(self.classes).to(codes)[labels]
+        up = -slope(outputs, said)[:, : self.classes]
+        index = labels.unsqueeze(1)
+        return up.gather(1, index), -up.scatter(1, index, 0)
+
     def counts(self, codes: Tensor) -> Tensor:
         return codes.bincount(minlength=self.classes)
 
@@ -110,7 +121,11 @@ class Classification(Task):
         return logits[:, : self.classes].argmax(1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return logits[:, : self.classes].double().softmax(1)
+        rows = logits[:, : self.classes].double()
+        if not self.of_probabilities:
+            return rows.softmax(1)
+        rows = rows.clamp(min=0) + 1e-30  # of a row without any, all classes are as likely
+        return rows / rows.sum(1, keepdim=True)
 
     def right(self, logits: Tensor, codes: Tensor) -> Tensor:
         """`(b,)` bool: which predictions are right."""

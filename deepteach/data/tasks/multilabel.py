@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.data.noise import MULTILABEL_NOISE, NoiseOf
-from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task, Told, few
+from deepteach.data.tasks.base import YES_OR_NO, Coded, LabelLoss, Parts, Task, Told, few
 from deepteach.data.tasks.metrics import MICRO_F1, Metric
 from deepteach.data.validation import Numbers, as_array, label_in_message, place
 from deepteach.errors import DataError
@@ -28,13 +28,14 @@ NO_LABEL = "-"
 class MultiLabel(Task):
     """Codes `(n, k)` float32 of 0 and 1; logits `(b, k)`, a label holding where one is above 0.
 
-    A sample's loss is the mean over its labels.
+    Of probabilities, where one is above 1/2. A sample's loss is the mean over its labels.
     """
 
     name: ClassVar[str] = "multilabel"
     signs: ClassVar[str] = "the rows are of 0 and 1, and do not all hold a single 1"
     metrics: ClassVar[tuple[Metric, ...]] = (MICRO_F1,)
     exclusive: ClassVar[bool] = False
+    answers: ClassVar[str] = YES_OR_NO
     noises: ClassVar[Mapping[str, NoiseOf]] = MULTILABEL_NOISE
 
     @classmethod
@@ -115,13 +116,13 @@ class MultiLabel(Task):
         return codes.sum(0).long()
 
     def predicted(self, logits: Tensor) -> Tensor:
-        return (logits > 0).float()
+        return self._holds(logits).float()
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.double().sigmoid()
+        return self._chance(logits)
 
     def measured(self, logits: Tensor, codes: Tensor) -> Tensor:
-        said, true = logits.reshape(codes.shape) > 0, codes > 0.5
+        said, true = self._holds(logits.reshape(codes.shape)), codes > 0.5
         return torch.stack([(said & true).sum(), said.sum(), true.sum()]).double()
 
     def figures(self, sums: Tensor) -> dict[str, float]:
