@@ -42,10 +42,12 @@ def settle_pace(config: Config, chosen: Method, steps: int, *, leads: bool) -> t
     """(interval K, window B) of a run of `steps` steps.
 
     One that `leads` follows the settings, then its method; one beside it the other way round.
+    An interval that is not asked for is at least the window that is.
     """
     interval, window = config.interval, config.window
     if not leads or interval is None:
-        interval = chosen.interval or interval or usual_interval(steps)
+        interval = chosen.interval or interval or usual_interval(steps, window or 1)
+        interval = max(interval, window or 1) if leads else interval
     if not leads or window is None:
         window = min(chosen.window or window or 2, interval)
     return interval, window
