@@ -26,7 +26,7 @@ from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.classification import Classification
 from deepteach.data.tasks.multilabel import MultiLabel
 from deepteach.data.tasks.regression import Regression
-from deepteach.data.validation import label_array
+from deepteach.data.validation import as_whole, label_array
 from deepteach.errors import ConfigError
 from deepteach.integrations.estimator_checks import (
     refuse_missing,
@@ -35,8 +35,8 @@ from deepteach.integrations.estimator_checks import (
     refuse_split,
     targets_of,
 )
-from deepteach.integrations.input_forms import form_for
 from deepteach.training.api import configured, run
+from deepteach.training.input_forms import bytes_are_whole, form_for
 from deepteach.training.result import Result
 
 
@@ -47,8 +47,8 @@ class TaughtEstimator(BaseEstimator):
         model: an `nn.Module` (copied, never changed), or the name of a student ("mlp",
             "cnn", "resnet8", ...); None takes "mlp" for tables and "cnn" for images. A student
             gets X normalised, and as images where it has three axes. A module that cannot take
-            that gets X as it is, as from `train`: series `(n, c, t)`, or whole numbers (tokens),
-            which a module with an embedding gets first.
+            that gets X as it is, as from `train`: series `(n, c, t)`, or whole numbers (tokens,
+            of bytes, too), which a module with an embedding gets first.
         teacher: the name of a method, or a teacher.
         internal: the layer whose input the teacher reads; the last linear layer unless given.
         epochs: passes through X.
@@ -148,13 +148,15 @@ class TaughtEstimator(BaseEstimator):
         """Train on checked rows and their labels, as `kind` reads them, and keep what came out."""
         self._refuse_settings()
         seed = self._seed()
+        whole = bytes_are_whole(self.model, self.internal, x)
+        x = as_whole(x) if whole else x
         rows, held = np.arange(len(x)), np.arange(0)
         if truth is None:
             rows, held = self._split(kind(), encoded, seed)
             trusted, truth = x[held], encoded[held]
         else:
             valid = validate_data(self, X_valid, allow_nd=True, dtype="numeric", reset=False)
-            trusted = np.asarray(valid)
+            trusted = as_whole(np.asarray(valid)) if whole else np.asarray(valid)
             if one_is_standardised(x, trusted):
                 warnings.warn(
                     "the columns of X have mean 0 and deviation 1, and those of X_valid have not: "
@@ -315,7 +317,8 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """`(n, classes)` probabilities in the order of `classes_`. Raises NotFittedError."""
-        return self._task.probabilities(self._scores(X)).numpy()
+        scores = self._scores(X)
+        return self._task.probabilities(scores).numpy()
 
     def predict(self, X: Any) -> NDArray:
         """`(n,)` labels, of the kind of y, or `(n, labels)`. Raises NotFittedError."""

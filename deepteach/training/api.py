@@ -24,7 +24,7 @@ from deepteach.data.lazy import Access, LazyRows
 from deepteach.data.map_style import from_loader, part_of
 from deepteach.data.rows import fingerprint, readable
 from deepteach.data.tasks.registry import AUTO
-from deepteach.data.validation import features
+from deepteach.data.validation import as_whole, features
 from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError, DataError
 from deepteach.loggers.base import AbstractLogger
@@ -36,6 +36,7 @@ from deepteach.teachers.registry import method_name
 from deepteach.training import build
 from deepteach.training.choices import Overrides, name_of, refuse_misplaced
 from deepteach.training.config import METHODS_OWN, RUNTIME_KEYS, Config, make
+from deepteach.training.input_forms import bytes_are_whole
 from deepteach.training.progress import Silent
 from deepteach.training.result import Result
 from deepteach.training.run import MethodRun, Watch
@@ -68,8 +69,9 @@ def train(
     """Train `model` (in place) with a teacher that learns from the trusted `valid_data`.
 
     A module gets floating inputs and whole numbers (tokens) as they are, of any shape; bytes
-    (pixels) are normalised per channel by the training samples. For a model by name all inputs
-    are, per channel or column, as in `TeachClassifier` and from files.
+    (pixels) are normalised per channel by the training samples, as images, unless it has an
+    embedding, or cannot take them so: then they are whole numbers, too (int64). For a model by
+    name all inputs are normalised, per channel or column, as in `TeachClassifier` and from files.
 
     Args:
         model: a module, or the name of a student ("mlp", "cnn", "resnet8", ...).
@@ -161,6 +163,10 @@ def assembled(
         raise DataError(f"classes is {classes}, and the labels are of {len(names)}: leave it out")
     reading = Access(config.seed, config.workers, as_given, logging.getLogger("deepteach").info)
     splits = [part_of(source, name, reading) for name, source in taken.given.items()]
+    if as_given and bytes_are_whole(model, config.internal, splits[0][0]):
+        reading = replace(reading, whole_bytes=True)
+        splits = [part_of(source, name, reading) for name, source in taken.given.items()]
+        splits = [(x if isinstance(x, LazyRows) else as_whole(x), y, g) for x, y, g in splits]
     x_train = splits[0][0]
     kind = (
         x_train.raw_dtype
