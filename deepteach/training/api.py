@@ -92,7 +92,8 @@ def train(
         decisions: what a person has decided of rows of the training data: labels by index, or a
             csv of the columns index and label. Such a row gets the label and is a trusted sample
             from now on; with None, or an empty cell, it is dropped (`deepteach.data.decisions`).
-        resume: go on in the folder `out` from its newest verified checkpoint.
+        resume: go on in the folder `out` from its newest verified checkpoint, with a warning
+            where that is not the newest one; other labels or inputs than before are refused.
         watch: told of every step and epoch, as `deepteach.training.progress` does.
         logger: told of every epoch once its checkpoint is committed, also of the runs beside this
             one: a function of a mapping (a line of metrics.jsonl, and the `method`), a logger, its
