@@ -207,10 +207,10 @@ class TaughtEstimator(BaseEstimator):
     def _split(self, task: Task, encoded: NDArray, seed: int) -> tuple[NDArray, NDArray]:
         """(rows to train on, trusted rows), each kind of label in its share."""
         fraction, count = self.valid_fraction, len(encoded)
-        if not 0 < fraction < 1:
+        if not isinstance(fraction, int | float | np.number) or not 0 < fraction < 1:
             raise ConfigError(
-                f"valid_fraction must lie within (0, 1), got {fraction}: the share of X that is "
-                "trusted, or give X_valid and y_valid"
+                f"valid_fraction must be a number within (0, 1), got {fraction!r}: the share of X "
+                "that is trusted, or give X_valid and y_valid"
             )
         warnings.warn(
             "no X_valid: a part of X is taken as trusted; its labels are believed as they are",
