@@ -23,8 +23,10 @@ from deepteach.data.inputs import RawInputs
 from deepteach.data.ranges import one_is_standardised
 from deepteach.data.splits import stratified_split
 from deepteach.data.tasks.base import Task
+from deepteach.data.tasks.binary import Binary
 from deepteach.data.tasks.classification import Classification
 from deepteach.data.tasks.multilabel import MultiLabel
+from deepteach.data.tasks.registry import AUTO
 from deepteach.data.tasks.regression import Regression
 from deepteach.data.validation import as_whole, label_array
 from deepteach.errors import ConfigError
@@ -147,6 +149,11 @@ class TaughtEstimator(BaseEstimator):
     ) -> None:
         """Train on checked rows and their labels, as `kind` reads them, and keep what came out."""
         self._refuse_settings()
+        asked = (self.settings or {}).get("task")
+        if asked == Binary.name and kind is Classification and classes == 2:
+            kind = Binary
+        if asked not in (None, AUTO, kind.name):
+            raise ConfigError(f"settings say task={asked}, and y is of {kind.name}: leave it out")
         seed = self._seed()
         whole = bytes_are_whole(self.model, self.internal, x)
         x = as_whole(x) if whole else x
@@ -256,7 +263,8 @@ class TaughtEstimator(BaseEstimator):
 class TeachClassifier(ClassifierMixin, TaughtEstimator):
     """A classifier that learns from doubtful labels with the help of a trusted set.
 
-    Classes of any kind, or several labels a sample as rows `(n, labels)` of 0 and 1. Arguments
+    Classes of any kind, or several labels a sample as rows `(n, labels)` of 0 and 1. A module may
+    give one logit for two classes. Arguments
     and attributes are those of `TaughtEstimator`, and `classes_`, as in scikit-learn.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from deepteach.core.student import Student, last_linear, refuse_lazy
 from deepteach.data.dataset import Data
 from deepteach.data.lazy import LazyRows
 from deepteach.data.reading import Request
+from deepteach.data.tasks.binary import Binary
+from deepteach.data.tasks.classification import Classification
 from deepteach.data.validation import as_array, features
 from deepteach.errors import ConfigError
 from deepteach.rng import replayed
@@ -86,20 +89,31 @@ def form_for(
     """
     layer = (internal or last_linear(model)) if isinstance(model, nn.Module) else None
     whole = x.dtype.kind in "iu"
-    if not isinstance(model, nn.Module) or not layer or x.dtype == np.uint8:
-        return made(), False
-    if x.ndim == 2 and not whole:
+    if not isinstance(model, nn.Module) or not layer:
         return made(), False
     student, refusals = Student(copy.deepcopy(model), layer), []
+    if x.dtype == np.uint8 or x.ndim == 2 and not whole:
+        return _by_outputs(student, made()), False
     first = whole and _embeds(model)
     for as_given in (first, not first):
         with warnings.catch_warnings():
             if refusals:
                 warnings.simplefilter("ignore")  # they were given once
             data = made(normalise=not as_given or x.dtype.kind == "b", as_given=as_given)
+        data = _by_outputs(student, data)
         try:
             state_width(student, data)
             return data, as_given
         except ConfigError as error:
             refusals.append(str(error))
     raise ConfigError(f"{refusals[0]}; of X {'normalised' if first else 'as it is'}: {refusals[1]}")
+
+
+def _by_outputs(student: Student, data: Data) -> Data:
+    """The same, of task binary where a module gives one logit for two classes."""
+    if type(data.task) is Classification and data.classes == 2:
+        one = replace(data, task=Binary())
+        with suppress(ConfigError):
+            state_width(student, one)
+            return one
+    return data

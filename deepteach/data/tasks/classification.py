@@ -102,9 +102,11 @@ class Classification(Task):
         if logits.dim() == 2 and logits.shape[1] >= self.classes:
             return
         count = len(logits)
+        one = self.classes == 2 and logits.numel() == count
         raise ConfigError(
             f"the student returns logits of shape {tuple(logits.shape)} for {count} samples of "
             f"{self.classes} classes: expected ({count}, {self.classes})"
+            f"{', or say task=binary for one logit' if one else ''}"
         )
 
     def _pushes(self, slope: SlopeOf, outputs: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
