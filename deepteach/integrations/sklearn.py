@@ -28,7 +28,7 @@ from deepteach.data.tasks.classification import Classification
 from deepteach.data.tasks.multilabel import MultiLabel
 from deepteach.data.tasks.registry import AUTO
 from deepteach.data.tasks.regression import Regression
-from deepteach.data.validation import as_whole, label_array
+from deepteach.data.validation import as_text, as_whole, label_array
 from deepteach.errors import ConfigError
 from deepteach.integrations.estimator_checks import (
     refuse_missing,
@@ -138,6 +138,8 @@ class TaughtEstimator(BaseEstimator):
         if not isinstance(threshold, int | float | np.number) or not threshold >= 0:
             raise ConfigError(f"suspect_threshold must be a number of 0 or more, got {threshold!r}")
 
+    classes_: NDArray[Any]
+
     def _taught(
         self,
         kind: type[Task],
@@ -177,6 +179,7 @@ class TaughtEstimator(BaseEstimator):
             rows_train=rows,
             rows_valid=held if X_valid is None else None,
             classes=classes,
+            label_names=None if classes is None else [as_text(one) for one in self.classes_],
             seed=seed,
             task=kind.name,
         )

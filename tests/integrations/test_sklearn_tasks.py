@@ -206,3 +206,12 @@ def test_one_logit_for_two_classes(names: tuple[Any, Any], settings: Any) -> Non
         dt.TeachClassifier("mlp", settings={"task": "regression"}).fit(
             x[:100], y[:100], X_valid=x[100:], y_valid=y[100:]
         )
+
+
+def test_warnings_name_the_users_own_classes() -> None:
+    x, y = np.random.default_rng(3).normal(size=(60, 5)), np.arange(60) % 3
+    kept = y[40:] != 1
+    with pytest.warns(UserWarning, match="no validation sample of class 20: the teacher"):
+        dt.TeachClassifier(epochs=1).fit(
+            x[:40], 10 * y[:40] + 10, X_valid=x[40:][kept], y_valid=10 * y[40:][kept] + 10
+        )

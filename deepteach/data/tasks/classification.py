@@ -70,7 +70,8 @@ class Classification(Task):
                 f"no validation sample of {self._called(missing)}: the teacher learns nothing there"
             )
             found.append(Told(note, bool(set(missing) & trained)))
-        if untrained := sorted(set(trusted.tolist()) - trained):
+        tested = set(codes["y_test"].tolist() if "y_test" in codes else ())
+        if untrained := sorted((tested | set(trusted.tolist())) - trained):
             note = (
                 f"no training sample of {self._called(untrained)}: the student learns nothing there"
             )

@@ -89,19 +89,28 @@ class MultiLabel(Task):
 
     def told(self, codes: Parts) -> list[Told]:
         trusted, found = codes["y_valid"], []
+        untrained = np.flatnonzero(
+            ~codes["y_train"].any(0) & np.any([y.any(0) for y in codes.values()], 0)
+        )
+        if len(untrained):
+            note = f"no training sample has {self._called(untrained)}"
+            note += ": the student learns nothing there"
+            found.append(Told(note, warn=True))
         constant = np.flatnonzero((trusted == trusted[0]).all(0))
         if len(constant):
-            names = self.texts
-            shown = first_few([label_in_message(names[label]) for label in constant])
             note = (
-                f"all validation samples agree on {'label' if len(constant) == 1 else 'labels'} "
-                f"{shown}: the teacher learns nothing there"
+                f"all validation samples agree on {self._called(constant)}: the teacher learns "
+                "nothing there"
             )
             moves = (codes["y_train"] != codes["y_train"][0]).any(0)
             found.append(Told(note, bool(moves[constant].any())))
         if len(trusted) < 10:
             found.append(few(len(trusted)))
         return found
+
+    def _called(self, labels: np.ndarray) -> str:
+        shown = first_few([label_in_message(self.texts[label]) for label in labels])
+        return f"{'label' if len(labels) == 1 else 'labels'} {shown}"
 
     def strata(self, codes: np.ndarray) -> np.ndarray:
         rare = codes.sum(0).argsort(kind="stable")
