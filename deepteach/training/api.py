@@ -29,7 +29,7 @@ from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError, DataError
 from deepteach.loggers.base import AbstractLogger
 from deepteach.loggers.registry import logger_of
-from deepteach.names import expanded
+from deepteach.names import brief, expanded
 from deepteach.runs.lock import RunLock
 from deepteach.runs.reader import UNIFORM, folder_of
 from deepteach.teachers.registry import method_name
@@ -125,7 +125,7 @@ def train(
             warnings.warn(note, UserWarning, stacklevel=2)
     if checked is not None:
         data = decided(data, checked)
-    return run(
+    result = run(
         config,
         data,
         **own,
@@ -133,6 +133,24 @@ def train(
         watch=watch,
         loggers=[logger_of(one) for one in given_loggers if not isinstance(one, str)],
     )
+    if result.path is not None and result.coach.ranks.first:
+        _report(result.path)
+    return result
+
+
+def _report(folder: Path) -> None:
+    """Write report.html; where that fails it is told, for the run is finished."""
+    try:
+        from deepteach.report.html import write_report  # matplotlib, which training does without
+
+        write_report(folder)
+    except Exception as error:  # of whatever draws and writes
+        warnings.warn(
+            f"report.html was not written ({brief(error)[:200]}): `deepteach report {folder}` "
+            "writes it",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def assembled(
