@@ -51,8 +51,9 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_HOME` says the same 
     from deepteach.teachers.trusted_probe import TrustedProbe
     from deepteach.teachers.trusted_regression import TrustedRegression
     from deepteach.teachers.uniform import Uniform
-    from deepteach.training.api import Result, train
+    from deepteach.training.api import train
     from deepteach.training.cross_fit import cross_fitted
+    from deepteach.training.result import Result
 
 __version__ = "0.1.0"  # the only place; the build and the checkpoints read it here
 
@@ -150,7 +151,8 @@ _HOME = {
     "teachers.trusted_probe": "TrustedProbe",
     "teachers.trusted_regression": "TrustedRegression",
     "teachers.uniform": "Uniform",
-    "training.api": "Result train",
+    "training.api": "train",
+    "training.result": "Result",
     "training.cross_fit": "cross_fitted",
 }
 _MODULES = {name: f"deepteach.{home}" for home, names in _HOME.items() for name in names.split()}

@@ -57,8 +57,8 @@ def _of_one_output(logits: Tensor, labels: Tensor, loss: SampleLoss) -> float | 
     if not bool(((labels == 0) | (labels == 1)).all()):
         return None
     positive = labels.flatten() > 0
-    given, slope = _at(loss, torch.zeros_like(logits), labels)
-    other, back = _at(loss, torch.zeros_like(logits), labels.logical_not().to(labels.dtype))
+    given, slope = slopes_at(loss, torch.zeros_like(logits), labels)
+    other, back = slopes_at(loss, torch.zeros_like(logits), labels.logical_not().to(labels.dtype))
     if given is None or other is None or not bool((given > 0).all() and (other > 0).all()):
         return None
     one, two = slope.flatten() / given, back.flatten() / other
@@ -70,7 +70,7 @@ def _of_one_output(logits: Tensor, labels: Tensor, loss: SampleLoss) -> float | 
 
 def _reads_columns(loss: SampleLoss, logits: Tensor, labels: Tensor) -> bool:
     """Whether, from equal outputs, the loss pushes each label's own column up more than others."""
-    losses, slope = _at(loss, torch.full_like(logits, 1 / logits.shape[1]), labels)
+    losses, slope = slopes_at(loss, torch.full_like(logits, 1 / logits.shape[1]), labels)
     if losses is None:
         return False
     told = (slope != 0).any(1) & (labels >= 0)
@@ -80,7 +80,7 @@ def _reads_columns(loss: SampleLoss, logits: Tensor, labels: Tensor) -> bool:
     return bool(told.any()) and bool((own > others)[told].all())
 
 
-def _at(loss: SampleLoss, logits: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+def slopes_at(loss: SampleLoss, logits: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor]:
     """Losses and their slopes at other outputs; None where the loss does not take them."""
     logits = logits.detach().requires_grad_()
     try:

@@ -355,7 +355,7 @@ def logits_of(raw: Any) -> Tensor:
     or list.
 
     Raises:
-        ConfigError: none of these is a tensor.
+        ConfigError: none of these is a tensor with a row for each sample.
     """
     logits = raw
     if isinstance(raw, Mapping):
@@ -364,10 +364,14 @@ def logits_of(raw: Any) -> Tensor:
         logits = raw.logits
     elif isinstance(raw, tuple | list) and raw:
         logits = raw[0]
-    if not isinstance(logits, Tensor):
+    if not isinstance(logits, Tensor) or logits.dim() == 0:
+        came = type(raw).__name__
+        if isinstance(logits, Tensor):
+            came = "a single number" if logits is raw else f"{came} that begins with one number"
         raise ConfigError(
             "the module must return logits, an object or mapping with logits, or a tuple that "
-            f"begins with them, got {type(raw).__name__}: pick them with dt.Student(logits=...)"
+            f"begins with them, got {came}: wrap it in a module whose forward returns them alone, "
+            "or, in a loop of your own, pick them with dt.Student(logits=...)"
         )
     return logits
 

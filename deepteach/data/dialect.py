@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ _PACKED_REMEDY = "save it as csv, unpack it, or name it as what it is (parquet:P
 _SAYS = re.compile(r'"?sep=([^"\r\n])"?[,;\t|]*', re.IGNORECASE)
 _MOST_LINES = 1000
 """Of a header, whose quoted cells may hold line breaks."""
+_LINES_SEEN = 100
+"""Below a header that several signs part."""
 _LONGEST = 2**31 - 1
 """Characters of a cell; no platform takes a larger limit."""
 
@@ -83,7 +86,7 @@ class Dialect:
         """That of a file.
 
         Raises:
-            DataError: it is UTF-16 without a mark.
+            DataError: it is UTF-16 without a mark, or may be parted by several signs.
             OSError, UnicodeDecodeError: it cannot be read.
         """
         encoding = _encoding(path)
@@ -93,7 +96,7 @@ class Dialect:
             said = _SAYS.fullmatch(line.strip("\r\n"))
             if said is not None:
                 return cls(encoding, said[1], line, newline)
-            return cls(encoding, _separator(_record(line, file)), "", newline)
+            return cls(encoding, _separator(_record(line, file), file, path), "", newline)
 
     @property
     def called(self) -> str:
@@ -155,10 +158,31 @@ def _record(line: str, file: IO[str]) -> str:
     return line
 
 
-def _separator(header: str) -> str:
-    """The sign that parts the header into most cells; quoted cells hold none."""
+def _separator(header: str, file: IO[str], path: Path) -> str:
+    """The sign that parts the header, and the lines below it into as many cells.
 
-    def cells(sign: str) -> int:
-        return len(next(csv.reader(io.StringIO(header, newline=""), delimiter=sign), []))
+    Names of columns may hold commas, as in `Height, m;Weight, kg`, and so may numbers. Where
+    several signs do as well, the one of most cells it is; quoted cells hold none.
+    """
+    cells = {sign: len(next(_parted(header, sign), [])) for sign in SEPARATORS}
+    likely = [sign for sign in SEPARATORS if cells[sign] > 1]
+    if len(likely) < 2:
+        return likely[0] if likely else ","
+    below = "".join(itertools.islice(file, _LINES_SEEN))
+    ranks = {}
+    for sign in likely:
+        rows = [row for row in _parted(below, sign) if row]
+        ranks[sign] = (sum(len(row) == cells[sign] for row in rows), cells[sign])
+    best = [sign for sign in likely if ranks[sign] == max(ranks.values())]
+    if len(best) > 1:
+        first, second = (SEPARATORS[sign] for sign in best[:2])
+        raise DataError(
+            f"{path} may be parted by {first} or by {second}, which make as many cells of its "
+            f"lines: write sep={best[-1]} (or the other one) on a line above the header, or "
+            "quote the names of columns that hold one"
+        )
+    return best[0]
 
-    return max(SEPARATORS, key=cells)
+
+def _parted(text: str, sign: str) -> Iterator[list[str]]:
+    return csv.reader(io.StringIO(text, newline=""), delimiter=sign)

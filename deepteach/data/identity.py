@@ -15,6 +15,12 @@ from deepteach.names import expanded
 _ROWS = 4096
 """Of the inputs, so that large ones are not read through."""
 
+_NUMBERS = 2**22
+"""Of the rows of a sketch, at most."""
+
+_ROUNDING = 1e-2
+"""Of the size of inputs, by which a sketch of the same ones may differ."""
+
 _BLOCK = 2**16
 """Bytes of a file that are read at a time; of a large one, as many blocks as there are `_ROWS`."""
 
@@ -31,6 +37,29 @@ def identity_of(data: Data) -> dict[str, str]:
     inputs = [fingerprint(x) for x in (data.x_train, data.x_valid, data.x_test)]
     some = [None if x is None else x[:: -(-len(x) // _ROWS)] for x in inputs]
     return {"labels": _digest(labels), "inputs": _digest(some)}
+
+
+def sketch_of(data: Data) -> dict[str, list[float]]:
+    """Of inputs in memory, by part, some sums over rows and columns, and their size at the end.
+
+    By bits alone, the rounding of another machine would be other data (`same_sketch`).
+    """
+    found = {}
+    for name, x in ("x_train", data.x_train), ("x_valid", data.x_valid), ("x_test", data.x_test):
+        if isinstance(x, torch.Tensor):
+            rows = max(1, min(_ROWS, _NUMBERS // max(x[0].numel(), 1)))
+            some = x[:: -(-len(x) // rows)].flatten(1).float()
+            rates = torch.arange(2.0, 10.0).sqrt()
+            left, right = (torch.outer(rates, torch.arange(n)).cos() for n in some.shape)
+            sums = ((left @ some) * right).sum(1) / some.numel() ** 0.5
+            found[name] = [*sums.tolist(), float(some.square().mean().sqrt())]
+    return found
+
+
+def same_sketch(one: list[float], other: list[float]) -> bool:
+    """Whether inputs differ by no more than rounding, or than how an image is decoded."""
+    bound = _ROUNDING * max(one[-1], other[-1])
+    return all(abs(a - b) <= bound for a, b in zip(one, other, strict=True))
 
 
 def file_of(spec: str) -> str | None:

@@ -11,7 +11,7 @@ from deepteach.data.dataset import Data
 from deepteach.data.frames import refuse_other_columns
 from deepteach.data.ranges import Range, refuse_two_ranges
 from deepteach.data.scaling import normalised, whole
-from deepteach.data.validation import features, refuse_non_finite, refuse_overflow
+from deepteach.data.validation import as_whole, features, refuse_non_finite, refuse_overflow
 from deepteach.errors import DataError
 
 
@@ -51,7 +51,7 @@ class RawInputs:
         """Raises DataError: samples of another shape, other columns, not finite or too large."""
         own = None if self.columns is None else list(self.columns)
         refuse_other_columns(own, "x_train", x, "x")
-        found = features(x, "x", as_given=self.as_given)
+        found = features(as_whole(x) if self.keeps else x, "x", as_given=self.as_given)
         if found.shape[1:] != self.shape:
             raise DataError(
                 f"samples of x have shape {found.shape[1:]}, those of x_train {self.shape}: "

@@ -30,12 +30,14 @@ class Access:
         workers: processes that read ahead; 0 reads in this one.
         as_given: as in `from_arrays`.
         say: is told what will be read, before it is.
+        whole_bytes: bytes are no pixels, and are read as whole numbers.
     """
 
     seed: int = 0
     workers: int = 0
     as_given: bool = False
     say: Callable[[str], None] = lambda text: None
+    whole_bytes: bool = False
 
 
 ACCESS = Access()
@@ -111,7 +113,7 @@ class LazyRows:
         cls, dataset: Any, name: str, reading: Access = ACCESS, *, draws: bool = True
     ) -> LazyRows:
         """The inputs of a map-style dataset, after one pass over it. Raises DataError."""
-        items = Items(dataset, name, reading.seed, reading.as_given, draws)
+        items = Items(dataset, name, reading.seed, reading.as_given, draws, reading.whole_bytes)
         return cls(items, survey(items, reading.workers, reading.say), reading.workers)
 
     @property

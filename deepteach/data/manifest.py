@@ -37,8 +37,8 @@ class _Lines:
 def manifest(path: Path, asked: Asked) -> Read:
     """A csv with the columns `path` and `label`, the paths relative to its folder.
 
-    Optional columns: `split` (train, valid, test), `label_clean`, and a group, by whatever
-    name it is given. Samples are numbered as the rows of the file, the first 0. All images take
+    Optional columns: `split` (train, valid, test), `label_clean`, and `group`, or what is asked
+    for in its place. Samples are numbered as the rows of the file, the first 0. All images take
     the size of the first, or the one asked for.
 
     Raises:
@@ -54,7 +54,8 @@ def manifest(path: Path, asked: Asked) -> Read:
             "manifest: needs Pillow to read images: pip install 'deepteach[images]'"
         ) from error
     sheet, notes = read_sheet(path)
-    special = special_columns(path, sheet.header, asked.group, more=("path",))
+    own = ("path",) if asked.group else ("path", "group")
+    special = special_columns(path, sheet.header, asked.group, own)
     for key in ("path", "label"):
         if key not in special:
             known = hint(key, sheet.header)

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
 from deepteach.data.scaling import compact
-from deepteach.data.validation import as_array, features
+from deepteach.data.validation import as_array, as_whole, features
 from deepteach.errors import DataError
 from deepteach.names import brief
 from deepteach.rng import globals_kept, seed_by_name
@@ -49,6 +49,7 @@ class Items:
         seed: of all that is drawn.
         as_given: as in `from_arrays`.
         draws: whether anything is drawn at all.
+        whole_bytes: bytes are no pixels, and are read as whole numbers.
     """
 
     dataset: Any
@@ -56,6 +57,7 @@ class Items:
     seed: int = 0
     as_given: bool = False
     draws: bool = True
+    whole_bytes: bool = False
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -106,7 +108,8 @@ class Items:
                     f"item {row} of {self.name} has shape {array.shape}, item {rows[0]} "
                     f"{arrays[0].shape}: expected samples of one shape"
                 )
-        return features(np.stack(arrays), self.name, as_given=self.as_given)
+        x = np.stack(arrays)
+        return features(as_whole(x) if self.whole_bytes else x, self.name, as_given=self.as_given)
 
     def compact(self, x: np.ndarray) -> np.ndarray:
         """As they travel: bytes, whole numbers, float32, or float64 where they will be scaled."""

@@ -13,7 +13,10 @@ from deepteach.data.validation import ROWS_AT_ONCE, as_array
 from deepteach.errors import DataError
 
 SHARE = 0.01
-"""Of the trusted samples that may also be training samples, beyond a single coincidence."""
+"""Of the trusted samples that may also be training samples."""
+
+FEWEST = 10
+"""Such samples, or a tenth of the trusted ones where that is less, are no coincidence."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,9 @@ class Repeats:
     ) -> str | None:
         """How many trusted samples are also training samples.
 
-        Some data repeats itself (blank images, coarse tables) and one pair may be chance. More
-        than one, more than `SHARE` of the trusted samples, and more than twice the share of
-        training samples that have a twin in the training set is not: the teacher would be
+        Some data repeats itself (blank images, coarse tables) and a few pairs may be chance. As
+        many as `FEWEST`, more than `SHARE` of the trusted samples, and more than twice the share
+        of training samples that have a twin in the training set are not: the teacher would be
         judged on what the student has learnt by heart. Raises DataError then, if `refuse`.
         """
         trusted = self.first[self.count :]
@@ -115,7 +118,8 @@ class Repeats:
         counts = np.bincount(self.first[: self.count])
         natural = counts[counts > 1].sum() / self.count
         bound = max(SHARE, 2 * natural)
-        if refuse and len(found) > 1 and len(found) / len(trusted) > bound:
+        least = max(2, min(FEWEST, len(trusted) / 10))
+        if refuse and len(found) >= least and len(found) / len(trusted) > bound:
             raise DataError(
                 f"{text}, more than {bound:.0%} of them: the teacher would be judged on samples "
                 "that the student learns by heart; remove them from one of the two"

@@ -30,7 +30,7 @@ from deepteach.errors import DataError
 from deepteach.names import brief
 
 SPECIAL = ("label", "label_clean", "split")
-THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 _NAMELESS = re.compile(r"(Unnamed: \d+(\.\d+)?)?")  # as pandas calls them when it writes them again
 _INDEX = re.compile(r"(Unnamed: 0(\.\d+)?)?")
 _FEW = 20

@@ -129,6 +129,16 @@ def label_in_message(label: Any) -> str:
     return str(label) if str(label) == in_message(label) else quoted(label)
 
 
+def as_whole(value: Any) -> Any:
+    """Bytes that are no pixels as the int64 of indexes; what holds others as it is."""
+    if isinstance(value, Tensor):
+        return value.long() if value.dtype == torch.uint8 else value
+    x = as_array(value)
+    if x.dtype != np.uint8:
+        return value
+    return value.astype(np.int64) if hasattr(value, "iloc") else x.astype(np.int64)
+
+
 def features(value: Any, name: str, *, as_given: bool = False) -> np.ndarray:
     """Numbers as (n, d), images (n, c, h, w) or more axes; not copied or converted.
 

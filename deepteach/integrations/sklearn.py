@@ -23,10 +23,12 @@ from deepteach.data.inputs import RawInputs
 from deepteach.data.ranges import one_is_standardised
 from deepteach.data.splits import stratified_split
 from deepteach.data.tasks.base import Task
+from deepteach.data.tasks.binary import Binary
 from deepteach.data.tasks.classification import Classification
 from deepteach.data.tasks.multilabel import MultiLabel
+from deepteach.data.tasks.registry import AUTO
 from deepteach.data.tasks.regression import Regression
-from deepteach.data.validation import label_array
+from deepteach.data.validation import as_text, as_whole, label_array
 from deepteach.errors import ConfigError
 from deepteach.integrations.estimator_checks import (
     refuse_missing,
@@ -35,8 +37,9 @@ from deepteach.integrations.estimator_checks import (
     refuse_split,
     targets_of,
 )
-from deepteach.integrations.input_forms import form_for
-from deepteach.training.api import Result, configured, run
+from deepteach.training.api import configured, run
+from deepteach.training.input_forms import bytes_are_whole, form_for
+from deepteach.training.result import Result
 
 
 class TaughtEstimator(BaseEstimator):
@@ -46,8 +49,8 @@ class TaughtEstimator(BaseEstimator):
         model: an `nn.Module` (copied, never changed), or the name of a student ("mlp",
             "cnn", "resnet8", ...); None takes "mlp" for tables and "cnn" for images. A student
             gets X normalised, and as images where it has three axes. A module that cannot take
-            that gets X as it is, as from `train`: series `(n, c, t)`, or whole numbers (tokens),
-            which a module with an embedding gets first.
+            that gets X as it is, as from `train`: series `(n, c, t)`, or whole numbers (tokens,
+            of bytes, too), which a module with an embedding gets first.
         teacher: the name of a method, or a teacher.
         internal: the layer whose input the teacher reads; the last linear layer unless given.
         epochs: passes through X.
@@ -135,6 +138,8 @@ class TaughtEstimator(BaseEstimator):
         if not isinstance(threshold, int | float | np.number) or not threshold >= 0:
             raise ConfigError(f"suspect_threshold must be a number of 0 or more, got {threshold!r}")
 
+    classes_: NDArray[Any]
+
     def _taught(
         self,
         kind: type[Task],
@@ -146,14 +151,21 @@ class TaughtEstimator(BaseEstimator):
     ) -> None:
         """Train on checked rows and their labels, as `kind` reads them, and keep what came out."""
         self._refuse_settings()
+        asked = (self.settings or {}).get("task")
+        if asked == Binary.name and kind is Classification and classes == 2:
+            kind = Binary
+        if asked not in (None, AUTO, kind.name):
+            raise ConfigError(f"settings say task={asked}, and y is of {kind.name}: leave it out")
         seed = self._seed()
+        whole = bytes_are_whole(self.model, self.internal, x)
+        x = as_whole(x) if whole else x
         rows, held = np.arange(len(x)), np.arange(0)
         if truth is None:
             rows, held = self._split(kind(), encoded, seed)
             trusted, truth = x[held], encoded[held]
         else:
             valid = validate_data(self, X_valid, allow_nd=True, dtype="numeric", reset=False)
-            trusted = np.asarray(valid)
+            trusted = as_whole(np.asarray(valid)) if whole else np.asarray(valid)
             if one_is_standardised(x, trusted):
                 warnings.warn(
                     "the columns of X have mean 0 and deviation 1, and those of X_valid have not: "
@@ -167,12 +179,13 @@ class TaughtEstimator(BaseEstimator):
             rows_train=rows,
             rows_valid=held if X_valid is None else None,
             classes=classes,
+            label_names=None if classes is None else [as_text(one) for one in self.classes_],
             seed=seed,
             task=kind.name,
         )
         data, as_given = form_for(self.model, self.internal, x, made)
         result = self._train(data, seed)
-        self._inputs, self._task = RawInputs.of(data, as_given=as_given), data.task
+        self._inputs, self._task = RawInputs.of(data, as_given=as_given), result.task
         self.module_, self.teacher_ = result.model, result.coach.teacher
         self.history_, self.summary_ = result.metrics, result.summary
         self.sample_weights_ = np.full(len(x), np.nan)
@@ -204,10 +217,10 @@ class TaughtEstimator(BaseEstimator):
     def _split(self, task: Task, encoded: NDArray, seed: int) -> tuple[NDArray, NDArray]:
         """(rows to train on, trusted rows), each kind of label in its share."""
         fraction, count = self.valid_fraction, len(encoded)
-        if not 0 < fraction < 1:
+        if not isinstance(fraction, int | float | np.number) or not 0 < fraction < 1:
             raise ConfigError(
-                f"valid_fraction must lie within (0, 1), got {fraction}: the share of X that is "
-                "trusted, or give X_valid and y_valid"
+                f"valid_fraction must be a number within (0, 1), got {fraction!r}: the share of X "
+                "that is trusted, or give X_valid and y_valid"
             )
         warnings.warn(
             "no X_valid: a part of X is taken as trusted; its labels are believed as they are",
@@ -253,7 +266,8 @@ class TaughtEstimator(BaseEstimator):
 class TeachClassifier(ClassifierMixin, TaughtEstimator):
     """A classifier that learns from doubtful labels with the help of a trusted set.
 
-    Classes of any kind, or several labels a sample as rows `(n, labels)` of 0 and 1. Arguments
+    Classes of any kind, or several labels a sample as rows `(n, labels)` of 0 and 1. A module may
+    give one logit for two classes. Arguments
     and attributes are those of `TaughtEstimator`, and `classes_`, as in scikit-learn.
     """
 
@@ -314,8 +328,8 @@ class TeachClassifier(ClassifierMixin, TaughtEstimator):
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """`(n, classes)` probabilities in the order of `classes_`. Raises NotFittedError."""
-        scores = self._scores(X)[:, : len(self.classes_)].double()
-        return (scores.softmax(1) if self._task.exclusive else scores.sigmoid()).numpy()
+        scores = self._scores(X)
+        return self._task.probabilities(scores).numpy()
 
     def predict(self, X: Any) -> NDArray:
         """`(n,)` labels, of the kind of y, or `(n, labels)`. Raises NotFittedError."""

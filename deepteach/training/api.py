@@ -8,17 +8,14 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from deepteach.core.coach import Coach
-from deepteach.core.predict import logits
 from deepteach.data.dataset import Data, from_arrays
 from deepteach.data.decisions import decided, decisions_of
 from deepteach.data.huggingface_datasets import opened
@@ -26,24 +23,22 @@ from deepteach.data.inputs import RawInputs
 from deepteach.data.lazy import Access, LazyRows
 from deepteach.data.map_style import from_loader, part_of
 from deepteach.data.rows import fingerprint, readable
-from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.registry import AUTO
-from deepteach.data.validation import features
+from deepteach.data.validation import as_whole, features
 from deepteach.distributed.launch import joined, refuse_other
 from deepteach.errors import ConfigError, DataError
 from deepteach.loggers.base import AbstractLogger
 from deepteach.loggers.registry import logger_of
-from deepteach.names import expanded
+from deepteach.names import brief, expanded
 from deepteach.runs.lock import RunLock
-from deepteach.runs.reader import UNIFORM, Run, folder_of
-from deepteach.runs.sample_table import SampleTable
-from deepteach.runs.weights import Weights
+from deepteach.runs.reader import UNIFORM, folder_of
 from deepteach.teachers.registry import method_name
 from deepteach.training import build
 from deepteach.training.choices import Overrides, name_of, refuse_misplaced
 from deepteach.training.config import METHODS_OWN, RUNTIME_KEYS, Config, make
-from deepteach.training.evaluate import Trust
+from deepteach.training.input_forms import bytes_are_whole
 from deepteach.training.progress import Silent
+from deepteach.training.result import Result
 from deepteach.training.run import MethodRun, Watch
 from deepteach.training.run_folder import claim
 from deepteach.training.sample_files import sample_weights
@@ -54,73 +49,6 @@ OWN = ("optimizer", "loss", "augment")
 
 GIVEN = "given"
 """What the settings say of decisions that came as a mapping."""
-
-
-@dataclass(frozen=True)
-class Result(SampleTable):
-    """A finished run.
-
-    Args:
-        model: the trained student; the module that was given.
-        coach: with the teacher and the optimizer as they are at the end.
-        config: the settings, resolved.
-        summary: the fields of summary.json.
-        metrics: a mapping per epoch, the lines of metrics.jsonl.
-        trust: the training samples as the teacher sees them at the end.
-        path: the run's folder; None where nothing was written.
-        beside: summaries of the runs trained on the same schedule, by method; "uniform" is
-            among them unless `baseline` was off.
-        task: what the labels are.
-        inputs: raw samples to what the model takes.
-        weights: the training samples as weights.csv lists them, in the order of their index.
-        model_ema: the moving average of the student; None where `ema` is off.
-        metrics_beside: as `metrics`, of the runs on the same schedule.
-    """
-
-    model: nn.Module
-    coach: Coach
-    config: Config
-    summary: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    trust: Trust
-    path: Path | None
-    beside: dict[str, dict[str, Any]]
-    task: Task
-    inputs: RawInputs
-    weights: Weights
-    model_ema: nn.Module | None = None
-    metrics_beside: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-
-    def _repr_html_(self) -> str:
-        """In a notebook: the methods side by side, and the curves."""
-        from deepteach.report.notebook import run_html  # matplotlib, which training does without
-
-        config, own = self.config.model_dump(mode="json"), self.weights
-        beside = tuple(
-            Run(
-                Path(folder_of(name)),
-                {**config, "method": name},
-                summary,
-                self.metrics_beside.get(name, []),
-                own,
-            )
-            for name, summary in self.beside.items()
-        )
-        path = self.path or Path()
-        return run_html(Run(path, config, self.summary, self.metrics, own, beside=beside))
-
-    def predict(self, x: Any) -> NDArray[Any]:
-        """Predictions for raw samples, in the user's own labels or units.
-
-        `(n,)` classes (text, or int64 where labels were numbers) or targets, `(n, k)` 0 and 1 for
-        several labels, `(n, classes)` probabilities where labels were given so. By the averaged
-        student where `ema` is on.
-
-        Raises:
-            DataError: samples that are not as those of the training.
-        """
-        student = self.model if self.model_ema is None else self.model_ema
-        return self.task.given_back(self.task.predicted(logits(student, self.inputs(x))))
 
 
 def train(
@@ -141,8 +69,9 @@ def train(
     """Train `model` (in place) with a teacher that learns from the trusted `valid_data`.
 
     A module gets floating inputs and whole numbers (tokens) as they are, of any shape; bytes
-    (pixels) are normalised per channel by the training samples. For a model by name all inputs
-    are, per channel or column, as in `TeachClassifier` and from files.
+    (pixels) are normalised per channel by the training samples, as images, unless it has an
+    embedding, or cannot take them so: then they are whole numbers, too (int64). For a model by
+    name all inputs are normalised, per channel or column, as in `TeachClassifier` and from files.
 
     Args:
         model: a module, or the name of a student ("mlp", "cnn", "resnet8", ...).
@@ -163,7 +92,8 @@ def train(
         decisions: what a person has decided of rows of the training data: labels by index, or a
             csv of the columns index and label. Such a row gets the label and is a trusted sample
             from now on; with None, or an empty cell, it is dropped (`deepteach.data.decisions`).
-        resume: go on in the folder `out` from its newest verified checkpoint.
+        resume: go on in the folder `out` from its newest verified checkpoint, with a warning
+            where that is not the newest one; other labels or inputs than before are refused.
         watch: told of every step and epoch, as `deepteach.training.progress` does.
         logger: told of every epoch once its checkpoint is committed, also of the runs beside this
             one: a function of a mapping (a line of metrics.jsonl, and the `method`), a logger, its
@@ -195,7 +125,7 @@ def train(
             warnings.warn(note, UserWarning, stacklevel=2)
     if checked is not None:
         data = decided(data, checked)
-    return run(
+    result = run(
         config,
         data,
         **own,
@@ -203,6 +133,24 @@ def train(
         watch=watch,
         loggers=[logger_of(one) for one in given_loggers if not isinstance(one, str)],
     )
+    if result.path is not None and result.coach.ranks.first:
+        _report(result.path)
+    return result
+
+
+def _report(folder: Path) -> None:
+    """Write report.html; where that fails it is told, for the run is finished."""
+    try:
+        from deepteach.report.html import write_report  # matplotlib, which training does without
+
+        write_report(folder)
+    except Exception as error:  # of whatever draws and writes
+        warnings.warn(
+            f"report.html was not written ({brief(error)[:200]}): `deepteach report {folder}` "
+            "writes it",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def assembled(
@@ -234,6 +182,10 @@ def assembled(
         raise DataError(f"classes is {classes}, and the labels are of {len(names)}: leave it out")
     reading = Access(config.seed, config.workers, as_given, logging.getLogger("deepteach").info)
     splits = [part_of(source, name, reading) for name, source in taken.given.items()]
+    if as_given and bytes_are_whole(model, config.internal, splits[0][0]):
+        reading = replace(reading, whole_bytes=True)
+        splits = [part_of(source, name, reading) for name, source in taken.given.items()]
+        splits = [(x if isinstance(x, LazyRows) else as_whole(x), y, g) for x, y, g in splits]
     x_train = splits[0][0]
     kind = (
         x_train.raw_dtype
@@ -338,6 +290,7 @@ def run(
             ranks.lead(lambda: _enter(stack, folder, config, resume, data.decisions))
         signals = stack.enter_context(interrupts(relays=ranks.count > 1))
         overrides = overrides or Overrides()
+        data = build.read_by_own_loss(config, data, module.to(device), layer, overrides)
 
         def made(own: Config, own_module: nn.Module, own_teacher: Any) -> MethodRun:
             leads = own is config

@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.coach import Coach
-from deepteach.core.student import Student, last_linear, refuse_lazy
+from deepteach.core.predict import evaluating
+from deepteach.core.student import Outputs, Student, last_linear, refuse_lazy
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.data import augment
 from deepteach.data.dataset import Data
@@ -26,6 +27,7 @@ from deepteach.distributed.collectives import Ranks, refuse_sharded
 from deepteach.errors import ConfigError, DeepTeachError
 from deepteach.models import build
 from deepteach.names import brief
+from deepteach.rng import replayed
 from deepteach.teachers.curriculum import Curriculum
 from deepteach.teachers.method import Method
 from deepteach.teachers.registry import method
@@ -41,7 +43,8 @@ from deepteach.training.device_data import DeviceData
 from deepteach.training.loop import TrainingLoop
 from deepteach.training.schedule import Rates, Schedule, refuse_large_batches, steps_per_epoch
 from deepteach.training.settle import (
-    refuse_loss,
+    TRIED,
+    read_by,
     refuse_unread,
     settle_adjoint,
     settle_context,
@@ -195,13 +198,13 @@ def assemble(
     teacher_optimizer = chosen.optimizer()
     adjoint, notes = settle_adjoint(config, chosen, optimizer)
     own_loss = loss_of(config, overrides)
-    if own_loss is not None:
-        refuse_loss(own_loss, config.loss, data, device)
     loss = own_loss or data.task.loss
     make_coach = partial(
         Coach,
         through_weights=config.through_weights,
-        validation_loss=settle_validation(config, chosen, loss),
+        validation_loss=settle_validation(
+            config, chosen, loss, of_probabilities=data.task.of_probabilities
+        ),
         total_steps=steps_per_epoch(len(data.y_train), schedule.step_size) * schedule.epochs,
         clip_norm=config.clip_norm,
         accumulate=schedule.accumulate > 1,
@@ -293,13 +296,38 @@ def settle_method(config: Config, data: Data, student: Student, teacher: Any, st
     return chosen
 
 
+def read_by_own_loss(
+    config: Config, data: Data, module: nn.Module, layer: str, overrides: Overrides
+) -> Data:
+    """The data, with outputs of the student as a loss of the user's own reads them, if any.
+
+    Raises:
+        ConfigError: it cannot read what the student gives, or does not say what it is.
+    """
+    loss = loss_of(config, overrides)
+    if loss is None:
+        return data
+    with evaluating(module), replayed(None):
+        said = outputs_of(Student(module, layer), data, data.x_valid[:TRIED], config.student)
+    return read_by(loss, config.loss, data, said.logits)
+
+
 def state_width(student: Student, data: Data, name: str = "custom") -> int:
-    """Width of the internal state, by a pass of two samples that changes nothing."""
+    """Width of the internal state."""
+    return outputs_of(student, data, data.x_train[:2], name).internal.shape[1]
+
+
+def outputs_of(student: Student, data: Data, inputs: Tensor, name: str = "custom") -> Outputs:
+    """What it says of a few samples, by a pass that changes nothing.
+
+    Raises:
+        ConfigError: it fails, or returns logits of another shape than the labels are of.
+    """
     refuse_lazy(student.module)
     device = next(student.module.parameters()).device
     try:
         with torch.no_grad():
-            outputs = student.functional({}, student.buffers(), data.x_train[:2].to(device))
+            outputs = student.functional({}, student.buffers(), inputs.to(device))
     except DeepTeachError:
         raise
     except Exception as error:  # the user's code may raise anything
@@ -308,7 +336,7 @@ def state_width(student: Student, data: Data, name: str = "custom") -> int:
             f"({brief(error)[:200]}): make its forward pass take a batch of them"
         ) from error
     data.task.refuse_logits(outputs.logits)
-    return outputs.internal.shape[1]
+    return outputs
 
 
 def device(name: str) -> torch.device:

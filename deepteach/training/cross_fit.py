@@ -76,7 +76,7 @@ def cross_fitted(
         student = result.model if result.model_ema is None else result.model_ema
         said = logits(student, select(data.x_train, left_out))
         if found is None:
-            found = np.empty((len(held), data.task.probabilities(said[:1]).shape[1]))
-        found[left_out.numpy()] = data.task.probabilities(said).numpy()
+            found = np.empty((len(held), result.task.probabilities(said[:1]).shape[1]))
+        found[left_out.numpy()] = result.task.probabilities(said).numpy()
     assert found is not None
     return found

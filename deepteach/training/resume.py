@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from deepteach.data.identity import same_sketch
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import CheckpointError, DataError
 from deepteach.names import brief
@@ -49,12 +50,15 @@ def state_of(loop: TrainingLoop, log: RunLog) -> dict[str, Any]:
     return state
 
 
-def meta_of(log: RunLog, ranks: Ranks, data: dict[str, str]) -> dict[str, Any]:
+def meta_of(
+    log: RunLog, ranks: Ranks, data: dict[str, str], sketch: dict[str, list[float]]
+) -> dict[str, Any]:
     """What is committed beside the tree: how long it took, and what its bits depend on.
 
-    `data` is what its data are known by (`identity_of`).
+    `data` and `sketch` are what its data are known by (`identity_of`, `sketch_of`).
     """
-    return {"seconds": log.seconds, "quality": log.quality, "data": data, **_surroundings(ranks)}
+    known = {"data": data, "sketch": sketch}
+    return {"seconds": log.seconds, "quality": log.quality, **known, **_surroundings(ranks)}
 
 
 def _surroundings(ranks: Ranks) -> dict[str, Any]:
@@ -66,15 +70,18 @@ def restore(
     log: RunLog,
     store: Store,
     say: Callable[[str], None],
+    warn: Callable[[str], None],
     data: dict[str, str],
+    sketch: dict[str, list[float]],
 ) -> bool:
     """Go on from the newest verified checkpoint; False where none was committed yet.
 
-    `say` is told what was found; `data` is as in `meta_of`.
+    `say` is told what was found, and `warn` what must not be missed; `data` and `sketch` are as in
+    `meta_of`.
 
     Raises:
         CheckpointError: all are damaged, or one does not fit this run.
-        DataError: its labels, rows or sources are others now.
+        DataError: its labels, rows, sources, or inputs in memory are others now.
     """
     ranks = loop.ranks
     found = store.newest()
@@ -88,7 +95,7 @@ def restore(
         say("no checkpoint yet: training starts at step 0")
         return False
     for skipped in found.skipped:
-        say(f"damaged checkpoint passed over: {skipped}")
+        warn(f"damaged checkpoint passed over: {skipped}")
     saved, here = {"processes": 1, **found.meta}, _surroundings(ranks)
     before = saved.get("data", data)  # earlier versions did not note it
     if before["labels"] != data["labels"]:
@@ -96,8 +103,14 @@ def restore(
             f"the labels, or the rows, of the data have changed since {found.path} was written: go "
             "on with those that the run began with, or choose another --out"
         )
+    for part, known in saved.get("sketch", {}).items():
+        if part in sketch and not same_sketch(known, sketch[part]):
+            raise DataError(
+                f"the inputs {part} have changed since {found.path} was written: go on with those "
+                "that the run began with, or choose another --out"
+            )
     if before["inputs"] != data["inputs"]:
-        say("not bit-reproducible: the inputs changed since the checkpoint")
+        warn("not bit-reproducible: the inputs changed since the checkpoint")
     changed = [key for key in here if saved.get(key) != here[key]]
     if changed:
         say(f"not bit-reproducible: {', '.join(changed)} changed since the checkpoint")

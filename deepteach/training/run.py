@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.data.dataset import Data
-from deepteach.data.identity import file_of, identity_of
+from deepteach.data.identity import file_of, identity_of, sketch_of
 from deepteach.data.rows import Samples, readable, select
 from deepteach.loggers.base import AbstractLogger, LoggedRun, flat_settings
 from deepteach.rng import stream
@@ -27,7 +28,7 @@ from deepteach.training.evaluate import Trust, measured, trust
 from deepteach.training.logged import Tell, logged
 from deepteach.training.loop import EpochEnd
 from deepteach.training.loop_cost import loop_cost, now
-from deepteach.training.progress import Watcher
+from deepteach.training.progress import Silent, Watcher
 from deepteach.training.ranking import noise_auroc, ranking_figures
 from deepteach.training.resume import RunLog, meta_of, restore, state_of
 from deepteach.training.run_folder import open_folder, write_metrics, write_results
@@ -38,6 +39,11 @@ MEASURED_STEPS = 500
 
 Watch = Callable[[str, int, int], AbstractContextManager[Watcher]]
 """(name, epochs, steps) -> the watcher of one run."""
+
+
+def _warned(text: str) -> None:
+    """From Python nobody hears what a watcher is told, and here it must be known."""
+    warnings.warn(text, UserWarning, stacklevel=2)
 
 
 class MethodRun:
@@ -76,6 +82,10 @@ class MethodRun:
     @cached_property
     def _identity(self) -> dict[str, str]:
         return identity_of(self.data)
+
+    @cached_property
+    def _sketch(self) -> dict[str, list[float]]:
+        return sketch_of(self.data)
 
     def _of_data(self) -> dict[str, Any]:
         """What tells the data and the student apart from others of the same name."""
@@ -122,7 +132,9 @@ class MethodRun:
         config, log, store = self.config, self.log, Store(folder / "checkpoints")
         place, said = (self.loop.device, self.ranks.count), self.data.decisions
         self.ranks.lead(lambda: open_folder(folder, config, *place, said))
-        if resume and restore(self.loop, log, store, watcher.say, self._identity):
+        warn = _warned if type(watcher) is Silent else watcher.say  # others may inherit from it
+        known = self._identity, self._sketch
+        if resume and restore(self.loop, log, store, watcher.say, warn, *known):
             self.ranks.lead(lambda: write_metrics(folder, log.metrics))
         return store
 
@@ -220,7 +232,8 @@ class MethodRun:
         def write() -> None:
             if new_line:
                 write_metrics(folder, self.log.metrics)
-            store.commit(step, state, meta=meta_of(self.log, self.ranks, self._identity))
+            known = self._identity, self._sketch
+            store.commit(step, state, meta=meta_of(self.log, self.ranks, *known))
 
         self.ranks.lead(write)
 

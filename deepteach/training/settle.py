@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 
+from deepteach.core.accuracy import slopes_at
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.adjoint.registry import ADJOINTS
 from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.adjoint.stored import Stored
 from deepteach.core.coach import Coach
 from deepteach.core.graph_memory import Graphs
-from deepteach.core.losses import VALIDATION_LOSSES, SampleLoss, ValidationLoss
+from deepteach.core.losses import VALIDATION_LOSSES, SampleLoss, ValidationLoss, refuse_shape
 from deepteach.core.optim import rule_for
 from deepteach.core.predict import device_of, evaluating
 from deepteach.data.dataset import Data
@@ -41,10 +43,12 @@ def settle_pace(config: Config, chosen: Method, steps: int, *, leads: bool) -> t
     """(interval K, window B) of a run of `steps` steps.
 
     One that `leads` follows the settings, then its method; one beside it the other way round.
+    An interval that is not asked for is at least the window that is.
     """
     interval, window = config.interval, config.window
     if not leads or interval is None:
-        interval = chosen.interval or interval or usual_interval(steps)
+        interval = chosen.interval or interval or usual_interval(steps, window or 1)
+        interval = max(interval, window or 1) if leads else interval
     if not leads or window is None:
         window = min(chosen.window or window or 2, interval)
     return interval, window
@@ -99,19 +103,21 @@ def refuse_unread(coach: Coach, data: Data, chosen: Method, name: str) -> None:
         )
 
 
-def refuse_loss(loss: SampleLoss, name: str | None, data: Data, device: torch.device) -> None:
-    """Try a loss of the user's own on a few trusted labels and logits of the size of 1.
+def read_by(loss: SampleLoss, name: str | None, data: Data, outputs: torch.Tensor) -> Data:
+    """The data, whose task knows how a loss of the user's own reads the student's outputs.
+
+    The loss is tried on `outputs` `(b, ...)`, those of the first trusted samples, of which there
+    are at most `TRIED`.
 
     Raises:
-        ConfigError: it raises, or returns no floats; before anything is trained.
+        ConfigError: it raises, returns no floats, or does not say what a prediction is; before
+            anything is trained.
     """
-    y = data.task.learned(data.y_valid[:TRIED]).to(device)
-    outputs = data.task.outputs
-    logits = torch.linspace(-1, 1, len(y) * outputs, device=device).view(-1, outputs)
+    y = data.task.learned(data.y_valid[: len(outputs)]).to(outputs.device)
     wanted = "expected a function of (logits, y) that returns one value a sample, as floats"
     try:
         with replayed(None):
-            found: object = loss(logits.requires_grad_(), y)
+            found: object = loss(outputs.detach().requires_grad_(), y)
     except DeepTeachError:
         raise
     except Exception as error:  # the user's code may raise anything
@@ -120,6 +126,19 @@ def refuse_loss(loss: SampleLoss, name: str | None, data: Data, device: torch.de
         raise ConfigError(f"loss {name!r} returned type {type(found).__name__}: {wanted}")
     if not found.is_floating_point():
         raise ConfigError(f"loss {name!r} returned a tensor of {found.dtype}: {wanted}")
+    refuse_shape(found, outputs, y, len(y), f"loss {name!r}")
+
+    def slope(z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        losses, found = slopes_at(loss, z, labels)
+        return torch.full_like(z, torch.nan) if losses is None else found
+
+    task = data.task.read_by(slope, outputs, y)
+    if task is None:
+        raise ConfigError(
+            f"loss {name!r} does not tell what a prediction is, so accuracy and predictions would "
+            f"be wrong: let an output of the student be {data.task.answers}"
+        )
+    return replace(data, task=task)
 
 
 def settle_adjoint(
@@ -177,17 +196,26 @@ def _why_not_undone(optimizer: torch.optim.Optimizer, half: bool) -> str | None:
 
 
 def settle_validation(
-    config: Config, chosen: Method, loss: SampleLoss | None
+    config: Config, chosen: Method, loss: SampleLoss | None, *, of_probabilities: bool = False
 ) -> str | ValidationLoss:
     """What the teacher lowers: the settings', then the method's, then the loss of the student.
 
     A loss of the user's own is validated by its mean, never by a cross-entropy that the
     labels may not fit.
+
+    Raises:
+        ConfigError: one by name, which reads logits, where outputs are probabilities.
     """
     own = config.validation_loss
     name = chosen.validation_loss if own == METHODS_OWN else own
     if name is not None:
-        return known("validation_loss", name, VALIDATION_LOSSES)
+        found = known("validation_loss", name, VALIDATION_LOSSES)
+        if of_probabilities:
+            raise ConfigError(
+                f"validation_loss {name} reads logits, and by loss {config.loss!r} the student's "
+                "outputs are probabilities: return logits, or use deep, mwn or uniform without it"
+            )
+        return found
     if loss is None:
         return VALIDATION_LOSSES["nll"]
     return lambda logits, labels: loss(logits, labels).mean()

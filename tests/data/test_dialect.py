@@ -73,7 +73,22 @@ def test_the_same_data_in_other_words(tmp_path: Path, kind: str) -> None:
     assert torch.equal(data.rows, expected.rows)  # rows without cells have no number
 
 
+def test_names_of_columns_that_hold_commas(tmp_path: Path) -> None:
+    """The lines below tell the separator; the header alone has as many commas as semicolons."""
+    rows = german(PLAIN).split("\n", 1)[1]
+    whole = "".join(f"{p:.0f};{q:.0f};{'uv'[i % 2]}\n" for i, (p, q) in enumerate(1000 * X))
+    for below in (whole, rows.replace(",", ".")):
+        data = read(tmp_path, "Height, m;Weight, kg;label\n" + below)
+        assert data.input_shape == (2,) and data.label_names == ("u", "v")
+    one = read(tmp_path, "Height, m;Weight;label\n" + rows)
+    assert one.input_shape == (2,) and one.label_names == ("u", "v")
+
+
 REFUSED: dict[str, tuple[str | bytes, str]] = {
+    "commas or semicolons": (
+        "Height, m;Weight, kg;label\n" + german(PLAIN).split("\n", 1)[1],
+        "may be parted by commas or by semicolons, which make as many cells",
+    ),
     "utf-16 without a mark": (PLAIN.encode("utf-16-le"), "as UTF-16 does): save it as UTF-8"),
     "half of a utf-16": (PLAIN.encode("utf-16")[:-1], "save it as UTF-8"),
     "latin": ("ä,b,label\n1,2,u\n".encode("latin-1"), "save it as UTF-8"),

@@ -54,6 +54,18 @@ def test_images_are_read_when_they_are_needed(tmp_path: Path) -> None:
     np.testing.assert_allclose(shown, raw[train[rows]], atol=1e-3)
 
 
+def test_a_column_of_groups_is_read_unasked(tmp_path: Path) -> None:
+    path, _ = written(tmp_path)
+    head, *rows = path.read_text().splitlines()
+    path.write_text(
+        "\n".join([f"{head},Group", *(f"{row},g{i % 2}" for i, row in enumerate(rows))])
+    )
+    with pytest.warns(UserWarning, match="only 8 validation samples"):
+        assert load(f"manifest:{path}", 0).group_names == ("g0", "g1")
+    with pytest.warns(UserWarning, match="only 8 validation samples"):
+        assert load(f"manifest:{path}", 0, group="hospital").group_names == ("h0", "h1", "h2")
+
+
 def test_captions_of_any_length(tmp_path: Path) -> None:
     path, _ = written(tmp_path)
     head, *rows = path.read_text().splitlines()

@@ -138,6 +138,19 @@ def csv(tmp_path: Path, head: str, row: Callable[[int], str]) -> Data:
     return load(f"csv:{file}", seed=0)
 
 
+def test_what_only_test_samples_have_is_told() -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
+    only, rows = y.copy(), slice(40, 60)
+    only[:40] = only[:40] % 2
+    parts = (x[:20], only[:20], x[20:40], only[20:40], x[rows])
+    with pytest.warns(UserWarning, match="no training sample of class 2: the student learns"):
+        from_arrays(*parts, only[rows])
+    several = np.stack([y > 0, y % 2 == 0, np.arange(60) >= 40], 1).astype(int)
+    parts = (x[:20], several[:20], x[20:40], several[20:40], x[rows])
+    with pytest.warns(UserWarning, match="no training sample has label 2: the student learns"):
+        from_arrays(*parts, several[rows], task="multilabel")
+
+
 def test_an_underscore_is_no_part_of_a_number(tmp_path: Path) -> None:
     def cell(i: int) -> str:
         return f"{'1_0' if i == 7 else i},{i % 2}"
@@ -153,6 +166,13 @@ def test_decimal_commas_in_targets(separator: str, tmp_path: Path) -> None:
     assert isinstance(data.task, Regression) and "decimal points, e.g. '0,5'" in str(data.notes)
     plain = csv(tmp_path, "a,y", lambda i: f"{i},{i}.5")
     assert torch.equal(data.y_train, plain.y_train)
+
+
+def test_thousands_do_not_begin_with_0(tmp_path: Path) -> None:
+    data = csv(tmp_path, "a;b;y", lambda i: f"{i};0,{100 + i};{i % 2}")
+    assert (data.x_train * data.scale + data.mean)[:, 1].max() < 1
+    data = csv(tmp_path, "a;b;y", lambda i: f"{i};{1 + i % 3},{100 + i if i else 5};{i % 2}")
+    assert (data.x_train * data.scale + data.mean)[:, 1].max() < 4
 
 
 def test_commas_that_may_part_thousands_or_names(tmp_path: Path) -> None:

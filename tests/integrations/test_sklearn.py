@@ -152,9 +152,9 @@ def test_the_share_that_is_held_out(fraction: float, held: int) -> None:
     assert int(np.isnan(made.sample_weights_).sum()) == held
 
 
-@pytest.mark.parametrize("fraction", [0, 1.0, 5, -0.1, float("nan")])
-def test_no_share_is_refused(fraction: float) -> None:
-    with pytest.raises(ConfigError, match=r"valid_fraction must lie within \(0, 1\)"):
+@pytest.mark.parametrize("fraction", [0, 1.0, 5, -0.1, float("nan"), "0.2", None, [0.2]])
+def test_no_share_is_refused(fraction: Any) -> None:
+    with pytest.raises(ConfigError, match=r"valid_fraction must be a number within \(0, 1\)"):
         quick(valid_fraction=fraction).fit(X, Y)
 
 

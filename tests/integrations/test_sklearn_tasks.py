@@ -186,3 +186,32 @@ def test_a_part_of_x_that_cannot_be_trusted() -> None:
         dt.TeachClassifier(epochs=1).fit(WIDE[:60], rare * 0 + 1)
     with pytest.raises(DataError, match="X has 3 rows and no two with the same labels, of which"):
         dt.TeachClassifier(epochs=1).fit(WIDE[:3], np.array([[1, 0], [0, 1], [0, 0]]))
+
+
+@pytest.mark.parametrize("names", [(0, 1), ("no", "yes"), (10, 20)])
+@pytest.mark.parametrize("settings", [None, {"task": "binary"}])
+def test_one_logit_for_two_classes(names: tuple[Any, Any], settings: Any) -> None:
+    x = np.random.default_rng(3).normal(size=(160, 5)).astype(np.float32)
+    y = np.array(names)[(x[:, 0] > 0).astype(int)]
+    model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 1))
+    for student in (model, "mlp") if settings else (model,):
+        made = dt.TeachClassifier(student, epochs=10, settings=settings).fit(
+            x[:100], y[:100], X_valid=x[100:], y_valid=y[100:]
+        )
+        said = made.predict_proba(x)
+        assert said.shape == (160, 2) and np.allclose(said.sum(1), 1)
+        assert (made.classes_[said.argmax(1)] == made.predict(x)).all()
+        assert made.score(x, y) > 0.7 and made.summary_["task"] == "binary"
+    with pytest.raises(ConfigError, match="settings say task=regression, and y is of class"):
+        dt.TeachClassifier("mlp", settings={"task": "regression"}).fit(
+            x[:100], y[:100], X_valid=x[100:], y_valid=y[100:]
+        )
+
+
+def test_warnings_name_the_users_own_classes() -> None:
+    x, y = np.random.default_rng(3).normal(size=(60, 5)), np.arange(60) % 3
+    kept = y[40:] != 1
+    with pytest.warns(UserWarning, match="no validation sample of class 20: the teacher"):
+        dt.TeachClassifier(epochs=1).fit(
+            x[:40], 10 * y[:40] + 10, X_valid=x[40:][kept], y_valid=10 * y[40:][kept] + 10
+        )

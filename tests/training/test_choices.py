@@ -21,7 +21,7 @@ TRAIN, VALID = ((A[f"x_{k}"], A[f"y_{k}"]) for k in ("train", "valid"))
 def go(probe: Probe | None = None, **settings: Any) -> Result:
     small: dict[str, Any] = {"epochs": 2, "batch_size": 16, "interval": 3, "baseline": False}
     watch = (probe or Probe()).watch
-    return train("mlp", TRAIN, VALID, teacher="paper", watch=watch, **{**small, **settings})
+    return train("mlp", TRAIN, VALID, watch=watch, **{"teacher": "paper", **small, **settings})
 
 
 def moved(result: Result) -> bool:
@@ -184,3 +184,11 @@ def test_the_path_of_an_object() -> None:
     assert name_of(torch.optim.SGD) == "torch.optim.sgd:SGD"
     assert name_of(lambda: None) == f"{__name__}:unnamed"
     assert name_of(torch.nn.MSELoss(reduction="none")) == "torch.nn.modules.loss:MSELoss"
+
+
+@pytest.mark.parametrize("teacher", ["deep", "mwn"])
+def test_a_window_alone_is_no_fault_of_the_interval(teacher: str) -> None:
+    result = go(teacher=teacher, interval=None, window=3)
+    assert (result.coach.interval, result.coach.window) == (3, 3)
+    with pytest.raises(ConfigError, match="window"):
+        go(teacher=teacher, interval=2, window=3)

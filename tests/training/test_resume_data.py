@@ -11,6 +11,7 @@ import torch
 from resuming import go, stop, toy_data
 from toy import Probe
 
+import deepteach as dt
 from deepteach.data.dataset import Data
 from deepteach.data.identity import file_of, identity_of
 from deepteach.errors import DataError
@@ -61,6 +62,43 @@ def test_other_inputs_are_told(part: str, data: Data, tmp_path: Path) -> None:
     probe = Probe()
     go(replace(data, **{part: getattr(data, part) + 1e-3}), tmp_path / "run", probe, resume=True)
     assert "not bit-reproducible: the inputs changed since the checkpoint" in probe.said
+
+
+CHANGED: dict[str, Any] = {
+    "scaled": lambda x: 3 * x,
+    "in another order": lambda x: x.flip(0),
+    "one row": lambda x: x + 3 * (torch.arange(len(x)) == 7).to(x).view(-1, *(1,) * (x.dim() - 1)),
+}
+
+
+@pytest.mark.parametrize("part", ["x_train", "x_valid", "x_test"])
+@pytest.mark.parametrize("kind", CHANGED)
+def test_other_inputs_are_refused(kind: str, part: str, data: Data, tmp_path: Path) -> None:
+    out, other = tmp_path / "run", replace(data, **{part: CHANGED[kind](getattr(data, part))})
+    go(data, out, epochs=1)
+    with pytest.raises(DataError, match=f"the inputs {part} have changed since"):
+        go(other, out, resume=True, epochs=1)
+
+
+def test_a_checkpoint_without_a_sketch_is_gone_on_with(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of earlier versions."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr("deepteach.training.run.sketch_of", lambda data: {})
+        go(data, tmp_path / "run", epochs=1)
+    go(replace(data, x_train=3 * data.x_train), tmp_path / "run", Probe(), resume=True, epochs=1)
+
+
+def test_python_is_warned_where_nobody_watches(data: Data, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    parts = (data.x_train, data.y_train), (data.x_valid, data.y_valid)
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 16, "baseline": False, "out": out}
+    dt.train("mlp", *parts, **settings)
+    newest = max((out / "checkpoints").iterdir())
+    (newest / "state.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged checkpoint passed over"):
+        dt.train("mlp", *parts, resume=True, **settings)
 
 
 def test_only_what_is_the_same_is_known_as_the_same(data: Data) -> None:

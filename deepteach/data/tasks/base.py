@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,18 @@ Parts = Mapping[str, np.ndarray]
 
 LabelLoss = Callable[[Tensor, Tensor], Tensor]
 """`(logits, labels) -> (b,)`."""
+
+SlopeOf = Callable[[Tensor, Tensor], Tensor]
+"""`(outputs, labels)` to the slope of a loss in the outputs, NaN where it does not take them."""
+
+SPANS = ((-4.0, 4.0, False), (-1.0, 1.0, False), (0.0, 1.0, True))
+"""Where a loss may read outputs (low, high), and whether such outputs are probabilities.
+
+Logits, or what is compared with -1 and 1, are cut at 0; probabilities in the middle of theirs.
+"""
+
+YES_OR_NO = "a logit that says yes above 0, or the probability of yes"
+"""What an output is of which each is asked by itself."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +75,13 @@ class Task(ABC):
         classes: C: classes, or labels, or quantities of a sample.
         names: what the user calls each class, where it is not its code; numbers where labels
             were numbers.
+        of_probabilities: outputs of the student are probabilities, as a loss of the user's own
+            reads them, and not logits.
     """
 
     classes: int = 2
     names: tuple[str | int, ...] | None = None
+    of_probabilities: bool = field(default=False, kw_only=True)
 
     name: ClassVar[str]
     """As `--task` says it."""
@@ -84,6 +99,8 @@ class Task(ABC):
     """A sample is of one class: the others are told by it."""
     real_valued: ClassVar[bool] = False
     """Labels are quantities, and there are no classes."""
+    answers: ClassVar[str]
+    """What a loss of the user's own must take the student's outputs for."""
 
     @property
     def texts(self) -> list[str]:
@@ -166,6 +183,33 @@ class Task(ABC):
             f"task {self.name}: expected ({count}, {outputs})"
         )
 
+    def read_by(self, slope: SlopeOf, outputs: Tensor, codes: Tensor) -> Self | None:
+        """This task as a loss of the user's own reads outputs; None where that cannot be told.
+
+        A prediction that is cut elsewhere than the loss cuts is wrong without a word. So the
+        loss must push outputs towards the label wherever they may lie.
+
+        Args:
+            slope: of the loss.
+            outputs: `(b, ...)` of the student, of which the shape counts.
+            codes: `(b, ...)` as they are learned.
+        """
+        for low, high, probabilities in SPANS:
+            edge = (high - low) / 20
+            levels = (low + edge, (low + high) / 2, high - edge)
+            pushes = [self._pushes(slope, torch.full_like(outputs, v), codes) for v in levels]
+            never_away = all(
+                bool((push >= -1e-6 * push.abs().max()).all()) for pair in pushes for push in pair
+            )
+            if never_away and bool((pushes[1][0] > 0).all()):
+                return replace(self, of_probabilities=probabilities)
+        return None
+
+    def _pushes(self, slope: SlopeOf, outputs: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """How equal `outputs` are pushed to the label's own side, and from those of others."""
+        yes = -slope(outputs, torch.ones_like(codes))
+        return torch.stack([yes, slope(outputs, torch.zeros_like(codes))]), yes
+
     @abstractmethod
     def counts(self, codes: Tensor) -> Tensor:
         """`(C,)` int64: how many samples are of each class, or have each label."""
@@ -179,6 +223,15 @@ class Task(ABC):
     def probabilities(self, logits: Tensor) -> Tensor:
         """`(b, C)` of each class, or of each label. Raises ConfigError where there are none."""
         raise ConfigError(f"task {self.name} has no classes, and so no probabilities of them")
+
+    def _holds(self, outputs: Tensor) -> Tensor:
+        """Whether each output, which says yes or no, says yes."""
+        return outputs > (0.5 if self.of_probabilities else 0)
+
+    def _chance(self, outputs: Tensor) -> Tensor:
+        """The probability of yes that each says, float64."""
+        wide = outputs.double()
+        return wide.clamp(0, 1) if self.of_probabilities else wide.sigmoid()
 
     @abstractmethod
     def measured(self, logits: Tensor, codes: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepteach.data.labels import encode, sorted_order
 from deepteach.data.noise import BINARY_NOISE, NoiseOf
-from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task
+from deepteach.data.tasks.base import YES_OR_NO, Coded, LabelLoss, Parts, SlopeOf, Task
 from deepteach.data.tasks.classification import Classification
 from deepteach.data.validation import Numbers, label_in_message, refuse_one_class
 from deepteach.errors import DataError
@@ -22,11 +22,12 @@ from deepteach.errors import DataError
 class Binary(Classification):
     """Codes `(n,)` int64, 1 for the greater of any two labels; logits `(b, 1)` or `(b,)`.
 
-    The second class is predicted where the logit is above 0.
+    The second class is predicted where the logit is above 0, or a probability above 1/2.
     """
 
     name: ClassVar[str] = "binary"
     indices: ClassVar[bool] = False
+    answers: ClassVar[str] = YES_OR_NO
     noises: ClassVar[Mapping[str, NoiseOf]] = BINARY_NOISE
 
     @classmethod
@@ -67,11 +68,14 @@ class Binary(Classification):
     def refuse_logits(self, logits: Tensor) -> None:
         Task.refuse_logits(self, logits)
 
+    def _pushes(self, slope: SlopeOf, outputs: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        return Task._pushes(self, slope, outputs, codes)
+
     def predicted(self, logits: Tensor) -> Tensor:
-        return (logits.flatten() > 0).long()
+        return self._holds(logits.flatten()).long()
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        second = logits.flatten().double().sigmoid()
+        second = self._chance(logits.flatten())
         return torch.stack([1 - second, second], 1)
 
 

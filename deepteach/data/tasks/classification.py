@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepteach.data.labels import encode, labels_of
 from deepteach.data.noise import CLASS_NOISE, NoiseOf
-from deepteach.data.tasks.base import Coded, Parts, Task, Told
+from deepteach.data.tasks.base import Coded, Parts, SlopeOf, Task, Told
 from deepteach.data.tasks.metrics import ACCURACY, Metric
 from deepteach.data.validation import (
     Numbers,
@@ -32,6 +32,10 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY,)
     indices: ClassVar[bool] = True
+    answers: ClassVar[str] = (
+        "a logit, or a probability, for each class, the greater the likelier; of distances d "
+        "return -d"
+    )
     noises: ClassVar[Mapping[str, NoiseOf]] = CLASS_NOISE
 
     @classmethod
@@ -66,7 +70,8 @@ class Classification(Task):
                 f"no validation sample of {self._called(missing)}: the teacher learns nothing there"
             )
             found.append(Told(note, bool(set(missing) & trained)))
-        if untrained := sorted(set(trusted.tolist()) - trained):
+        tested = set(codes["y_test"].tolist() if "y_test" in codes else ())
+        if untrained := sorted((tested | set(trusted.tolist())) - trained):
             note = (
                 f"no training sample of {self._called(untrained)}: the student learns nothing there"
             )
@@ -98,10 +103,19 @@ class Classification(Task):
         if logits.dim() == 2 and logits.shape[1] >= self.classes:
             return
         count = len(logits)
+        one = self.classes == 2 and logits.numel() == count
         raise ConfigError(
             f"the student returns logits of shape {tuple(logits.shape)} for {count} samples of "
             f"{self.classes} classes: expected ({count}, {self.classes})"
+            f"{', or say task=binary for one logit' if one else ''}"
         )
+
+    def _pushes(self, slope: SlopeOf, outputs: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        labels = codes if codes.dim() == 1 else codes.argmax(1)
+        said = codes if codes.dim() == 1 else torch.eye(self.classes).to(codes)[labels]
+        up = -slope(outputs, said)[:, : self.classes]
+        index = labels.unsqueeze(1)
+        return up.gather(1, index), -up.scatter(1, index, 0)
 
     def counts(self, codes: Tensor) -> Tensor:
         return codes.bincount(minlength=self.classes)
@@ -110,7 +124,11 @@ class Classification(Task):
         return logits[:, : self.classes].argmax(1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return logits[:, : self.classes].double().softmax(1)
+        rows = logits[:, : self.classes].double()
+        if not self.of_probabilities:
+            return rows.softmax(1)
+        rows = rows.clamp(min=0) + 1e-30  # of a row without any, all classes are as likely
+        return rows / rows.sum(1, keepdim=True)
 
     def right(self, logits: Tensor, codes: Tensor) -> Tensor:
         """`(b,)` bool: which predictions are right."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.data.noise import MULTILABEL_NOISE, NoiseOf
-from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task, Told, few
+from deepteach.data.tasks.base import YES_OR_NO, Coded, LabelLoss, Parts, Task, Told, few
 from deepteach.data.tasks.metrics import MICRO_F1, Metric
 from deepteach.data.validation import Numbers, as_array, label_in_message, place
 from deepteach.errors import DataError
@@ -28,13 +28,14 @@ NO_LABEL = "-"
 class MultiLabel(Task):
     """Codes `(n, k)` float32 of 0 and 1; logits `(b, k)`, a label holding where one is above 0.
 
-    A sample's loss is the mean over its labels.
+    Of probabilities, where one is above 1/2. A sample's loss is the mean over its labels.
     """
 
     name: ClassVar[str] = "multilabel"
     signs: ClassVar[str] = "the rows are of 0 and 1, and do not all hold a single 1"
     metrics: ClassVar[tuple[Metric, ...]] = (MICRO_F1,)
     exclusive: ClassVar[bool] = False
+    answers: ClassVar[str] = YES_OR_NO
     noises: ClassVar[Mapping[str, NoiseOf]] = MULTILABEL_NOISE
 
     @classmethod
@@ -88,19 +89,28 @@ class MultiLabel(Task):
 
     def told(self, codes: Parts) -> list[Told]:
         trusted, found = codes["y_valid"], []
+        untrained = np.flatnonzero(
+            ~codes["y_train"].any(0) & np.any([y.any(0) for y in codes.values()], 0)
+        )
+        if len(untrained):
+            note = f"no training sample has {self._called(untrained)}"
+            note += ": the student learns nothing there"
+            found.append(Told(note, warn=True))
         constant = np.flatnonzero((trusted == trusted[0]).all(0))
         if len(constant):
-            names = self.texts
-            shown = first_few([label_in_message(names[label]) for label in constant])
             note = (
-                f"all validation samples agree on {'label' if len(constant) == 1 else 'labels'} "
-                f"{shown}: the teacher learns nothing there"
+                f"all validation samples agree on {self._called(constant)}: the teacher learns "
+                "nothing there"
             )
             moves = (codes["y_train"] != codes["y_train"][0]).any(0)
             found.append(Told(note, bool(moves[constant].any())))
         if len(trusted) < 10:
             found.append(few(len(trusted)))
         return found
+
+    def _called(self, labels: np.ndarray) -> str:
+        shown = first_few([label_in_message(self.texts[label]) for label in labels])
+        return f"{'label' if len(labels) == 1 else 'labels'} {shown}"
 
     def strata(self, codes: np.ndarray) -> np.ndarray:
         rare = codes.sum(0).argsort(kind="stable")
@@ -115,13 +125,13 @@ class MultiLabel(Task):
         return codes.sum(0).long()
 
     def predicted(self, logits: Tensor) -> Tensor:
-        return (logits > 0).float()
+        return self._holds(logits).float()
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.double().sigmoid()
+        return self._chance(logits)
 
     def measured(self, logits: Tensor, codes: Tensor) -> Tensor:
-        said, true = logits.reshape(codes.shape) > 0, codes > 0.5
+        said, true = self._holds(logits.reshape(codes.shape)), codes > 0.5
         return torch.stack([(said & true).sum(), said.sum(), true.sum()]).double()
 
     def figures(self, sums: Tensor) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepteach.data.noise import SHUFFLE, NoiseOf
 from deepteach.data.scaling import divisor
-from deepteach.data.tasks.base import Coded, LabelLoss, Parts, Task, Told, few
+from deepteach.data.tasks.base import Coded, LabelLoss, Parts, SlopeOf, Task, Told, few
 from deepteach.data.tasks.metrics import R2, RMSE, Metric
 from deepteach.data.validation import Numbers, as_array, is_number, place
 from deepteach.errors import DataError
@@ -53,6 +53,7 @@ class Regression(Task):
     exclusive: ClassVar[bool] = False
     real_valued: ClassVar[bool] = True
     noises: ClassVar[Mapping[str, NoiseOf]] = SHUFFLE
+    answers: ClassVar[str] = "the standardised target itself, where the loss must be lowest"
 
     @classmethod
     def read(cls, value: Any, name: str, numbers: Numbers | None = None) -> np.ndarray:
@@ -136,6 +137,12 @@ class Regression(Task):
     @property
     def loss(self) -> LabelLoss:
         return squared_error
+
+    def read_by(self, slope: SlopeOf, outputs: Tensor, codes: Tensor) -> Self | None:
+        right = codes.reshape(outputs.shape).to(outputs.dtype)
+        above, below = slope(right + 1, codes), -slope(right - 1, codes)
+        towards = bool((torch.stack([above, below]) >= 0).all())
+        return self if towards and bool((above + below > 0).all()) else None
 
     def counts(self, codes: Tensor) -> Tensor:
         return torch.zeros(0, dtype=torch.int64)

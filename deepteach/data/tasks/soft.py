@@ -120,7 +120,8 @@ class SoftLabels(Classification):
         return super().counts(codes.argmax(1))
 
     def predicted(self, logits: Tensor) -> Tensor:
-        return logits.float().softmax(1)
+        wide = self.probabilities(logits) if self.of_probabilities else logits.float().softmax(1)
+        return wide.float()
 
     def right(self, logits: Tensor, codes: Tensor) -> Tensor:
         return logits.argmax(1) == codes.argmax(1)
