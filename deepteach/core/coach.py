@@ -22,6 +22,7 @@ from deepteach.core.distributed_batch import (
     refuse_batchwise,
     refuse_empty,
 )
+from deepteach.core.given import positive
 from deepteach.core.gradient_audit import GradientAudit
 from deepteach.core.ledger import Ledger, trust_of
 from deepteach.core.linearised import deliver
@@ -85,7 +86,7 @@ class Coach:
         validation_loss: "nll", "expected_accuracy", "smooth_error" or `(logits, y) -> scalar`;
             the mean of `loss` unless given.
         clip_norm: the norm to which you clip the gradients between backward() and step(), by
-            `torch.nn.utils.clip_grad_norm_`.
+            `torch.nn.utils.clip_grad_norm_`; None or infinity where you do not.
         rule: how the optimizer steps, for one that deepteach does not know.
         total_steps: length of the training, for features that read its progress.
         accumulate: every `coach.loss(...).backward()` since the last step is a part of the next.
@@ -125,6 +126,9 @@ class Coach:
                 f"window must be between 1 and interval, got window={window}, "
                 f"interval={interval}: lower the window or raise the interval"
             )
+        if clip_norm is not None:
+            clip_norm = positive("clip_norm", clip_norm, "give None where nothing is clipped")
+            clip_norm = None if math.isinf(clip_norm) else clip_norm
         ranks = here() if ranks is None else ranks
         student.split(ranks)
         self.student, self.teacher = student, teacher

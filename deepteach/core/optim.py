@@ -314,7 +314,9 @@ class Clipped(Rule):
 
     def clip(self, gradient: Params, hyper: dict[str, Hyper]) -> Params:
         norms = [torch.linalg.vector_norm(gradient[name]) for name in hyper]
-        scale = (self.max_norm / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)).clamp(max=1)
+        total = torch.linalg.vector_norm(torch.stack(norms)) + 1e-6
+        # Its derivative is 0 below any norm, where that of max_norm / total may be infinite.
+        scale = (total / self.max_norm).clamp(min=1).reciprocal()
         return {name: leaf * scale if name in hyper else leaf for name, leaf in gradient.items()}
 
     def hyper(self, group: dict, held: dict) -> Hyper:
