@@ -343,7 +343,10 @@ class AbstractAdjoint:
                 objective.forward_mode = False
             else:
                 guards.compare_losses(losses, step, self.allowed(theta), objective)
-                return objective.teacher_gradient(window.omega, held, moved, step)
+                # A forward rule may be 0 * inf where losses and gradients are finite, as that
+                # of binary cross-entropy is at a probability of 1.
+                if not objective.ranks.any(not all_finite([moved])):
+                    return objective.teacher_gradient(window.omega, held, moved, step)
         return self._linearised(theta, step, window).pull_back_teacher(objective.gathered(along))
 
     def _linearised(self, theta: Params, step: Step, window: Window) -> Linearised:
