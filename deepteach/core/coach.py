@@ -408,8 +408,8 @@ class Coach:
             adjoint: the coach's unless given.
 
         Raises:
-            NumericError: the validation loss or its gradient is not finite; as ReplayError, no
-                step leads to where the student is, or one could not be replayed.
+            NumericError: the validation loss, its gradient or that of the teacher is not finite;
+                as ReplayError, no step leads to where the student is, or one could not be replayed.
             ConfigError: no step was recorded, or this cannot be done exactly.
         """
         if adjoint is not None and adjoint.crosses and not self.adjoint.crosses:
@@ -428,7 +428,16 @@ class Coach:
             found = self._look_back(steps, validation, size, adjoint)
         if found.skipped:
             raise ReplayError(found.skipped)
+        self._refuse_not_finite(found)
         return found.gradient
+
+    def _refuse_not_finite(self, found: MetaGradient) -> None:
+        if self.ranks.any(not all_finite(found.gradient.values())):
+            raise NumericError(
+                "the teacher's gradient is not finite; nothing was changed: lower the student's "
+                "learning rate, shorten the window, or keep operations away from where they have "
+                "no second derivative (a root, power or sinc of exactly 0)"
+            )
 
     def _validation(self, inputs: Inputs, labels: Tensor) -> Validation:
         inputs, labels = ordinary((inputs, labels))
@@ -496,11 +505,7 @@ class Coach:
             else:
                 validation.gradient(self.recorder.state().theta)
                 result = MetaGradient(zeros_like(self.omega), None, skipped=UNFITTED)
-            if self.ranks.any(not all_finite(result.gradient.values())):
-                raise NumericError(
-                    "the teacher's gradient is not finite; nothing was changed: lower the "
-                    "student's learning rate, or shorten the window"
-                )
+            self._refuse_not_finite(result)
             size, skipped = norm(result.gradient), result.skipped
             if skipped is None and self._learns and size == 0:
                 skipped = ROUNDING

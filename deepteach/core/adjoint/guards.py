@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from deepteach.core.examination import (
     Findings,
     findings_of,
     looks_again,
-    slopes_are_true,
 )
 from deepteach.core.objective import Objective
 from deepteach.core.optim import Rule, State
@@ -248,15 +248,14 @@ def examine_gradients(
     objective.sweeps += 1
     if objective.examined_as != structure or looks_again(objective.sweeps):
         theta, any_of = objective.gathered(theta), objective.ranks.any
-        found = findings_of(objective, theta, step, derivative)
-        checked = slopes_are_true(objective, theta, validation)
-        objective.findings = Findings(
-            *(not any_of(not flag) for flag in (found.true, found.derived, found.forward, checked))
-        )
+        found = findings_of(objective, theta, step, validation, derivative)
+        objective.findings = Findings(*(not any_of(not flag) for flag in astuple(found)))
         objective.forward_mode = objective.findings.forward
         objective.examined, objective.examined_as = False, structure
     found = objective.findings
     known = found.derived or derivative == DIFFERENCES
+    if not found.finite:
+        raise ConfigError(NO_NUMBER)
     if not known and not (derivative == EITHER and found.forward):
         raise ConfigError(
             "the student's gradients cannot be differentiated as its training takes them (a hook "
@@ -279,6 +278,12 @@ def examine_gradients(
 
 CHANGED = (
     "something changes the student's gradients on their way back (a hook, a gradient reversal, a "
-    "detached part, a straight-through estimate, a backward pass of its own)"
+    "detached part, a straight-through estimate, a backward pass of its own, the padding_idx of an "
+    "embedding whose weights are used elsewhere, too)"
+)
+NO_NUMBER = (
+    "torch's second derivative of an operation of the student is no finite number where its first "
+    "one is (a root, power or sinc of exactly 0, as in a row of zeros): add a small number to "
+    "what it is taken of"
 )
 ACCEPT = "take them as they are by dt.Student(surrogate=True)"
