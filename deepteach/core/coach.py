@@ -22,7 +22,7 @@ from deepteach.core.distributed_batch import (
     refuse_batchwise,
     refuse_empty,
 )
-from deepteach.core.given import positive
+from deepteach.core.given import object_of, positive, whole_number
 from deepteach.core.gradient_audit import GradientAudit
 from deepteach.core.ledger import Ledger, trust_of
 from deepteach.core.linearised import deliver
@@ -39,6 +39,7 @@ from deepteach.core.losses import (
 from deepteach.core.microbatch import MicroBatched, MicroValidation
 from deepteach.core.module_state import buffers_kept
 from deepteach.core.nested import device_of_batch, moved, ordinary, size_of, without_graph
+from deepteach.core.numbered import widened
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
 from deepteach.core.optim import Clipped, Rule, rule_for, unwrapped
@@ -121,6 +122,13 @@ class Coach:
         accumulate: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
+        student = object_of("student", student, Student, 'dt.Student(module, "layer")')
+        teacher = object_of("teacher", teacher, AbstractTeacher, "dt.Teacher([dt.Loss()])")
+        if adjoint is not None:
+            adjoint = object_of("adjoint", adjoint, AbstractAdjoint, "dt.Stored()")
+        interval, window = whole_number("interval", interval), whole_number("window", window, 0)
+        if total_steps is not None:
+            total_steps = whole_number("total_steps", total_steps, 0)
         if not 1 <= window <= interval:
             raise ConfigError(
                 f"window must be between 1 and interval, got window={window}, "
@@ -261,6 +269,7 @@ class Coach:
                 index that is not a whole number a sample.
             DataError: the batch holds no sample, or what `trust` was given is no trusted data.
         """
+        labels = widened(labels)
         recording, device = torch.is_grad_enabled(), device_of_batch(labels)
         self.recorder.learn_names()
         if recording:
@@ -440,7 +449,7 @@ class Coach:
             )
 
     def _validation(self, inputs: Inputs, labels: Tensor) -> Validation:
-        inputs, labels = ordinary((inputs, labels))
+        inputs, labels = ordinary((inputs, widened(labels)))
         kind = Validation if self.adjoint.micro_batch is None else MicroValidation
         return kind(self.objective, self.validation_loss, inputs, labels)
 
@@ -485,7 +494,7 @@ class Coach:
         with untouched():
             theta, buffers = self.student.trained(), self.student.buffers()
             outputs = self.student.functional(theta, buffers, inputs)
-        return self.objective.snapshot(outputs, labels, self.clock, index, group).detach()
+        return self.objective.snapshot(outputs, widened(labels), self.clock, index, group).detach()
 
     def _teach_before(self, step: Step) -> bool:
         """The lookahead's update, on the batch about to be used, where one is due."""

@@ -111,9 +111,8 @@ class Rule:
         with torch.enable_grad():
             stepped = self.step(start, grads, hyper)
         ends, cotangents = [], []
-        for tree, seed in zip(
-            *([s.theta, *s.slots.values()] for s in (stepped, later)), strict=True
-        ):
+        pairs = zip(*([s.theta, *s.slots.values()] for s in (stepped, later)), strict=True)
+        for tree, seed in pairs:
             for name, leaf in tree.items():
                 if leaf.requires_grad:
                     ends.append(leaf)
@@ -121,9 +120,8 @@ class Rule:
         trees = (start.theta, *start.slots.values(), grads)
         starts = [leaf for tree in trees for leaf in tree.values()]
         found = torch.autograd.grad(ends, starts, cotangents, allow_unused=True)
-        pulled = iter(
-            torch.zeros_like(a) if d is None else d for a, d in zip(starts, found, strict=True)
-        )
+        each = zip(starts, found, strict=True)
+        pulled = iter(torch.zeros_like(a) if d is None else d for a, d in each)
         rebuilt = [{name: next(pulled) for name in tree} for tree in trees]
         return Pull(rebuilt[0], dict(zip(start.slots, rebuilt[1:-1], strict=True)), rebuilt[-1])
 
@@ -282,9 +280,8 @@ class AdamRule(Rule):
         theta = dict(later.theta)
         for name, h in hyper.items():
             denominator, size = self._scale(later.slots["exp_avg_sq"][name], h)
-            moved = torch.addcdiv(
-                theta[name], later.slots["exp_avg"][name], denominator, value=size
-            )
+            first = later.slots["exp_avg"][name]
+            moved = torch.addcdiv(theta[name], first, denominator, value=size)
             theta[name] = moved / self._decay(h)
         return theta
 
