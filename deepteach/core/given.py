@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from deepteach.errors import ConfigError
 
-Wanted = TypeVar("Wanted")
+Expected = TypeVar("Expected")
 
 
 def as_number(value: Any) -> float:
@@ -38,7 +38,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     return found
 
 
-def object_of(name: str, value: Any, kind: type[Wanted], example: str) -> Wanted:
+def object_of(name: str, value: Any, kind: type[Expected], example: str) -> Expected:
     """What is of that kind. Raises ConfigError: it is not, as a class of it is not."""
     if isinstance(value, kind):
         return value
