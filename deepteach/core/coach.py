@@ -22,6 +22,7 @@ from deepteach.core.distributed_batch import (
     refuse_batchwise,
     refuse_empty,
 )
+from deepteach.core.given import object_of, positive, whole_number
 from deepteach.core.gradient_audit import GradientAudit
 from deepteach.core.ledger import Ledger, trust_of
 from deepteach.core.linearised import deliver
@@ -38,6 +39,7 @@ from deepteach.core.losses import (
 from deepteach.core.microbatch import MicroBatched, MicroValidation
 from deepteach.core.module_state import buffers_kept
 from deepteach.core.nested import device_of_batch, moved, ordinary, size_of, without_graph
+from deepteach.core.numbered import widened
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
 from deepteach.core.optim import Clipped, Rule, rule_for, unwrapped
@@ -85,7 +87,7 @@ class Coach:
         validation_loss: "nll", "expected_accuracy", "smooth_error" or `(logits, y) -> scalar`;
             the mean of `loss` unless given.
         clip_norm: the norm to which you clip the gradients between backward() and step(), by
-            `torch.nn.utils.clip_grad_norm_`.
+            `torch.nn.utils.clip_grad_norm_`; None or infinity where you do not.
         rule: how the optimizer steps, for one that deepteach does not know.
         total_steps: length of the training, for features that read its progress.
         accumulate: every `coach.loss(...).backward()` since the last step is a part of the next.
@@ -120,11 +122,21 @@ class Coach:
         accumulate: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
+        student = object_of("student", student, Student, 'dt.Student(module, "layer")')
+        teacher = object_of("teacher", teacher, AbstractTeacher, "dt.Teacher([dt.Loss()])")
+        if adjoint is not None:
+            adjoint = object_of("adjoint", adjoint, AbstractAdjoint, "dt.Stored()")
+        interval, window = whole_number("interval", interval), whole_number("window", window, 0)
+        if total_steps is not None:
+            total_steps = whole_number("total_steps", total_steps, 0)
         if not 1 <= window <= interval:
             raise ConfigError(
                 f"window must be between 1 and interval, got window={window}, "
                 f"interval={interval}: lower the window or raise the interval"
             )
+        if clip_norm is not None:
+            clip_norm = positive("clip_norm", clip_norm, "give None where nothing is clipped")
+            clip_norm = None if math.isinf(clip_norm) else clip_norm
         ranks = here() if ranks is None else ranks
         student.split(ranks)
         self.student, self.teacher = student, teacher
@@ -257,6 +269,7 @@ class Coach:
                 index that is not a whole number a sample.
             DataError: the batch holds no sample, or what `trust` was given is no trusted data.
         """
+        labels = widened(labels)
         recording, device = torch.is_grad_enabled(), device_of_batch(labels)
         self.recorder.learn_names()
         if recording:
@@ -404,8 +417,8 @@ class Coach:
             adjoint: the coach's unless given.
 
         Raises:
-            NumericError: the validation loss or its gradient is not finite; as ReplayError, no
-                step leads to where the student is, or one could not be replayed.
+            NumericError: the validation loss, its gradient or that of the teacher is not finite;
+                as ReplayError, no step leads to where the student is, or one could not be replayed.
             ConfigError: no step was recorded, or this cannot be done exactly.
         """
         if adjoint is not None and adjoint.crosses and not self.adjoint.crosses:
@@ -424,10 +437,19 @@ class Coach:
             found = self._look_back(steps, validation, size, adjoint)
         if found.skipped:
             raise ReplayError(found.skipped)
+        self._refuse_not_finite(found)
         return found.gradient
 
+    def _refuse_not_finite(self, found: MetaGradient) -> None:
+        if self.ranks.any(not all_finite(found.gradient.values())):
+            raise NumericError(
+                "the teacher's gradient is not finite; nothing was changed: lower the student's "
+                "learning rate, shorten the window, or keep operations away from where they have "
+                "no second derivative (a root, power or sinc of exactly 0)"
+            )
+
     def _validation(self, inputs: Inputs, labels: Tensor) -> Validation:
-        inputs, labels = ordinary((inputs, labels))
+        inputs, labels = ordinary((inputs, widened(labels)))
         kind = Validation if self.adjoint.micro_batch is None else MicroValidation
         return kind(self.objective, self.validation_loss, inputs, labels)
 
@@ -472,7 +494,7 @@ class Coach:
         with untouched():
             theta, buffers = self.student.trained(), self.student.buffers()
             outputs = self.student.functional(theta, buffers, inputs)
-        return self.objective.snapshot(outputs, labels, self.clock, index, group).detach()
+        return self.objective.snapshot(outputs, widened(labels), self.clock, index, group).detach()
 
     def _teach_before(self, step: Step) -> bool:
         """The lookahead's update, on the batch about to be used, where one is due."""
@@ -492,11 +514,7 @@ class Coach:
             else:
                 validation.gradient(self.recorder.state().theta)
                 result = MetaGradient(zeros_like(self.omega), None, skipped=UNFITTED)
-            if self.ranks.any(not all_finite(result.gradient.values())):
-                raise NumericError(
-                    "the teacher's gradient is not finite; nothing was changed: lower the "
-                    "student's learning rate, or shorten the window"
-                )
+            self._refuse_not_finite(result)
             size, skipped = norm(result.gradient), result.skipped
             if skipped is None and self._learns and size == 0:
                 skipped = ROUNDING

@@ -25,7 +25,7 @@ from deepteach.core.objective import Objective
 from deepteach.core.record import Step
 from deepteach.core.validation import Validation
 from deepteach.rng import stream
-from deepteach.tree import Params, dot, norm, tree_map
+from deepteach.tree import Params, all_finite, dot, norm, tree_map
 
 DIFFERENCES, EITHER, REVERSE, SECOND = "differences", "either", "reverse", "second"
 """Derivatives that adjoints take of the losses; either is forward mode, or else reverse."""
@@ -52,12 +52,14 @@ class Findings:
         derived: torch knows how they follow the samples' weights.
         forward: forward mode says of the losses what they say.
         checked: the gradient of the validation loss is its own.
+        finite: the derivatives that torch has of them are numbers.
     """
 
     true: bool = True
     derived: bool = True
     forward: bool = True
     checked: bool = True
+    finite: bool = True
 
     def __or__(self, other: Findings) -> Findings:
         """What holds in either: a kink between two differences is nobody's hook."""
@@ -86,8 +88,47 @@ Losses = Callable[[Params], Tensor]
 """What is asked: losses as a function of the parameters."""
 
 
-def findings_of(objective: Objective, theta: Params, step: Step, derivative: str) -> Findings:
-    """Ask the first samples of a recorded step for what is true of this derivative."""
+Question = Callable[[bool, slice, Params, int], Findings]
+"""What is found of those rows, in float64 or as they are, at theta and beside it at a point."""
+
+
+def findings_of(
+    objective: Objective, theta: Params, step: Step, validation: Validation, derivative: str
+) -> Findings:
+    """Ask the first samples of a recorded step, and of the trusted batch, for what is true."""
+    trained, checked = _of_step(objective, theta, step), _of_trusted(objective, theta, validation)
+    in_modes, modes = objective.student.in_modes, step.passes[0].modes
+
+    def question(double: bool, rows: slice, start: Params, point: int) -> Findings:
+        own, other = trained(double, rows), checked(double, rows)
+        with in_modes(modes):
+            reached = _reached(own, start)
+        reached = tree_map(torch.logical_or, reached, _reached(other, start))
+        with in_modes(modes):
+            found = _Examination(own, start, point, reached).findings(derivative)
+        return replace(found, checked=_Examination(other, start, point, reached).true())
+
+    return _asked(objective, theta, question)
+
+
+def _asked(objective: Objective, theta: Params, question: Question) -> Findings:
+    """The answer of a few samples in float64; or a few as they are, or all of them."""
+    size = sum(leaf.numel() for leaf in objective.student.module.parameters())
+    few = min(ROWS, getattr(objective, "size", ROWS))  # no more than a chunk of `micro_batch`
+    for double, count in ((True, few), (False, few), (False, None)):
+        if double and size > LARGEST:
+            continue
+        start, rows = in_double(theta) if double else theta, slice(0, count)
+        try:
+            found = question(double, rows, start, 0)
+            return found if found == Findings() else found | question(double, rows, start, 1)
+        except Exception:  # a module may refuse other types and smaller batches in any way
+            if count is None:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _of_step(objective: Objective, theta: Params, step: Step) -> Callable[[bool, slice], Losses]:
     seen, count = step.passes[0], size_of(step.passes[0].labels)
     frozen = _frozen(objective, theta)
 
@@ -100,12 +141,12 @@ def findings_of(objective: Objective, theta: Params, step: Step, derivative: str
         few = replace(step, passes=(part,), snapshot=step.snapshot.rows(rows))
         return lambda theta: objective.replay(theta, few).losses
 
-    with objective.student.in_modes(seen.modes):
-        return _asked(objective, theta, losses, lambda asked: asked.findings(derivative))
+    return losses
 
 
-def slopes_are_true(objective: Objective, theta: Params, validation: Validation) -> bool:
-    """Whether the gradient of the validation loss is that of what its pass computes."""
+def _of_trusted(
+    objective: Objective, theta: Params, validation: Validation
+) -> Callable[[bool, slice], Losses]:
     count, frozen = size_of(validation.labels), _frozen(objective, theta)
 
     def losses(double: bool, rows: slice) -> Losses:
@@ -115,30 +156,18 @@ def slopes_are_true(objective: Objective, theta: Params, validation: Validation)
             *batch, buffers = map(in_double, (*batch, buffers))
         return lambda theta: validation.at(theta, buffers, *batch).unsqueeze(0)
 
-    return _asked(objective, theta, losses, lambda asked: Findings(asked.true())).true
+    return losses
 
 
-def _asked(
-    objective: Objective,
-    theta: Params,
-    losses: Callable[[bool, slice], Losses],
-    question: Callable[[_Examination], Findings],
-) -> Findings:
-    """The answer of a few samples in float64; or a few as they are, or all of them."""
-    size = sum(leaf.numel() for leaf in objective.student.module.parameters())
-    few = min(ROWS, getattr(objective, "size", ROWS))  # no more than a chunk of `micro_batch`
-    for double, count in ((True, few), (False, few), (False, None)):
-        if double and size > LARGEST:
-            continue
-        start = in_double(theta) if double else theta
-        try:
-            part = losses(double, slice(0, count))
-            found = question(_Examination(part, start))
-            return found if found == Findings() else found | question(_Examination(part, start, 1))
-        except Exception:  # a module may refuse other types and smaller batches in any way
-            if count is None:
-                raise
-    raise AssertionError("the last try returns or raises")
+def _reached(losses: Losses, theta: Params) -> Params:
+    """Which entries of theta have a gradient.
+
+    One that has none in training, nor of the trusted batch, is a constant of the meta-gradient,
+    whatever the losses are at other values of it: the row of an embedding's `padding_idx`.
+    """
+    leaves = _leaves(theta)
+    with torch.enable_grad():
+        return tree_map(lambda leaf: leaf != 0, gradients(losses(leaves).sum(), leaves))
 
 
 def _rows(value: Any, rows: slice, count: int) -> Any:
@@ -154,7 +183,9 @@ def _frozen(objective: Objective, theta: Params) -> Params:
 class _Examination:
     """Losses near `theta`, in a direction `along` that is made of theta's own sizes."""
 
-    def __init__(self, losses: Losses, theta: Params, point: int = 0) -> None:
+    def __init__(
+        self, losses: Losses, theta: Params, point: int = 0, reached: Params | None = None
+    ) -> None:
         self.losses = losses
         draws = stream(point, "examination")
         usual = norm(theta) / max(sum(leaf.numel() for leaf in theta.values()), 1) ** 0.5
@@ -165,6 +196,8 @@ class _Examination:
             return drawn * torch.where(size > 0, size, usual)
 
         self.along = tree_map(noise, theta)
+        if reached is not None:
+            self.along = tree_map(torch.mul, self.along, reached)
         self.theta = tree_map(lambda leaf: leaf.detach() + BESIDE * noise(leaf), theta)
 
         self.base = self._plain(self.theta)
@@ -184,13 +217,15 @@ class _Examination:
         if derivative == DIFFERENCES:
             return Findings(true)
         trained = self._trained()
-        forward, derived = self._forward_agrees(trained), True
+        forward, derived, finite = self._forward_agrees(trained), True, True
         if not (forward and derivative == EITHER):
-            derived = not _apart(self._by_reverse(), trained, self.floor)
+            by_reverse = self._by_reverse()
+            derived, finite = not _apart(by_reverse, trained, self.floor), all_finite([by_reverse])
         if derivative == SECOND and true and derived:
             floor = 1e-8 * torch.linalg.vector_norm(trained) + self.rounding
-            true = self._agrees(self._curvature(), self._gradient, floor)
-        return Findings(true, derived, forward)
+            curvature = self._curvature()
+            true, finite = self._agrees(curvature, self._gradient, floor), all_finite([curvature])
+        return Findings(true, derived, forward, finite=finite)
 
     def true(self) -> bool:
         """Whether the slopes that training takes are those of the losses."""

@@ -30,9 +30,9 @@ class GradientAudit:
     as by a clipping that the rule models; whether that explains the step is checked later,
     when the recorded step must lead to the next state.
 
-    Something that writes a gradient need not change it: `clip_grad_norm_(..., inf)` only
-    measures. Once a gradient has been written, those of the following steps are copied as
-    they arrive, and must be those bits still when the optimizer steps.
+    Something that writes a gradient, or puts another tensor there, need not change it:
+    `clip_grad_norm_(..., inf)` only measures. Once that has happened, gradients of the following
+    steps are copied as they arrive, and must be those bits still when the optimizer steps.
     """
 
     def __init__(self, *, scaled: bool, changed: bool) -> None:
@@ -127,9 +127,9 @@ class GradientAudit:
                 continue
             if seen is None and grad is not None and not has_gradient(leaf):
                 continue  # zeroed and not reached by this loss: torch steps on the zeros
-            if grad is None or seen is None or seen[0] is not grad:
+            if grad is None or seen is None:
                 raise ConfigError(_changed(name))
-            if seen[1] != grad._version:
+            if seen[0] is not grad or seen[1] != grad._version:
                 written[name] = grad
         if not all_finite(grads):
             raise NumericError(

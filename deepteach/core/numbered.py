@@ -14,17 +14,39 @@ INDEX_BOUND = 2**31
 """Above it an index names a sample, but does not number it."""
 
 
-def refuse_odd(value: Any, name: str, count: int) -> None:
-    """Raise ConfigError where `index` or `group` is no whole number for each of `count` samples."""
+def numbered(value: Any, name: str, count: int) -> Tensor | None:
+    """`index` or `group` as int64: of bytes torch would read it as a mask.
+
+    Raises:
+        ConfigError: no whole number for each of `count` samples, or an `index` that does not number
+            samples from 0. On a device that is found later, by what remembers samples.
+    """
     if value is None:
-        return
+        return None
     said = f"is of type {type(value).__name__}"
     if isinstance(value, Tensor):
         whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
         if value.shape == (count,) and whole:
-            return
+            found = value.long()
+            if name == "index" and found.device.type == "cpu":
+                _refuse_beyond(found)
+            return found
         said = f"has shape {tuple(value.shape)} and dtype {value.dtype}"
     raise ConfigError(f"{name} {said}: expected int64, one for each of {count} samples")
+
+
+def widened(labels: Any) -> Any:
+    """Labels `(batch,)` of bytes as int64, so that no teacher indexes by them as by a mask."""
+    bytes_ = isinstance(labels, Tensor) and labels.dim() == 1 and labels.dtype == torch.uint8
+    return labels.long() if bytes_ else labels
+
+
+def _refuse_beyond(index: Tensor) -> int:
+    """The largest index, -1 of none. Raises ConfigError where they do not number samples from 0."""
+    least, most = (int(index.min()), int(index.max())) if len(index) else (0, -1)
+    if least < 0 or most >= INDEX_BOUND:
+        raise ConfigError(f"an index is {least if least < 0 else most}: number the samples from 0")
+    return most
 
 
 def refuse_unnumbered(index: Tensor, room: int, size: int) -> None:
@@ -35,9 +57,7 @@ def refuse_unnumbered(index: Tensor, room: int, size: int) -> None:
         room: the samples that there is memory for.
         size: bytes a sample.
     """
-    least, most = (int(index.min()), int(index.max())) if len(index) else (0, -1)
-    if least < 0 or most >= INDEX_BOUND:
-        raise ConfigError(f"an index is {least if least < 0 else most}: number the samples from 0")
+    most = _refuse_beyond(index)
     if most >= 2 * max(room, 2**20) and most * size > available():
         raise ConfigError(
             f"an index is {most}, and what is remembered up to it would take "

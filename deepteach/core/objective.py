@@ -27,7 +27,7 @@ from deepteach.core.losses import (
     refuse_log_weights,
     refuse_shape,
 )
-from deepteach.core.numbered import refuse_odd
+from deepteach.core.numbered import numbered
 from deepteach.core.plain_kernels import uncompiled
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Clock, Snapshot
@@ -111,8 +111,8 @@ class Objective:
         group: Tensor | None = None,
     ) -> Snapshot:
         losses = self.sample_losses(outputs, labels)
-        refuse_odd(index, "index", len(losses))
-        refuse_odd(group, "group", len(losses))
+        index = numbered(index, "index", len(losses))
+        group = numbered(group, "group", len(losses))
         return Snapshot(outputs.internal, outputs.logits, labels, losses, clock, index, group)
 
     @property

@@ -120,9 +120,8 @@ class Rule:
         trees = (start.theta, *start.slots.values(), grads)
         starts = [leaf for tree in trees for leaf in tree.values()]
         found = torch.autograd.grad(ends, starts, cotangents, allow_unused=True)
-        pulled = iter(
-            torch.zeros_like(a) if d is None else d for a, d in zip(starts, found, strict=True)
-        )
+        each = zip(starts, found, strict=True)
+        pulled = iter(torch.zeros_like(a) if d is None else d for a, d in each)
         rebuilt = [{name: next(pulled) for name in tree} for tree in trees]
         return Pull(rebuilt[0], dict(zip(start.slots, rebuilt[1:-1], strict=True)), rebuilt[-1])
 
@@ -281,9 +280,8 @@ class AdamRule(Rule):
         theta = dict(later.theta)
         for name, h in hyper.items():
             denominator, size = self._scale(later.slots["exp_avg_sq"][name], h)
-            moved = torch.addcdiv(
-                theta[name], later.slots["exp_avg"][name], denominator, value=size
-            )
+            first = later.slots["exp_avg"][name]
+            moved = torch.addcdiv(theta[name], first, denominator, value=size)
             theta[name] = moved / self._decay(h)
         return theta
 
@@ -313,7 +311,9 @@ class Clipped(Rule):
 
     def clip(self, gradient: Params, hyper: dict[str, Hyper]) -> Params:
         norms = [torch.linalg.vector_norm(gradient[name]) for name in hyper]
-        scale = (self.max_norm / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)).clamp(max=1)
+        total = torch.linalg.vector_norm(torch.stack(norms)) + 1e-6
+        # Its derivative is 0 below any norm, where that of max_norm / total may be infinite.
+        scale = (total / self.max_norm).clamp(min=1).reciprocal()
         return {name: leaf * scale if name in hyper else leaf for name, leaf in gradient.items()}
 
     def hyper(self, group: dict, held: dict) -> Hyper:

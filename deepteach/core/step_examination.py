@@ -15,15 +15,19 @@ from torch import Tensor
 
 from deepteach.core.examination import looks_again
 from deepteach.core.linearised import Linearised
-from deepteach.core.optim import Hyper, Rule, State
+from deepteach.core.optim import Clipped, Hyper, Rule, State
 from deepteach.core.record import Step
 from deepteach.distributed.collectives import Ranks
 from deepteach.tree import Params, clone, norm, repeat_slack, tree_map
 
 STEPPED_OTHERWISE = (
     "the student's optimizer did not step as its rule does on the gradient of coach.loss (off by "
-    "{error:.1e} of the {what}): something besides changed it (a hook of a parameter or of the "
-    "optimizer, a second loss, parameters written outside optimizer.step()); remove it"
+    "{error:.1e} of the {what}): something besides changed it ({others}a hook of a parameter or of "
+    "the optimizer, a second loss, parameters written outside optimizer.step()); remove it"
+)
+CLIPPED_OTHERWISE = (
+    "clipping otherwise than to the norm clip_norm={norm:g} of all that the optimizer trains, as "
+    "of a part or by another norm, "
 )
 
 NOT_REPEATED = (
@@ -44,6 +48,8 @@ class StepExamination:
 
     def __init__(self, optimizer: torch.optim.Optimizer, rule: Rule, *, clips: bool) -> None:
         self._optimizer, self._rule, self._clips = optimizer, rule, clips
+        clipped = isinstance(rule, Clipped)
+        self._others = CLIPPED_OTHERWISE.format(norm=rule.max_norm) if clipped else ""
         self._known: object = None
         self._taken: tuple[State, Params, dict[str, Hyper]] | None = None
         self._wrong: str | None = None
@@ -92,7 +98,7 @@ class StepExamination:
         if not error <= _slack(fresh) * size + 1e-30:
             # Losses that are near but not the same say that the pass differed, not the step.
             words = STEPPED_OTHERWISE if _same(losses, again.losses) else NOT_REPEATED
-            self._wrong = words.format(error=error / max(size, 1e-300), what="gradient")
+            self._wrong = self._said(words, error, size, "gradient")
         full = {name: given.get(name, torch.zeros_like(leaf)) for name, leaf in parameters.items()}
         self._taken = (state.mapped(clone), full, hyper)
 
@@ -112,10 +118,21 @@ class StepExamination:
             pairs.append((slot, first, last, expected))
         for what, first, last, expected in pairs:
             if wrong is None and last:
-                wrong = _off(what, first, last, expected)
+                wrong = self._off(what, first, last, expected)
         if wrong is not None:
             self._known = None  # look at the next one, too
         return wrong
+
+    def _said(self, words: str, error: float, size: float, what: str) -> str:
+        return words.format(error=error / max(size, 1e-300), what=what, others=self._others)
+
+    def _off(self, what: str, start: Params, end: Params, reached: Params) -> str | None:
+        movement = norm(tree_map(torch.sub, end, start))
+        error = norm(tree_map(torch.sub, reached, end))
+        eps = max(torch.finfo(leaf.dtype).eps for leaf in end.values())
+        if error <= _slack(end) * movement + 100 * eps * norm(end):
+            return None
+        return self._said(STEPPED_OTHERWISE, error, movement, what)
 
 
 def _same(losses: Tensor, again: Tensor) -> bool:
@@ -128,12 +145,3 @@ def _slack(tree: Params) -> float:
     """Of gradients and steps that are computed twice."""
     eps = max((torch.finfo(leaf.dtype).eps for leaf in tree.values()), default=0.0)
     return 1e-7 if eps < 1e-12 else max(1e-3, 10 * eps, repeat_slack(tree.values()))
-
-
-def _off(what: str, start: Params, end: Params, reached: Params) -> str | None:
-    movement = norm(tree_map(torch.sub, end, start))
-    error = norm(tree_map(torch.sub, reached, end))
-    eps = max(torch.finfo(leaf.dtype).eps for leaf in end.values())
-    if error <= _slack(end) * movement + 100 * eps * norm(end):
-        return None
-    return STEPPED_OTHERWISE.format(error=error / max(movement, 1e-300), what=what)

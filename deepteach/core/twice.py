@@ -2,7 +2,8 @@
 
 Values and first derivatives are torch's own, up to rounding. What is wrong in torch 2.13, in
 silence: weight normalisation, whose gradient takes the norms as constants when it is
-differentiated again. The tests compare both with differences.
+differentiated again. The tests compare both with differences. Norms have gradient 0 at 0, and so
+have these; of that gradient torch says NaN.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 hardsigmoid, embedding_bag = functional.hardsigmoid, functional.embedding_bag
+normalize = functional.normalize
 
 
 def twice_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -23,15 +25,57 @@ def twice_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
+def smooth_at_zero(norm: Callable[..., Tensor], order: str) -> Callable[..., Tensor]:
+    """`norm`, which calls its kind by `order`: at 0 all its derivatives are 0."""
+
+    def twice(*args: Any, **kwargs: Any) -> Tensor:
+        given = {**dict(zip((order, "dim", "keepdim"), args[1:], strict=False)), **kwargs}
+        if not args or args[0].layout != torch.strided or given.get("out") is not None:
+            return norm(*args, **kwargs)
+        with torch.no_grad():
+            zero = norm(args[0], **{**given, "keepdim": True}) == 0
+        found = norm(torch.where(zero, 1.0, args[0]), **given)
+        return torch.where(zero.view(found.shape), 0.0, found)
+
+    return twice
+
+
+vector_norm = smooth_at_zero(torch.linalg.vector_norm, "ord")
+
+
+def twice_normalize(
+    input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
+) -> Tensor:
+    """`torch.nn.functional.normalize`: x / max(|x|, eps)."""
+    if out is not None:
+        return normalize(input, p, dim, eps, out)
+    return input / vector_norm(input, p, dim, True).clamp_min(eps)
+
+
+def twice_cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """`torch.cosine_similarity`, whose norms are lifted to eps without a derivative of that."""
+    x1, x2 = torch.broadcast_tensors(x1, x2)
+    lengths = [vector_norm(x, 2, dim, True) for x in (x1, x2)]
+    first, second = (size + (size.clamp(min=eps) - size).detach() for size in lengths)
+    return (x1 / first * (x2 / second)).sum(dim)
+
+
+def twice_std(*args: Any, **kwargs: Any) -> Tensor:
+    """`torch.std`, whose derivatives are 0 where it is 0."""
+    variance = torch.var(*args, **kwargs)
+    zero = variance == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, variance).sqrt())
+
+
 def twice_cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
     """`torch.cdist`: the distance of each row of x1 to each row of x2."""
-    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, dim=-1)
+    return vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, dim=-1)
 
 
 def twice_pdist(input: Tensor, p: float = 2) -> Tensor:
     """`torch.nn.functional.pdist`: the distances between the rows."""
     i, j = torch.triu_indices(len(input), len(input), 1, device=input.device)
-    return torch.linalg.vector_norm(input[i] - input[j], p, dim=-1)
+    return vector_norm(input[i] - input[j], p, dim=-1)
 
 
 def twice_hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
@@ -108,6 +152,14 @@ WRITTEN: dict[Callable, Callable[..., Tensor]] = {
     torch.pdist: twice_pdist,
     hardsigmoid: twice_hardsigmoid,
     embedding_bag: twice_embedding_bag,
+    torch.linalg.vector_norm: vector_norm,
+    torch.linalg.norm: smooth_at_zero(torch.linalg.norm, "ord"),
+    torch.norm: smooth_at_zero(torch.norm, "p"),
+    torch.Tensor.norm: smooth_at_zero(torch.Tensor.norm, "p"),
+    normalize: twice_normalize,
+    torch.cosine_similarity: twice_cosine_similarity,
+    torch.std: twice_std,
+    torch.Tensor.std: twice_std,
 }
 
 

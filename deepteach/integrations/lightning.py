@@ -75,14 +75,13 @@ class Teach(Callback):
         ddp = trainer.strategy.model
         if isinstance(ddp, nn.parallel.DistributedDataParallel):
             ddp.require_backward_grad_sync = False  # the coach sums the gradients
-        clip = trainer.gradient_clip_val
         steps = trainer.estimated_stepping_batches
         self.coach = self.teaching.coach(
             pl_module,
             unwrapped(trainer.optimizers[0]),
             steps=int(steps) if 0 < steps < float("inf") else None,
             half=PRECISIONS[str(trainer.precision)],
-            clip_norm=float(clip) if clip else None,
+            clip_norm=_clips_to(trainer),
             accumulate=trainer.accumulate_grad_batches > 1,
         )
         device, precision = trainer.strategy.batch_to_device, trainer.precision_plugin
@@ -158,10 +157,17 @@ class Teach(Callback):
         self._state = state_dict
 
 
+def _clips_to(trainer: Trainer) -> float | None:
+    """The norm that gradients are clipped to; None where the Trainer leaves them alone."""
+    given = trainer.gradient_clip_val
+    return None if given is None or given <= 0 else float(given)
+
+
 def _refuse(trainer: Trainer) -> None:
     """Raises ConfigError."""
     strategy, algorithm = trainer.strategy, trainer.gradient_clip_algorithm
-    clips_values = bool(trainer.gradient_clip_val) and getattr(algorithm, "value", "norm") != "norm"
+    by_value = getattr(algorithm, "value", "norm") != "norm"
+    clips_values = by_value and _clips_to(trainer) not in (None, float("inf"))
     said = {
         f"precision {trainer.precision!r} cannot be looked back through: use one of "
         f"{', '.join(PRECISIONS)}": str(trainer.precision) not in PRECISIONS,

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import nn
 
 from deepteach.core.coach import Coach
+from deepteach.core.given import whole_number
 from deepteach.core.optim import unwrapped
 from deepteach.core.student import Student, last_linear
 from deepteach.core.teacher import AbstractTeacher
@@ -56,7 +57,7 @@ class Teaching:
     def interval_of(self, steps: int | None) -> int:
         """Optimizer steps between updates in a training of so many, where that is known."""
         usual = usual_interval(steps or 10**9, self.window or 1)
-        return usual if self.interval is None else self.interval
+        return usual if self.interval is None else whole_number("interval", self.interval)
 
     def coach(
         self,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.feature import Feature
+from deepteach.core.given import whole_number
 from deepteach.core.losses import margin
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.errors import ConfigError
@@ -49,7 +50,7 @@ class Internal(Feature):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width = width
+        self.width = whole_number("Internal's width", width)
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         width = snapshot.internal.shape[1]
@@ -74,8 +75,8 @@ class Label(Feature):
 
     def __init__(self, classes: int, dim: int = 16) -> None:
         super().__init__()
-        self.width = dim
-        self.embedding = nn.Embedding(classes, dim)
+        self.width = whole_number("Label's dim", dim)
+        self.embedding = nn.Embedding(whole_number("Label's classes", classes), self.width)
 
     def forward(self, snapshot: Snapshot) -> Tensor:
         labels, known = class_indices(snapshot, "Label"), self.embedding.num_embeddings

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from deepteach.core.given import as_number
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError
@@ -33,8 +34,8 @@ class Focal(AbstractTeacher):
 
     def __init__(self, gamma: float = 2.0, *, through: bool = True) -> None:
         super().__init__()
-        if not (math.isfinite(gamma) and gamma >= 0):
-            raise ConfigError(f"Focal's gamma must be 0 or more, got {gamma}")
+        if not 0 <= as_number(gamma) < math.inf:
+            raise ConfigError(f"Focal's gamma must be a number, 0 or more, got {gamma!r}")
         self.gamma, self.through = gamma, through
 
     def forward(self, snapshot: Snapshot) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deepteach.core.feature import Feature
+from deepteach.core.given import whole_number
 from deepteach.core.snapshot import Snapshot
 from deepteach.errors import ConfigError
 
@@ -44,9 +45,7 @@ class Group(Feature):
 
     def __init__(self, count: int, shares: Sequence[float] | None = None) -> None:
         super().__init__()
-        if count < 1:
-            raise ConfigError(f"Group takes the number of sources, 1 or more, got {count}")
-        self.count = count
+        self.count = count = whole_number("Group's count of sources", count)
         self.width = count + 1
         columns = torch.eye(count + 1)
         if shares is not None:

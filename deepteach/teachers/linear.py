@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.feature import Feature
+from deepteach.core.given import whole_number
 from deepteach.core.snapshot import Snapshot
-from deepteach.errors import ConfigError
 from deepteach.teachers.reading import Reading
 
 
@@ -38,10 +38,9 @@ class Teacher(Reading):
         hidden_width: int | None = None,
     ) -> None:
         super().__init__(features)
-        if hidden_layers < 0:
-            raise ConfigError(f"hidden_layers must be 0 or more, got {hidden_layers}")
+        hidden_layers = whole_number("hidden_layers", hidden_layers, 0)
         width = sum(feature.width for feature in features)
-        hidden = hidden_width or width
+        hidden = whole_number("hidden_width", hidden_width or width)
         layers: list[nn.Module] = []
         for _ in range(hidden_layers):
             layers += [nn.Linear(width, hidden), nn.ReLU()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import cast
 
@@ -26,8 +26,12 @@ class Reading(AbstractTeacher):
 
     def __init__(self, features: Sequence[Feature]) -> None:
         super().__init__()
+        listed = isinstance(features, Iterable) and not isinstance(features, nn.Module)
+        features = list(features) if listed else []
         if not features or not all(isinstance(item, Feature) for item in features):
-            raise ConfigError(f"{type(self).__name__} takes a non-empty list of dt.Feature objects")
+            raise ConfigError(
+                f"{type(self).__name__} takes a list of dt.Feature objects, as [dt.Loss()]"
+            )
         for item in features:
             width = getattr(item, "width", None)
             if not isinstance(width, Integral) or isinstance(width, bool) or width < 1:

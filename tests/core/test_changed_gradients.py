@@ -368,7 +368,11 @@ def test_a_kink_beside_the_point_that_is_asked_is_no_hook() -> None:
     def found(function: Callable[[dict[str, Tensor]], Tensor]) -> bool:
         start = {name: leaf.clone() for name, leaf in theta.items()}
         return examination._asked(
-            objective, start, lambda double, rows: function, lambda one: Findings(one.true())
+            objective,
+            start,
+            lambda _double, _rows, at, point: Findings(
+                examination._Examination(function, at, point).true()
+            ),
         ).true
 
     assert examination._Examination(losses, theta).true()  # the shortest does not reach it

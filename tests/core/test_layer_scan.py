@@ -16,6 +16,7 @@ RECIPE = {recipe.name: recipe for recipe in RECIPES}
 SOME = [
     "Linear", "Conv2d", "ConvTranspose1d", "BatchNorm2d", "LayerNorm", "GroupNorm", "RMSNorm",
     "GELU", "PReLU", "RReLU", "Hardsigmoid", "Dropout", "MaxUnpool2d", "FractionalMaxPool2d",
+    "Embedding, padding_idx",
     "EmbeddingBag, mean", "LSTM", "GRUCell", "MultiheadAttention", "TransformerDecoderLayer",
     "LazyConv1d", "utils.weight_norm", "parametrizations.orthogonal, cayley", "F.gumbel_softmax",
     "F.grid_sample, bilinear, zeros", "F.scaled_dot_product_attention, dropout", "torch.cdist, p=2",

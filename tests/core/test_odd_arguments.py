@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -60,9 +61,10 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "state of something else": (lambda: coach_of().load_state_dict({"model": 1}), "'teacher'"),
     "hashes as index": (
-        lambda: step(coach_of(), index=INDEX + 2**40).ledger.index,
+        lambda: coach_of().loss(X, Y, index=INDEX + 2**40),
         "number the samples from 0",
     ),
+    "a negative index": (lambda: coach_of().loss(X, Y, index=INDEX - 9), "an index is -9"),
     "hashes for History": (
         lambda: step(coach_of(dt.History()), index=INDEX + 2**40).update((X, Y)),
         "number the samples from 0",
@@ -88,6 +90,43 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         "asked for",
     ),
 }
+
+
+def made(**changes: Any) -> dt.Coach:
+    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    usual = {"student": dt.Student(module, "2"), "teacher": dt.Teacher([dt.Loss()])}
+    return dt.Coach(optimizer=optimizer, **{**usual, **changes})
+
+
+WHOLE: list[Any] = [2.0, 2.5, float("inf"), "20", True, None, torch.tensor(2.0)]
+ARGUMENTS: dict[str, tuple[Callable[[], Any], str]] = {
+    **{f"window={v!r}": (lambda v=v: made(window=v), "window must be a whole") for v in WHOLE},
+    **{f"interval={v!r}": (lambda v=v: made(interval=v), "interval must be") for v in WHOLE},
+    "total_steps": (lambda: made(total_steps="9"), "total_steps must be a whole number"),
+    "a bare module": (lambda: made(student=nn.Linear(2, 2)), 'like dt.Student(module, "layer")'),
+    "adjoint as text": (lambda: made(adjoint="stored"), "of type str: give dt.Stored()"),
+    "an adjoint's class": (lambda: made(adjoint=dt.Checkpointed), "give dt.Checkpointed()"),
+    "a teacher's class": (lambda: made(teacher=dt.Uniform), "the class Uniform: give dt.Uniform()"),
+    "a class with arguments": (lambda: made(teacher=dt.Teacher), "give dt.Teacher([dt.Loss()])"),
+    "micro_batch": (lambda: dt.Stored(micro_batch="4"), "micro_batch must be a whole"),  # type: ignore[arg-type]
+    "a feature alone": (lambda: dt.Teacher(dt.Internal(8)), "a list of dt.Feature"),  # type: ignore[arg-type]
+    "features of nothing": (lambda: dt.Teacher(None), "a list of dt.Feature"),  # type: ignore[arg-type]
+    "hidden_layers": (lambda: dt.Teacher([dt.Loss()], 1.5), "hidden_layers must be"),  # type: ignore[arg-type]
+    "hidden_width": (lambda: dt.Teacher([dt.Loss()], 1, hidden_width=-3), "hidden_width must be"),
+    "Focal": (lambda: dt.Focal("a"), "gamma must be a number, 0 or more, got 'a'"),  # type: ignore[arg-type]
+    "Internal": (lambda: dt.Internal("8"), "Internal's width must be a whole"),  # type: ignore[arg-type]
+    "Label": (lambda: dt.Label(2.5), "Label's classes must be"),  # type: ignore[arg-type]
+    "Group": (lambda: dt.Group("a"), "Group's count of sources must be"),  # type: ignore[arg-type]
+}
+CASES |= ARGUMENTS
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
+def test_whole_numbers_of_any_integer_type(kind: Callable[[int], Any]) -> None:
+    coach = made(interval=kind(2), window=kind(2), total_steps=kind(9))
+    assert [step(coach).update((X, Y)) is not None for _ in range(4)] == [False, True] * 2
+    dt.Teacher([dt.Internal(kind(8)), dt.Label(kind(3), kind(4))], kind(1))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -59,6 +59,21 @@ FORMS: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "bag, padding": (bag(padding_idx=-5), [drawn(5, 2), drawn(7)]),
     "bag, padding, largest": (bag(padding_idx=int(IDS[0]), mode="max"), [drawn(5, 2), drawn(7)]),
     "bags as rows": (rows, [drawn(5, 2), drawn(7)]),
+    "vector_norm": (lambda x: torch.linalg.vector_norm(x, dim=(0, 2)), [drawn(3, 4, 2)]),
+    "vector_norm of all": (lambda x: torch.linalg.vector_norm(x, ord=3), [drawn(3, 4)]),
+    "linalg.norm": (lambda x: torch.linalg.norm(x, None, 1, True), [drawn(3, 4)]),
+    "linalg.norm of a matrix": (torch.linalg.norm, [drawn(3, 4)]),
+    "torch.norm": (lambda x: torch.norm(x, 2, 1), [drawn(3, 4)]),
+    "torch.norm of all": (torch.norm, [drawn(3, 4)]),
+    "norm": (lambda x: x.norm(p=1, dim=0), [drawn(3, 4)]),
+    "norm of all": (lambda x: x.norm(), [drawn(3, 4)]),
+    "normalize": (lambda x: F.normalize(x, 3.0, 0), [drawn(3, 4)]),
+    "cosine similarity": (
+        lambda x, y: F.cosine_similarity(x, y, dim=-1),
+        [drawn(3, 1, 4), drawn(2, 4)],
+    ),
+    "std": (lambda x: x.std(1, keepdim=True), [drawn(3, 4)]),
+    "std of all, biased": (lambda x: torch.std(x, correction=0), [drawn(3, 4)]),
 }
 
 
@@ -118,4 +133,6 @@ def test_scaled_gradients_are_left_to_torch() -> None:
 
 
 def test_every_form_is_tried() -> None:
-    assert len(WRITTEN) == 5  # weight norm, cdist, pdist, hardsigmoid, embedding bag
+    # weight norm, cdist, pdist, hardsigmoid, embedding bag; four names of norms, two of std,
+    # normalize, cosine similarity
+    assert len(WRITTEN) == 13

@@ -349,3 +349,15 @@ def test_no_trusted_samples(tmp_path: Path) -> None:
     )
     with pytest.raises(dt.ConfigError, match="Teach needs trusted samples"):
         trainer.fit(Classifier(), loader(TRAIN))
+
+
+@pytest.mark.parametrize("clip", [float("inf"), 0, -1.0, None])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_what_clips_nothing_is_no_clipping(tmp_path: Path, clip: Any, algorithm: str) -> None:
+    module = Classifier()
+    how = {"gradient_clip_val": clip, "gradient_clip_algorithm": algorithm}
+    _, teach = fitted(tmp_path, module, **how)
+    other = Classifier()
+    coach = plain_loop(other, module.seen)
+    assert teach.coach is not None and coach.last_record is not None
+    assert teach.coach.last_record == coach.last_record

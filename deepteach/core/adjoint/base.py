@@ -26,6 +26,7 @@ from deepteach.core.adjoint.moved_buffers import MovedBuffers
 from deepteach.core.examination import DIFFERENCES, EITHER, REVERSE, SECOND, Examined
 from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
 from deepteach.core.forward_mode import lacks_forward_rule
+from deepteach.core.given import whole_number
 from deepteach.core.gradient_audit import compare_gradients
 from deepteach.core.graph_memory import GraphMemory, Graphs
 from deepteach.core.linearised import Linearised
@@ -170,8 +171,8 @@ class AbstractAdjoint:
     def _set(
         self, tolerance: float, micro_batch: int | None, mixed_precision: bool, graphs: Graphs
     ) -> None:
-        if micro_batch is not None and micro_batch < 1:
-            raise ConfigError(f"micro_batch must be 1 or more, got {micro_batch}")
+        if micro_batch is not None:
+            micro_batch = whole_number("micro_batch", micro_batch)
         if mixed_precision and self.undoes:
             raise ConfigError(
                 "undoing steps needs the gradients that were used, which replays in full "
@@ -345,7 +346,10 @@ class AbstractAdjoint:
                 objective.forward_mode = False
             else:
                 guards.compare_losses(losses, step, self.allowed(theta), objective)
-                return objective.teacher_gradient(window.omega, held, moved, step)
+                # A forward rule may be 0 * inf where losses and gradients are finite, as that
+                # of binary cross-entropy is at a probability of 1.
+                if not objective.ranks.any(not all_finite([moved])):
+                    return objective.teacher_gradient(window.omega, held, moved, step)
         return self._linearised(theta, step, window).pull_back_teacher(objective.gathered(along))
 
     def _linearised(self, theta: Params, step: Step, window: Window) -> Linearised:

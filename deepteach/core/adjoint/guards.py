@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from deepteach.core.examination import (
     Findings,
     findings_of,
     looks_again,
-    slopes_are_true,
 )
 from deepteach.core.objective import Objective
 from deepteach.core.optim import Rule, State
@@ -251,15 +251,14 @@ def examine_gradients(
     examined.sweeps += 1
     if examined.structure != structure or looks_again(examined.sweeps):
         theta, any_of = objective.gathered(theta), objective.ranks.any
-        found = findings_of(objective, theta, step, derivative)
-        checked = slopes_are_true(objective, theta, validation)
-        examined.findings = Findings(
-            *(not any_of(not flag) for flag in (found.true, found.derived, found.forward, checked))
-        )
+        found = findings_of(objective, theta, step, validation, derivative)
+        examined.findings = Findings(*(not any_of(not flag) for flag in astuple(found)))
         examined.structure = structure
         objective.forward_mode, objective.uncut = examined.findings.forward, False
     found = examined.findings
     known = found.derived or derivative == DIFFERENCES
+    if not found.finite:
+        raise ConfigError(NO_NUMBER)
     if not known and not (derivative == EITHER and found.forward):
         raise ConfigError(
             "the student's gradients cannot be differentiated as its training takes them (a hook "
@@ -282,6 +281,12 @@ def examine_gradients(
 
 CHANGED = (
     "something changes the student's gradients on their way back (a hook, a gradient reversal, a "
-    "detached part, a straight-through estimate, a backward pass of its own)"
+    "detached part, a straight-through estimate, a backward pass of its own, the padding_idx of an "
+    "embedding whose weights are used elsewhere, too)"
+)
+NO_NUMBER = (
+    "torch's second derivative of an operation of the student is no finite number where its first "
+    "one is (a root, power or sinc of exactly 0, as in a row of zeros): add a small number to "
+    "what it is taken of"
 )
 ACCEPT = "take them as they are by dt.Student(surrogate=True)"
