@@ -25,7 +25,9 @@ _SHOWN = 60
 """Characters of a name in a message."""
 MANY_SOURCES = 20
 """Sources that may be more than half as many as samples."""
-ENCODE = "encode labels as 0..C-1, e.g. with sklearn.preprocessing.LabelEncoder"
+ENCODE = (
+    "encode labels as 0..C-1 (sklearn.preprocessing.LabelEncoder), or write them as text, 'class 4'"
+)
 
 
 def as_array(value: Any, name: str = "an array") -> np.ndarray:
