@@ -270,7 +270,7 @@ class AbstractAdjoint:
         about = (objective, window.examined)
         moved = MovedBuffers(*about, steps, window.final.theta, validation)
         derivative = self._derivative(window)
-        guards.examine_gradients(*about, window.final.theta, newest, validation, derivative)
+        guards.examine_gradients(*about, window.final.theta, steps, validation, derivative)
         # Hooks read the modes on the way back, when a replay has put them back already.
         with objective.student.in_modes(newest.passes[0].modes):
             return self.swept(window, d_theta, moved)
