@@ -275,7 +275,8 @@ class Coach:
         shares = recording and self._learns and not self.recorder.accumulates
         theta = self._training_pass.shared_theta(self.interval, self.window) if shares else None
         try:
-            outputs = self._training_pass(inputs, theta, watched=recording and self._learns)
+            watched = recording and self._learns
+            outputs, theta = self._training_pass(inputs, theta, drawn, watched=watched)
             drew = not same_states(drawn, generator_states(device))
             x, y = without_graph((inputs, labels))
             modes, half = self.student.modes(), self.student.under_autocast
