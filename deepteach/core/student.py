@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from deepteach.core.arguments import arguments_of, first_tensor
 from deepteach.core.layout import ModuleLayout, layout_of
 from deepteach.core.module_state import ModuleState
+from deepteach.core.own_gradients import OwnGradients
 from deepteach.core.plain_kernels import plain_kernels, uncompiled
 from deepteach.distributed.collectives import Ranks
 from deepteach.distributed.fully_sharded import Unsplit, shards_of
@@ -98,6 +99,7 @@ class Student:
         self.surrogate, self.scheduled = surrogate, frozenset(scheduled)
         self._logits = logits or logits_of
         self._known: ModuleLayout | None = None
+        self.own_gradients = OwnGradients()
         self.shards = Unsplit()
         """How the parameters are split over ranks; a Coach finds it."""
         self.under_autocast: torch.dtype | None = None
@@ -152,8 +154,17 @@ class Student:
         back. With `update` the buffers given are the ones that the pass writes to, with `leaves`
         that and the rest stay. Attention takes its MATH form here: the fused kernels have neither
         a second derivative nor forward-mode rules. Activation checkpoints keep their activations
-        here.
+        here. A forward that takes gradients itself may do so for callers without gradients, too.
         """
+
+        def run(given: Params) -> tuple[Tensor, Tensor]:
+            return self._functional(given, buffers, inputs, update=update, leaves=leaves)
+
+        return Outputs(*self.own_gradients.allowed(run, params, buffers if update else {}))
+
+    def _functional(
+        self, params: Params, buffers: Params, inputs: Inputs, *, update: bool, leaves: bool
+    ) -> tuple[Tensor, Tensor]:
         args, kwargs = arguments_of(inputs)
         used = buffers if update or leaves else {n: leaf.clone() for n, leaf in buffers.items()}
         layout = self.layout
@@ -167,7 +178,7 @@ class Student:
                 raw = layout.call(tensors, args, kwargs)
             if update or leaves:  # some are replaced, not written to
                 buffers.update({name: tensors[name].detach() for name in buffers})
-            return Outputs(self._logits(raw), self._state(seen, inputs))
+            return self._logits(raw), self._state(seen, inputs)
         finally:
             if before is not None:
                 before.restore()

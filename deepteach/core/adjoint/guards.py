@@ -273,14 +273,15 @@ def examine_gradients(
         )
     if objective.student.surrogate:
         return
+    changed = BY_FORWARD if objective.student.own_gradients.taken else CHANGED
     if derivative in (DIFFERENCES, SECOND) and not found.true:
         raise ConfigError(
-            f"{CHANGED}, so that second derivatives are not those of its training: "
+            f"{changed}, so that second derivatives are not those of its training: "
             f"remove it, use window=1, or {ACCEPT}"
         )
     if not found.checked:
         raise ConfigError(
-            f"{CHANGED} where the validation loss is computed, too: remove it, switch it off in "
+            f"{changed} where the validation loss is computed, too: remove it, switch it off in "
             f"eval mode and call module.eval() before the update, or {ACCEPT}"
         )
 
@@ -289,5 +290,9 @@ CHANGED = (
     "something changes the student's gradients on their way back (a hook, a gradient reversal, a "
     "part that is detached or runs under torch.no_grad(), a straight-through estimate, a backward "
     "pass of its own)"
+)
+BY_FORWARD = (
+    "the student's forward takes gradients itself, of operations whose further derivatives torch "
+    "does not know (a normalisation), or without create_graph=True"
 )
 ACCEPT = "take them as they are by dt.Student(surrogate=True)"
