@@ -18,7 +18,7 @@ from torch import Tensor
 from deepteach.core import forward_mode
 from deepteach.core.double_backward import TwiceDifferentiable
 from deepteach.core.layout import ModuleLayout, layout_of
-from deepteach.core.linearised import Linearised, derivatives_known, gradients, refuse_cut
+from deepteach.core.linearised import Linearised, derivatives_known, gradients, leads_to, refuse_cut
 from deepteach.core.losses import (
     NOTHING,
     SampleLoss,
@@ -199,6 +199,13 @@ class Objective:
         first, *others = parts
         snapshot = first.followed_by(*others) if others else first
         return replace(snapshot, index=seen.index, group=seen.group)
+
+    def read_outside(self, theta: Params, step: Step) -> str | None:
+        """A parameter of the module that a replay reads from elsewhere than what it is given."""
+        with torch.enable_grad():
+            losses = self.replay(self.gathered(theta), step).losses
+        named = self.student.layout.parameters
+        return leads_to(losses, {n: leaf for n, leaf in named.items() if leaf.requires_grad})
 
     def linearised(
         self, theta: Params, step: Step, omega: Params, *, first_order: bool = False
