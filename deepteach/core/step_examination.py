@@ -37,8 +37,8 @@ NOT_REPEATED = (
 READ_OUTSIDE = (
     "the loss or the forward reads {name!r}, or what follows from it, otherwise than as a part of "
     "the student in its pass (an attribute that forward sets, model.parameters() in the loss, a "
-    "list or closure that holds it), which replays do not repeat: return that term with the logits, "
-    "as a column of them"
+    "list or closure that holds it), which replays do not repeat: return that term with the "
+    "logits, as a column of them"
 )
 
 

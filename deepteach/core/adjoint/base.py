@@ -289,7 +289,8 @@ class AbstractAdjoint:
         `moved` is what the window's end owes to buffers.
         """
         objective, rule, theta = window.objective, window.rule, window.final.theta
-        cotangent = State(d_theta, {slot: zeros_like(d_theta) for slot in rule.slot_names})
+        slots = {slot: zeros_like(tree) for slot, tree in window.final.slots.items()}
+        cotangent = State(d_theta, slots)
         d_omega, objective.summed = zeros_like(window.omega), zeros_like(window.omega)
         later = window.final
         for position in reversed(range(window.start, len(window.steps))):

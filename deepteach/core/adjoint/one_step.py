@@ -66,7 +66,7 @@ class Lookahead(AbstractAdjoint):
         derivative = DIFFERENCES if approximate else EITHER
         about = (window.objective, window.examined)
         guards.examine_gradients(*about, theta, [step], validation, derivative)
-        cotangent = State(d_theta, {slot: zeros_like(d_theta) for slot in rule.slot_names})
+        cotangent = State(d_theta, {k: zeros_like(tree) for k, tree in later.slots.items()})
         along = rule.pull(state, gradient, hyper, cotangent).gradient
         window.objective.summed = zeros_like(window.omega)
         part = self.teacher_part(theta, step, window, along)
