@@ -20,6 +20,16 @@ def arguments_of(inputs: Any) -> tuple[tuple, dict]:
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
+def refuse_nested(inputs: Any) -> None:
+    """Raises ConfigError: one of the arguments is a nested tensor."""
+    args, named = arguments_of(inputs)
+    if any(isinstance(item, Tensor) and item.is_nested for item in (*args, *named.values())):
+        raise ConfigError(
+            "the inputs hold a nested tensor, through which torch has no second derivatives: give "
+            "the padded one, torch.nested.to_padded_tensor(x, 0.0), and a mask beside it"
+        )
+
+
 def first_tensor(value: Any) -> Tensor:
     """The first tensor of a (nested) call or result, such as an LSTM's `(output, state)`."""
     if isinstance(value, Tensor):

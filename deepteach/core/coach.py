@@ -288,15 +288,16 @@ class Coach:
         shares = recording and self._learns and not self.recorder.accumulates
         theta = self._training_pass.shared_theta(self.interval, self.window) if shares else None
         try:
-            outputs = self._training_pass(inputs, theta, watched=recording and self._learns)
-            drew = not same_states(drawn, generator_states(device))
+            watched = recording and self._learns
+            outputs, theta = self._training_pass(inputs, theta, drawn, watched=watched)
             x, y = without_graph((inputs, labels))
             modes, half = self.student.modes(), self.student.under_autocast
-            seen = Pass(x, y, buffers, modes, drawn if drew else None, half)
-            if isinstance(self.objective, MicroBatched) and self._learns and recording:
-                self.objective.refuse_ties(drew)
             with self._training_pass.full_precision(device):
                 snapshot = self.objective.snapshot(outputs, labels, self.clock, index, group)
+                drew = not same_states(drawn, generator_states(device))
+                seen = Pass(x, y, buffers, modes, drawn if drew else None, half)
+                if isinstance(self.objective, MicroBatched) and watched:
+                    self.objective.refuse_ties(drew)
                 refuse_empty(len(snapshot.losses), self.ranks.count)
                 if not recording:
                     return self._shown(snapshot)
@@ -494,7 +495,8 @@ class Coach:
         with untouched():
             theta, buffers = self.student.trained(), self.student.buffers()
             outputs = self.student.functional(theta, buffers, inputs)
-        return self.objective.snapshot(outputs, widened(labels), self.clock, index, group).detach()
+            found = self.objective.snapshot(outputs, widened(labels), self.clock, index, group)
+        return found.detach()
 
     def _teach_before(self, step: Step) -> bool:
         """The lookahead's update, on the batch about to be used, where one is due."""

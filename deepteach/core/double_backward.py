@@ -25,6 +25,7 @@ from torch.autograd import Function
 from torch.nn.functional import batch_norm
 
 from deepteach.core.twice import Corrected
+from deepteach.errors import ConfigError
 
 ALL = [True, True, True]
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -34,7 +35,7 @@ class TwiceDifferentiable(Corrected):
     """While it is entered, these operations take the form below, and others that of `twice`.
 
     Values and first derivatives come from torch's own kernels; running statistics move as
-    usual. Third derivatives, and forward mode, raise.
+    usual. Forward mode raises, and so do third derivatives of batch normalisation.
     """
 
     def __torch_function__(
@@ -69,7 +70,10 @@ def _normalise(
 def _refuse_third() -> None:
     """`torch.autograd.grad` would pass a mark of `once_differentiable` by."""
     if torch.is_grad_enabled():
-        raise NotImplementedError("this operation is differentiated twice, not thrice")
+        raise ConfigError(
+            "the student's forward takes gradients itself through a batch normalisation in train "
+            "mode, whose third derivative is not known: put that layer into eval mode"
+        )
 
 
 class _Norm(Function):
@@ -214,7 +218,7 @@ class _ConvBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> Any:  # type: ignore[override]
-        _refuse_third()
+        # Operations of torch alone, so that a third derivative is theirs.
         gy, x, weight = ctx.saved_tensors
         shape: _Shape = ctx.shape
         d_gy = d_x = d_weight = None

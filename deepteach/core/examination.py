@@ -10,8 +10,9 @@ what is not found true there is asked once more, at another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,7 +64,11 @@ class Findings:
 
     def __or__(self, other: Findings) -> Findings:
         """What holds in either: a kink between two differences is nobody's hook."""
-        return Findings(*(getattr(self, f.name) or getattr(other, f.name) for f in fields(self)))
+        return Findings(*map(operator.or_, astuple(self), astuple(other)))
+
+    def __and__(self, other: Findings) -> Findings:
+        """What holds in both."""
+        return Findings(*map(operator.and_, astuple(self), astuple(other)))
 
 
 @dataclass
@@ -73,6 +78,9 @@ class Examined:
     Args:
         structure: the student's, and the derivative that was wanted, when `findings` were made.
         findings: of its gradients.
+        names: the parameters that they are about.
+        idle: those of them that were asked where a step gives no gradient to what earlier ones
+            have moved.
         sweeps: windows that were crossed.
         buffers: the structure that was examined for what passes leave to later ones in buffers,
             and the buffers in which they do.
@@ -80,8 +88,36 @@ class Examined:
 
     structure: object = None
     findings: Findings = field(default_factory=Findings)
+    names: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
     sweeps: int = 0
     buffers: tuple[object, list[str]] | None = None
+
+    def begin(self, structure: object) -> None:
+        """Nothing is known of a student with this structure."""
+        self.structure, self.names, self.idle = structure, frozenset(), frozenset()
+
+    def unasked(self, steps: Sequence[Step]) -> tuple[list[Step], set[str], set[str]]:
+        """The steps to ask for what is not known, what steps move, and what will then be `idle`.
+
+        A parameter that gets no gradient stays where it is. A step that gives none to one that
+        earlier steps have moved is asked itself: the loss may read it all the same.
+        """
+        asked, moved, idle = [], set[str](), set(self.idle)
+        for step in steps:
+            still = moved - step.hyper.keys()
+            if not still <= idle:
+                asked.append(step)
+                idle |= still
+            moved |= step.hyper.keys()
+        if not (asked or moved <= self.names):
+            asked.append(steps[-1])
+        return asked, moved, idle
+
+    def learn(self, found: Findings, names: set[str], idle: set[str]) -> None:
+        """What was found of these parameters; what holds for each of two sets holds for both."""
+        known = self.names if found == self.findings == Findings() else frozenset()
+        self.findings, self.names, self.idle = found, known | names, frozenset(idle)
 
 
 Losses = Callable[[Params], Tensor]

@@ -210,6 +210,13 @@ def is_of_alone(value: Tensor, theta: Params) -> bool:
     return all(node.name() != _LEAF for node in _graph([value], ends))
 
 
+def leads_to(value: Tensor, leaves: Params) -> str | None:
+    """The name of one of `leaves` that the gradient of `value` goes to."""
+    known = {id(leaf): name for name, leaf in leaves.items()}
+    ends = (node.variable for node in _graph([value]) if node.name() == _LEAF)
+    return next((known[id(leaf)] for leaf in ends if id(leaf) in known), None)
+
+
 _LEAF = "torch::autograd::AccumulateGrad"
 """A node of a graph where a gradient is left in a tensor."""
 

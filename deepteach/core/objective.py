@@ -18,7 +18,7 @@ from torch import Tensor
 from deepteach.core import forward_mode
 from deepteach.core.double_backward import TwiceDifferentiable
 from deepteach.core.layout import ModuleLayout, layout_of
-from deepteach.core.linearised import Linearised, derivatives_known, gradients, refuse_cut
+from deepteach.core.linearised import Linearised, derivatives_known, gradients, leads_to, refuse_cut
 from deepteach.core.losses import (
     NOTHING,
     SampleLoss,
@@ -35,7 +35,7 @@ from deepteach.core.student import Outputs, Student
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError
-from deepteach.rng import replayed
+from deepteach.rng import generator_states, replayed, same_states
 from deepteach.tree import Params, tree_map
 
 
@@ -158,9 +158,14 @@ class Objective:
 
     def losses(self, omega: Params, logits: Tensor, snapshot: Snapshot) -> Tensor:
         """l(z; omega), `(batch,)`, as a teacher shapes it that reads `snapshot`."""
-        given = logits, snapshot, self.loss
+        given, drawn = (logits, snapshot, self.loss), generator_states(logits.device)
         with uncompiled():
             shaped = self.taught.call(omega, given, function=self.teacher.sample_losses)
+        if not same_states(drawn, generator_states(logits.device)):
+            raise ConfigError(
+                f"the loss that {type(self.teacher).__name__} shapes draws random numbers, which "
+                "replays of it would draw anew: draw them in the student's forward"
+            )
         refuse_shape(shaped, logits, snapshot.labels, len(snapshot.losses), "sample_losses")
         _refuse_without_gradient(shaped, logits, "sample_losses")
         return shaped.to(snapshot.losses.dtype)
@@ -190,10 +195,17 @@ class Objective:
         for part in step.passes:
             with replayed(part.generators), self.student.in_modes(part.modes):
                 outputs = self.student.functional(theta, part.buffers, part.inputs)
-            parts.append(self.snapshot(outputs, part.labels, seen.clock))
+                parts.append(self.snapshot(outputs, part.labels, seen.clock))
         first, *others = parts
         snapshot = first.followed_by(*others) if others else first
         return replace(snapshot, index=seen.index, group=seen.group)
+
+    def read_outside(self, theta: Params, step: Step) -> str | None:
+        """A parameter of the module that a replay reads from elsewhere than what it is given."""
+        with torch.enable_grad():
+            losses = self.replay(self.gathered(theta), step).losses
+        named = self.student.layout.parameters
+        return leads_to(losses, {n: leaf for n, leaf in named.items() if leaf.requires_grad})
 
     def linearised(
         self, theta: Params, step: Step, omega: Params, *, first_order: bool = False

@@ -21,8 +21,8 @@ from deepteach.tree import Params
 class State(NamedTuple):
     """What an optimizer step starts from and leads to.
 
-    `theta` are the student's parameters by name, `slots[slot][name]` the optimizer's buffers,
-    each of its parameter's shape; 0 where the optimizer holds none yet.
+    `theta` are the student's parameters by name, `slots[slot][name]` the optimizer's buffers, of
+    whatever shape; 0 in its parameter's shape where the optimizer holds none yet.
     """
 
     theta: Params

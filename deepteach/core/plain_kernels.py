@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deepteach.core.recurrent import own_recurrence
@@ -88,9 +88,41 @@ class _Kept:
 
     @staticmethod
     def apply(function: Callable, _preserve: bool, *args: Any) -> Any:
-        return function(*args)
+        # torch's own gives gradients only where one of these wants one.
+        wanted = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in args)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and wanted), _told(wanted):
+            return function(*args)
 
 
 def _kept_activations(*_args: Any, **_kwargs: Any) -> Iterator[None]:
     """In the place of the generator that sets recomputation up around a checkpoint."""
-    yield
+    with _told(torch.is_grad_enabled()):
+        yield
+
+
+@contextmanager
+def checkpoints_told(listener: Callable[[bool], None]) -> Iterator[None]:
+    """The listener is called where a checkpoint that training recomputes begins, and ends.
+
+    It is given whether it begins.
+    """
+    _LISTENERS.append(listener)
+    try:
+        yield
+    finally:
+        _LISTENERS.remove(listener)
+
+
+_LISTENERS: list[Callable[[bool], None]] = []
+
+
+@contextmanager
+def _told(recomputed: bool) -> Iterator[None]:
+    heard = tuple(_LISTENERS) if recomputed else ()
+    for listener in heard:
+        listener(True)
+    try:
+        yield
+    finally:
+        for listener in heard:
+            listener(False)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from deepteach.core.student import logits_of
+from deepteach.core.logits import logits_of
 from deepteach.data.rows import Samples, chunks
 
 CHUNK = 512

@@ -375,7 +375,8 @@ class Recorder(Trained):
         taken = self.pending = pending.taken(hyper, used)
         if self._looks and self._examination.due(named, self.clock.step + 1):
             again = self._again(taken)
-            self._examination.before(taken, named, self.state(), again, self.ranks)
+            outside = lambda: self._objective.read_outside(self.student.trained(), taken)  # noqa: E731
+            self._examination.before(taken, named, self.state(), again, self.ranks, outside)
 
     def settle(self) -> None:
         """What happened since the newest step: was the student moved, was the step a wrong one?"""

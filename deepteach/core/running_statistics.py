@@ -6,7 +6,8 @@ Batch and instance normalisation move their running statistics at every training
 
 and read them in eval mode. So a trusted batch that is seen in eval mode depends on the
 window's states through b as well. torch writes b in place and knows no derivative of either;
-here both are written out.
+here both are written out. What is inside an activation checkpoint is run once more on the way
+back, the last checkpoint first, and b is moved once more.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn.functional import batch_norm, instance_norm
 from torch.overrides import TorchFunctionMode
 
 from deepteach.core.linearised import gradients
+from deepteach.core.plain_kernels import checkpoints_told
 from deepteach.core.record import Step
 from deepteach.core.student import Student
 from deepteach.rng import replayed
@@ -44,14 +46,28 @@ class RunningStatistics(TorchFunctionMode):
         self.known: set[str] = set()
         """Those that a normalisation was seen to read or to move."""
         self._names: dict[int, str] = {}
+        self._open = 0
+        """Checkpoints that the pass is inside of."""
+        self._again: list[list[tuple[str, Tensor, float]]] = []
+        """How those that it has left have moved the statistics."""
 
     def follow(self, student: Student, theta: Params, step: Step) -> None:
         """Replay a step's passes at `theta`, which move the values."""
-        with torch.enable_grad():
+        # What is recomputed on the way back is what wants a gradient, as in training.
+        theta = {n: a if a.requires_grad else a.detach().requires_grad_() for n, a in theta.items()}
+        with torch.enable_grad(), checkpoints_told(self._checkpoint):
             for seen in step.passes:
                 used = {name: leaf.clone() for name, leaf in seen.buffers.items()}
                 with replayed(seen.generators), student.in_modes(seen.modes), self.of(used):
                     student.functional(theta, used, seen.inputs, update=True)
+                while self._again:
+                    for move in self._again.pop():
+                        self._put(*move)
+
+    def _checkpoint(self, begins: bool) -> None:
+        if begins and not self._open:
+            self._again.append([])
+        self._open += 1 if begins else -1
 
     def of(self, buffers: Params) -> RunningStatistics:
         """This mode, for a pass that is given these very tensors as its buffers."""
@@ -120,8 +136,13 @@ class RunningStatistics(TorchFunctionMode):
         for leaf, found in zip(statistics, (x.mean(-1), x.var(-1)), strict=True):
             name = self._names[id(leaf)]
             found = found.mean(0) if x.dim() == 3 else found
-            self.values[name] = (1 - momentum) * self.values[name] + momentum * found
-            self.known.add(name)
+            self._put(name, found, momentum)
+            if self._open:
+                self._again[-1].append((name, found, momentum))
+
+    def _put(self, name: str, found: Tensor, momentum: float) -> None:
+        self.values[name] = (1 - momentum) * self.values[name] + momentum * found
+        self.known.add(name)
 
     def _by_running(
         self,

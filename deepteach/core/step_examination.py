@@ -8,6 +8,7 @@ done at the first step, whenever hooks came or went, and ever more rarely in bet
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,13 @@ NOT_REPEATED = (
     "a repeated pass gave slightly other losses and a {what} that is off by {error:.1e}: the "
     "student is not deterministic (randomness outside torch's generators?), or was changed after "
     "its pass (a rate of dropout, a temperature)"
+)
+
+READ_OUTSIDE = (
+    "the loss or the forward reads {name!r}, or what follows from it, otherwise than as a part of "
+    "the student in its pass (an attribute that forward sets, model.parameters() in the loss, a "
+    "list or closure that holds it), which replays do not repeat: return that term with the "
+    "logits, as a column of them"
 )
 
 
@@ -78,11 +86,18 @@ class StepExamination:
         return (*map(tuple, steps), *leaves)
 
     def before(
-        self, step: Step, parameters: Params, state: State, again: Linearised, ranks: Ranks
+        self,
+        step: Step,
+        parameters: Params,
+        state: State,
+        again: Linearised,
+        ranks: Ranks,
+        outside: Callable[[], str | None],
     ) -> None:
         """The step is about to be taken, on the gradients that are there.
 
-        `again` is its pass once more; one that is not repeated is left to the replays.
+        `again` is its pass once more; one that is not repeated is left to the replays. `outside`
+        names a parameter that it reads from elsewhere.
         """
         losses, hyper = step.snapshot.losses, step.hyper
         slack = 1e-3 * float(1 + losses.abs().mean())
@@ -97,8 +112,11 @@ class StepExamination:
         error, size = norm(tree_map(torch.sub, given, fresh)), norm(fresh)
         if not error <= _slack(fresh) * size + 1e-30:
             # Losses that are near but not the same say that the pass differed, not the step.
-            words = STEPPED_OTHERWISE if _same(losses, again.losses) else NOT_REPEATED
-            self._wrong = self._said(words, error, size, "gradient")
+            words, name = NOT_REPEATED, None
+            if _same(losses, again.losses):
+                name = outside()
+                words = STEPPED_OTHERWISE if name is None else READ_OUTSIDE
+            self._wrong = self._said(words, error, size, "gradient", name)
         full = {name: given.get(name, torch.zeros_like(leaf)) for name, leaf in parameters.items()}
         self._taken = (state.mapped(clone), full, hyper)
 
@@ -123,8 +141,11 @@ class StepExamination:
             self._known = None  # look at the next one, too
         return wrong
 
-    def _said(self, words: str, error: float, size: float, what: str) -> str:
-        return words.format(error=error / max(size, 1e-300), what=what, others=self._others)
+    def _said(
+        self, words: str, error: float, size: float, what: str, name: str | None = None
+    ) -> str:
+        relative = error / max(size, 1e-300)
+        return words.format(error=relative, what=what, others=self._others, name=name)
 
     def _off(self, what: str, start: Params, end: Params, reached: Params) -> str | None:
         movement = norm(tree_map(torch.sub, end, start))

@@ -7,15 +7,18 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from deepteach.core.arguments import arguments_of, first_tensor
+from deepteach.core.arguments import arguments_of, first_tensor, refuse_nested
 from deepteach.core.layout import ModuleLayout, layout_of
+from deepteach.core.logits import logits_of, picked_logits
 from deepteach.core.module_state import ModuleState
+from deepteach.core.own_gradients import OwnGradients
 from deepteach.core.plain_kernels import plain_kernels, uncompiled
 from deepteach.distributed.collectives import Ranks
 from deepteach.distributed.fully_sharded import Unsplit, shards_of
@@ -53,7 +56,7 @@ class Student:
             all between the first and the last. Or a function of the state, or of the state and
             of what the module was given, to `(batch, ...)`: the mean over a mask, say.
         logits: picks the logits out of what the module returns, where `logits_of` does not
-            find them.
+            find them. One tensor: several heads are joined (`torch.cat`), and split in the loss.
         surrogate: the module's gradients are not the slopes of what it computes, on purpose
             (straight-through estimates, reversed gradients): meta-gradients take them, and
             torch's derivatives of them, as they are.
@@ -96,8 +99,9 @@ class Student:
         self.module, self.internal, self.side, self.pool = module, internal, side, pool
         self._pool_reads_inputs = callable(pool) and _required(pool) > 1
         self.surrogate, self.scheduled = surrogate, frozenset(scheduled)
-        self._logits = logits or logits_of
+        self._logits = logits_of if logits is None else partial(picked_logits, logits)
         self._known: ModuleLayout | None = None
+        self.own_gradients = OwnGradients()
         self.shards = Unsplit()
         """How the parameters are split over ranks; a Coach finds it."""
         self.under_autocast: torch.dtype | None = None
@@ -152,8 +156,19 @@ class Student:
         back. With `update` the buffers given are the ones that the pass writes to, with `leaves`
         that and the rest stay. Attention takes its MATH form here: the fused kernels have neither
         a second derivative nor forward-mode rules. Activation checkpoints keep their activations
-        here.
+        here. A forward that takes gradients itself may do so for callers without gradients, too.
         """
+        if torch.is_grad_enabled():
+            refuse_nested(inputs)
+
+        def run(given: Params) -> tuple[Tensor, Tensor]:
+            return self._functional(given, buffers, inputs, update=update, leaves=leaves)
+
+        return Outputs(*self.own_gradients.allowed(run, params, buffers if update else {}))
+
+    def _functional(
+        self, params: Params, buffers: Params, inputs: Inputs, *, update: bool, leaves: bool
+    ) -> tuple[Tensor, Tensor]:
         args, kwargs = arguments_of(inputs)
         used = buffers if update or leaves else {n: leaf.clone() for n, leaf in buffers.items()}
         layout = self.layout
@@ -167,7 +182,7 @@ class Student:
                 raw = layout.call(tensors, args, kwargs)
             if update or leaves:  # some are replaced, not written to
                 buffers.update({name: tensors[name].detach() for name in buffers})
-            return Outputs(self._logits(raw), self._state(seen, inputs))
+            return self._logits(raw), self._state(seen, inputs)
         finally:
             if before is not None:
                 before.restore()
@@ -346,34 +361,6 @@ def _refuse_scripted(module: nn.Module) -> None:
 def _call(module: nn.Module, inputs: Inputs) -> Any:
     args, kwargs = arguments_of(inputs)
     return module(*args, **kwargs)
-
-
-def logits_of(raw: Any) -> Tensor:
-    """The logits that a module returns.
-
-    They are the result itself, its `logits` (attribute or key), or the first item of a tuple
-    or list.
-
-    Raises:
-        ConfigError: none of these is a tensor with a row for each sample.
-    """
-    logits = raw
-    if isinstance(raw, Mapping):
-        logits = raw.get("logits")
-    elif hasattr(raw, "logits"):
-        logits = raw.logits
-    elif isinstance(raw, tuple | list) and raw:
-        logits = raw[0]
-    if not isinstance(logits, Tensor) or logits.dim() == 0:
-        came = type(raw).__name__
-        if isinstance(logits, Tensor):
-            came = "a single number" if logits is raw else f"{came} that begins with one number"
-        raise ConfigError(
-            "the module must return logits, an object or mapping with logits, or a tuple that "
-            f"begins with them, got {came}: wrap it in a module whose forward returns them alone, "
-            "or, in a loop of your own, pick them with dt.Student(logits=...)"
-        )
-    return logits
 
 
 def _no_such_layer(name: str, layers: dict[str, nn.Module]) -> str:

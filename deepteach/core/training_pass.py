@@ -6,21 +6,25 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.double_backward import TwiceDifferentiable
+from deepteach.core.layout import ModuleLayout
 from deepteach.core.linearised import Linearised, is_of_alone
+from deepteach.core.module_state import ModuleState
 from deepteach.core.objective import Objective
+from deepteach.core.plain_kernels import checkpoints_told
 from deepteach.core.record import Step
 from deepteach.core.recorder import Recorder
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.student import Inputs, Outputs, Student
 from deepteach.errors import ConfigError
+from deepteach.rng import States, set_generator_states
 from deepteach.tree import Params
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingPass:
     """How `coach.loss` runs the student, as the adjoint needs it."""
 
@@ -28,31 +32,70 @@ class TrainingPass:
     recorder: Recorder
     adjoint: AbstractAdjoint
     objective: Objective
+    recomputes: ModuleLayout | None = None
+    """That of the student, where its activation checkpoints move buffers once more."""
 
-    def __call__(self, inputs: Inputs, theta: Params | None, *, watched: bool = False) -> Outputs:
-        """The module's own pass, or one whose graph begins at `theta`.
+    def __call__(
+        self, inputs: Inputs, theta: Params | None, drawn: States, *, watched: bool = False
+    ) -> tuple[Outputs, Params | None]:
+        """The module's own pass, or one whose graph begins at `theta`; and that theta, if it does.
+
+        The generators' states before it are `drawn`.
 
         Raises:
-            ConfigError: it is `watched`, and the module writes to its own parameters.
+            ConfigError: it is `watched`, and the module writes to its own parameters; or the
+                adjoint takes other kernels, and activation checkpoints would not move buffers.
         """
-        if theta is None and not self.adjoint.same_kernels:
-            taken = list(self.student.layout.parameters.values())
-            versions = [leaf._version for leaf in taken]
-            outputs = self.student(inputs)
-            if watched and versions != [leaf._version for leaf in taken]:
-                self._refuse_rewritten(taken, versions)
-            if not self.adjoint.mixed_precision:
-                if watched and self.student.under_autocast:
-                    self._refuse_own_autocast()
-                return outputs
-            dtype = next(iter(self.recorder.parameters().values())).dtype
-            return Outputs(outputs.logits.to(dtype), outputs.internal.to(dtype))
+        if theta is not None or self.adjoint.same_kernels:
+            outputs = self._replayable(inputs, theta, drawn)
+            if outputs is not None:
+                return outputs, theta
+        return self._own(inputs, watched=watched), None
+
+    def _own(self, inputs: Inputs, *, watched: bool) -> Outputs:
+        taken = list(self.student.layout.parameters.values())
+        versions = [leaf._version for leaf in taken]
+        outputs = self.student(inputs)
+        if watched and versions != [leaf._version for leaf in taken]:
+            self._refuse_rewritten(taken, versions)
+        if not self.adjoint.mixed_precision:
+            if watched and self.student.under_autocast:
+                self._refuse_own_autocast()
+            return outputs
+        dtype = next(iter(self.recorder.parameters().values())).dtype
+        return Outputs(outputs.logits.to(dtype), outputs.internal.to(dtype))
+
+    def _replayable(self, inputs: Inputs, theta: Params | None, drawn: States) -> Outputs | None:
+        """A pass as replays run it; None, and nothing is changed, where training is another one.
+
+        Activation checkpoints are not recomputed in it, which would move buffers once more.
+        """
+        student, met = self.student, list[bool]()
+        before = None if theta is None else ModuleState(student.module, layers=student.layers)
         # The graph must keep buffers of its own: later passes move the module's in place.
-        buffers = self.student.buffers()
+        buffers = student.buffers()
+        versions = {name: (leaf, leaf._version) for name, leaf in buffers.items()}
         memory = self.adjoint.graph_memory.counting(theta is not None)
-        with memory, nullcontext() if theta is None else TwiceDifferentiable():
-            outputs = self.student.functional(theta or {}, buffers, inputs, leaves=True)
-        self.student.restore_buffers(buffers)
+        twice = nullcontext() if theta is None else TwiceDifferentiable()
+        with memory, twice, checkpoints_told(met.append):
+            outputs = student.functional(theta or {}, buffers, inputs, leaves=True)
+        moved = any(
+            leaf is not versions[name][0] or leaf._version != versions[name][1]
+            for name, leaf in buffers.items()
+        )
+        if met and (moved or any(map(_tracks, student.layers))):
+            if before is None:
+                raise ConfigError(
+                    f"activation checkpoints move running statistics once more on the way back, "
+                    f"which passes for {type(self.adjoint).__name__} do not repeat: use "
+                    "adjoint=Stored(), or normalise outside of torch.utils.checkpoint"
+                )
+            before.restore()
+            set_generator_states(drawn)
+            self.adjoint.graph_memory.dropped()
+            self.recomputes = student.layout
+            return None
+        student.restore_buffers(buffers)
         return outputs
 
     def _refuse_own_autocast(self) -> None:
@@ -88,6 +131,8 @@ class TrainingPass:
         last = 1 <= left <= min(adjoint.graph_memory.of(window), useful)
         own = adjoint.micro_batch is None and not adjoint.mixed_precision
         if not (last and (first or recorder.steps) and own and adjoint.shares):
+            return None
+        if self.recomputes is self.student.layout:
             return None
         return self.student.shards.linked(recorder.parameters())
 
@@ -156,3 +201,9 @@ class TrainingPass:
                 "outside torch.autocast, or accept that with "
                 "adjoint=Stored(mixed_precision=True, tolerance=0.1)"
             )
+
+
+def _tracks(layer: nn.Module) -> bool:
+    """Whether a layer's passes move running statistics, of which versions do not tell."""
+    normalises = isinstance(layer, nn.modules.batchnorm._NormBase)
+    return normalises and layer.training and layer.track_running_stats

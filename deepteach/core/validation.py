@@ -55,14 +55,14 @@ class Validation:
             self._objective.ranks.same_draws()
             student = self._objective.student
             outputs = student.functional(theta, buffers, self.inputs, update=True)
-        with uncompiled():
-            return self._loss(outputs.logits, self.labels)
+            with uncompiled():
+                return self._loss(outputs.logits, self.labels)
 
     def at(self, theta: Params, buffers: Params, inputs: Inputs, labels: Tensor) -> Tensor:
         """M of a pass of other samples, with the same random draws each time."""
         with replayed(None):
             outputs = self._objective.student.functional(theta, buffers, inputs)
-        return self._scalar(outputs.logits, labels)
+            return self._scalar(outputs.logits, labels)
 
     def _scalar(self, logits: Tensor, labels: Tensor) -> Tensor:
         with uncompiled():
@@ -95,13 +95,14 @@ class Validation:
         """
         assert self.outputs is not None
         remedy = "let it take those labels too, or leave such features out"
-        with trusted_labels_read("whose losses features are fitted on", remedy):
+        with untouched(), trusted_labels_read("whose losses features are fitted on", remedy):
             return self._objective.snapshot(self.outputs, self.labels, clock)
 
     def accuracy(self) -> float | None:
         """Share of right predictions; None where what is right is not known (`told_accuracy`)."""
         assert self.outputs is not None
-        return told_accuracy(self.outputs.logits, self.labels, self._objective.loss)
+        with untouched():
+            return told_accuracy(self.outputs.logits, self.labels, self._objective.loss)
 
 
 def refuse_written(before: Params, after: Params) -> None:

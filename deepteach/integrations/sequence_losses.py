@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepteach.core.ignored import integral
+from deepteach.core.logits import logits_of
 from deepteach.core.predict import evaluating
-from deepteach.core.student import logits_of
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import first_few
 from deepteach.rng import untouched

@@ -20,8 +20,8 @@ from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.adjoint.stored import Stored
 from deepteach.core.coach import Coach
 from deepteach.core.finite_differences import LONGEST_WINDOW
+from deepteach.core.logits import logits_of
 from deepteach.core.losses import SampleLoss, cross_entropy
-from deepteach.core.student import logits_of
 from deepteach.core.update import UpdateRecord
 from deepteach.rng import replayed, stream
 from deepteach.training.build import Built

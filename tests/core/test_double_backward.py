@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from deepteach.core.double_backward import TwiceDifferentiable
+from deepteach.errors import ConfigError
 
 SHAPES = [(6, 3), (4, 3, 5), (4, 3, 2, 3), (2, 3, 2, 2, 2)]
 
@@ -146,14 +147,29 @@ def test_a_convolution_of_data_and_one_leaf(leaf: str) -> None:
         torch.testing.assert_close(second(), theirs, rtol=1e-9, atol=1e-10)
 
 
+def test_a_third_derivative() -> None:
+    """That of a forward that takes gradients itself: torch's own, or refused."""
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+
+    def third(module: nn.Module) -> Tensor:
+        (first,) = torch.autograd.grad((module(x).sin() ** 2).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x, create_graph=True)
+        leaves = (x, *module.parameters())
+        found = torch.autograd.grad(second.sin().sum(), leaves)
+        return torch.cat([leaf.flatten() for leaf in found])
+
+    convolution = nn.Conv1d(3, 2, 2).double()
+    theirs = third(convolution)
+    with TwiceDifferentiable():
+        torch.testing.assert_close(third(convolution), theirs, rtol=1e-9, atol=1e-10)
+        with pytest.raises(ConfigError, match="third derivative"):
+            third(layer((4, 3, 5)))
+
+
 @pytest.mark.parametrize("kind", ["norm", "convolution"])
-def test_what_it_cannot_do_raises(kind: str) -> None:
+def test_forward_mode_raises(kind: str) -> None:
     module = layer((4, 3, 5)) if kind == "norm" else nn.Conv1d(3, 2, 2).double()
     x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
     with TwiceDifferentiable():
-        y = module(x)
-        (first,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
-        with pytest.raises(NotImplementedError, match="not thrice"):
-            torch.autograd.grad(first.square().sum(), x, create_graph=True)
         with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward"):
             module(forward_ad.make_dual(x.detach(), torch.ones_like(x)))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from cases import CASE, CASES, Case, Encoder, answer, bench
+from loops import Loop, X, coached, differences, error, found
 from torch import Tensor, nn
 
 import deepteach as dt
+from deepteach.errors import ConfigError
 
 
 def student_of(case: Case) -> tuple[dt.Student, object]:
@@ -185,3 +189,70 @@ def test_encoder_in_eval_mode_has_derivatives() -> None:
 
     slope = torch.func.jvp(total, (theta,), (theta,))[1]
     assert torch.isfinite(slope) and torch.backends.mha.get_fastpath_enabled()
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.fc, self.other = nn.Linear(6, 5), nn.Linear(5, 3), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.a(x).tanh()
+        return {"one": self.fc(h), "two": self.other(h)}
+
+
+class JoinedHeads(Heads):
+    def forward(self, x: Tensor) -> Any:
+        return torch.cat(list(super().forward(x).values()), 1)
+
+
+class Plainly(Loop):
+    def make(self) -> nn.Module:
+        return JoinedHeads()
+
+
+class OfHeads(Loop):
+    def make(self) -> nn.Module:
+        return Heads()
+
+    def student(self) -> dt.Student:
+        joined = lambda raw: torch.cat(list(raw.values()), 1)  # noqa: E731
+        return dt.Student(self.module, "fc", logits=joined)
+
+
+def test_several_heads_are_joined() -> None:
+    assert error(found(OfHeads, 3, dt.Stored()), differences(Plainly, 3)) < 1e-6
+    module = OfHeads().module
+    picks: list[Any] = [None, lambda raw: raw, lambda raw: tuple(raw.values())]
+    for pick in picks:
+        student = dt.Student(module, "fc", logits=pick)
+        with pytest.raises(ConfigError, match=r"join several heads, torch.cat\(") as got:
+            student(X)
+        assert "\n" not in str(got.value)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_refused_where_they_are_differentiated(layout: torch.layout) -> None:
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.fc = nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.nested.to_padded_tensor(self.a(x), 0.0).sum(1))
+
+    class Nested(Loop):
+        def make(self) -> nn.Module:
+            return Sums()
+
+    def nested(x: Tensor) -> Tensor:
+        rows = [row.expand(1 + i % 3, 6) for i, row in enumerate(x)]
+        return torch.nested.nested_tensor(rows, layout=layout)
+
+    loop = coached(Nested, 2)
+    x, y = loop.batch(0)
+    with pytest.raises(ConfigError, match="nested tensor.*padded") as got:
+        loop.step(0, nested(x), y)
+    assert "\n" not in str(got.value)
+    assert loop.coach.weights(nested(x), y).shape == (8,)

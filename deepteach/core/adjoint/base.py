@@ -271,7 +271,7 @@ class AbstractAdjoint:
         about = (objective, window.examined)
         moved = MovedBuffers(*about, steps, window.final.theta, validation)
         derivative = self._derivative(window)
-        guards.examine_gradients(*about, window.final.theta, newest, validation, derivative)
+        guards.examine_gradients(*about, window.final.theta, steps, validation, derivative)
         # Hooks read the modes on the way back, when a replay has put them back already.
         with objective.student.in_modes(newest.passes[0].modes):
             return self.swept(window, d_theta, moved)
@@ -290,7 +290,8 @@ class AbstractAdjoint:
         `moved` is what the window's end owes to buffers.
         """
         objective, rule, theta = window.objective, window.rule, window.final.theta
-        cotangent = State(d_theta, {slot: zeros_like(d_theta) for slot in rule.slot_names})
+        slots = {slot: zeros_like(tree) for slot, tree in window.final.slots.items()}
+        cotangent = State(d_theta, slots)
         d_omega, objective.summed = zeros_like(window.omega), zeros_like(window.omega)
         later = window.final
         for position in reversed(range(window.start, len(window.steps))):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from typing import Any
@@ -225,7 +225,7 @@ def examine_gradients(
     objective: Objective,
     examined: Examined,
     theta: Params,
-    step: Step,
+    steps: Sequence[Step],
     validation: Validation,
     derivative: str,
 ) -> None:
@@ -233,13 +233,14 @@ def examine_gradients(
 
     Asked at first, after every change of the module's layers, modes and hooks, and ever more
     rarely in between. Over one step, what changes them is crossed exactly by reverse mode; the
-    validation loss must have its own gradient in any case.
+    validation loss must have its own gradient in any case. Asked of parameters that the steps
+    move: others, that get no gradient, are constants of the window.
 
     Args:
         objective: whose student it is.
         examined: what was found before; gets what is found now.
         theta: the student's parameters.
-        step: a recorded step, whose samples are asked.
+        steps: recorded, oldest first; samples of the newest are asked.
         validation: the trusted batch, whose samples are asked as well.
         derivative: what the adjoint takes: DIFFERENCES of losses, EITHER mode over one step,
             REVERSE over one step, or the SECOND over several.
@@ -248,13 +249,19 @@ def examine_gradients(
         ConfigError: they are not.
     """
     structure = (objective.student.structure(), derivative)
+    if examined.structure != structure:
+        examined.begin(structure)
     examined.sweeps += 1
-    if examined.structure != structure or looks_again(examined.sweeps):
+    asked, moved, idle = examined.unasked(steps)
+    if moved and (asked or looks_again(examined.sweeps)):
         theta, any_of = objective.gathered(theta), objective.ranks.any
-        found = findings_of(objective, theta, step, validation, derivative)
-        examined.findings = Findings(*(not any_of(not flag) for flag in astuple(found)))
-        examined.structure = structure
-        objective.forward_mode, objective.uncut = examined.findings.forward, False
+        theta = {name: leaf for name, leaf in theta.items() if name in moved}
+        found = Findings()
+        for step in {id(step): step for step in (steps[-1], *asked)}.values():
+            found &= findings_of(objective, theta, step, validation, derivative)
+        found = Findings(*(not any_of(not flag) for flag in astuple(found)))
+        examined.learn(found, moved, idle)
+        objective.forward_mode, objective.uncut = found.forward, False
     found = examined.findings
     known = found.derived or derivative == DIFFERENCES
     if not found.finite:
@@ -267,26 +274,31 @@ def examine_gradients(
         )
     if objective.student.surrogate:
         return
+    changed = BY_FORWARD if objective.student.own_gradients.taken else CHANGED
     if derivative in (DIFFERENCES, SECOND) and not found.true:
         raise ConfigError(
-            f"{CHANGED}, so that second derivatives are not those of its training: "
+            f"{changed}, so that second derivatives are not those of its training: "
             f"remove it, use window=1, or {ACCEPT}"
         )
     if not found.checked:
         raise ConfigError(
-            f"{CHANGED} where the validation loss is computed, too: remove it, switch it off in "
+            f"{changed} where the validation loss is computed, too: remove it, switch it off in "
             f"eval mode and call module.eval() before the update, or {ACCEPT}"
         )
 
 
 CHANGED = (
     "something changes the student's gradients on their way back (a hook, a gradient reversal, a "
-    "detached part, a straight-through estimate, a backward pass of its own, the padding_idx of an "
-    "embedding whose weights are used elsewhere, too)"
+    "part that is detached or runs under torch.no_grad(), a straight-through estimate, a backward "
+    "pass of its own, the padding_idx of an embedding whose weights are used elsewhere, too)"
 )
 NO_NUMBER = (
     "torch's second derivative of an operation of the student is no finite number where its first "
     "one is (a root, power or sinc of exactly 0, as in a row of zeros): add a small number to "
     "what it is taken of"
+)
+BY_FORWARD = (
+    "the student's forward takes gradients itself, of operations whose further derivatives torch "
+    "does not know (a normalisation), or without create_graph=True"
 )
 ACCEPT = "take them as they are by dt.Student(surrogate=True)"

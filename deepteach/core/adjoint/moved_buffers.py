@@ -110,7 +110,7 @@ class MovedBuffers:
         self, theta: Params, validation: Validation, names: list[str], *, examined: bool
     ) -> None:
         buffers = self._after[-1]
-        theta = {name: leaf.detach() for name, leaf in theta.items()}
+        theta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
         statistics, used = RunningStatistics(buffers), _copies(buffers)
         with torch.enable_grad(), statistics.of(used):
             value = validation.value(theta, used)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -50,20 +51,22 @@ class Lookahead(AbstractAdjoint):
 
     def gradient(self, window: Window, validation: Validation) -> MetaGradient:
         step, theta = window.steps[-1], window.final.theta
+        graph = window.objective.linearised(theta, step, window.omega, first_order=True)
+        if window.objective.ranks.count == 1:  # what gets no gradient is not stepped on
+            step = replace(step, hyper={n: h for n, h in step.hyper.items() if n in graph.used})
         rule, state, hyper = window.rule, window.final, step.hyper
         if not self.momentum:
             rule = MomentumSGD()
             state = State(theta, {slot: zeros_like(theta) for slot in rule.slot_names})
             hyper = {name: Hyper(lr=h.lr) for name, h in step.hyper.items()}
-        graph = window.objective.linearised(theta, step, window.omega, first_order=True)
         gradient = window.objective.total(graph.gradient, "replays")
         later = rule.step(state, gradient, hyper)
         d_theta = validation.gradient(later.theta)
         approximate = self.derivatives == FINITE_DIFFERENCE
         derivative = DIFFERENCES if approximate else EITHER
         about = (window.objective, window.examined)
-        guards.examine_gradients(*about, theta, step, validation, derivative)
-        cotangent = State(d_theta, {slot: zeros_like(d_theta) for slot in rule.slot_names})
+        guards.examine_gradients(*about, theta, [step], validation, derivative)
+        cotangent = State(d_theta, {k: zeros_like(tree) for k, tree in later.slots.items()})
         along = rule.pull(state, gradient, hyper, cotangent).gradient
         window.objective.summed = zeros_like(window.omega)
         part = self.teacher_part(theta, step, window, along)
@@ -106,8 +109,10 @@ class FirstOrder(AbstractAdjoint):
     def gradient(self, window: Window, validation: Validation) -> MetaGradient:
         objective, step, theta = window.objective, window.steps[-1], window.final.theta
         direction = validation.gradient(theta)
+        for name in direction.keys() - step.hyper.keys():  # the optimizer leaves it where it is
+            direction[name] = torch.zeros_like(direction[name])
         about = (objective, window.examined)
-        guards.examine_gradients(*about, theta, step, validation, DIFFERENCES)
+        guards.examine_gradients(*about, theta, [step], validation, DIFFERENCES)
         eps = self.radius / (norm(direction) + 1e-12)
         omega = {name: leaf.detach().requires_grad_() for name, leaf in window.omega.items()}
         recorded = step.snapshot

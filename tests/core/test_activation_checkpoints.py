@@ -1,0 +1,112 @@
+"""What is inside `torch.utils.checkpoint` runs once more on the way back, and so do its buffers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from loops import VALID, Loop, Plain, assert_exact, coached, differences, error, found
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import deepteach as dt
+from deepteach.core.adjoint.fixed_point import Exact
+from deepteach.core.graph_memory import Graphs
+from deepteach.errors import ConfigError
+
+pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs")
+
+
+class Saving(nn.Module):
+    """Two checkpoints; one normalisation is in both of them, another runs outside of them too."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.a, self.b, self.fc = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.one, self.both = (nn.BatchNorm1d(5, affine=False) for _ in range(2))
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+
+        def first(x: Tensor) -> Tensor:
+            return self.both(self.one(self.a(x))).tanh()
+
+        def second(h: Tensor) -> Tensor:
+            return self.both(self.b(h).tanh())
+
+        if not self.training:
+            return self.fc(self.one(second(first(x))))
+        h = checkpoint(first, x, use_reentrant=self.reentrant)
+        h = checkpoint(second, h, use_reentrant=self.reentrant)
+        assert isinstance(h, Tensor)
+        return self.fc(self.one(h))
+
+
+class Kept(Loop):
+    reentrant = False
+
+    def make(self) -> nn.Module:
+        return Saving(self.reentrant)
+
+    def answer(self, x: Tensor) -> Tensor:
+        return self.module.eval()(x)
+
+    def after(self, i: int) -> None:
+        if i == self.steps - 1:
+            self.module.eval()
+
+
+class Reentrant(Kept):
+    """The first checkpoint has no input that wants a gradient, so its parameters get none."""
+
+    reentrant = True
+
+
+KINDS = [Kept, Reentrant]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_in_eval_mode(kind: type[Loop]) -> None:
+    assert_exact(kind)
+    assert error(found(kind, 3, dt.Unrolled()), differences(kind, 3)) < 1e-6
+
+
+@pytest.mark.parametrize("graphs", [0, "auto"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_leaves_what_the_plain_loop_leaves(kind: type[Kept], graphs: Graphs) -> None:
+    plain = kind()
+    plain.coach = Plain(plain.module, plain.teacher)
+    loop = coached(kind, 2, interval=2, adjoint=dt.Stored(graphs=graphs))
+    for each in (plain, loop):
+        with torch.no_grad():
+            each.teacher.k.zero_()
+        for i in range(4):
+            each.step(i, *each.batch(i))
+    for (name, leaf), other in zip(
+        plain.module.state_dict().items(), loop.module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(leaf, other), name
+    assert loop.module.passes == plain.module.passes == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_update_leaves_them_alone(kind: type[Loop]) -> None:
+    loop = coached(kind, 2, interval=2)
+    for i in range(2):
+        loop.step(i, *loop.batch(i))
+    before = {name: leaf.clone() for name, leaf in loop.module.named_buffers()}
+    loop.module.eval()
+    loop.coach.update(VALID)
+    assert all(torch.equal(before[name], leaf) for name, leaf in loop.module.named_buffers())
+
+
+def test_passes_that_must_repeat_their_bits_are_refused() -> None:
+    class ByExact(Kept):
+        def optimize(self, leaves: list[nn.Parameter]) -> dt.ExactSGD:
+            return dt.ExactSGD(leaves, lr=0.1, momentum=0.9)
+
+    loop = coached(ByExact, 1, interval=1, adjoint=Exact())
+    with pytest.raises(ConfigError, match="activation checkpoints.*adjoint=Stored") as got:
+        loop.step(0, *loop.batch(0))
+    assert "\n" not in str(got.value)
