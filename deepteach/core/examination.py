@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deepteach.core.double_backward import TwiceDifferentiable
 from deepteach.core.forward_mode import along, lacks_forward_rule
-from deepteach.core.linearised import gradients
+from deepteach.core.linearised import derivatives_known, gradients
 from deepteach.core.nested import in_double, rows_of, size_of
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
@@ -138,8 +138,8 @@ def findings_of(
     def question(double: bool, rows: slice, start: Params, point: int) -> Findings:
         own, other = trained(double, rows), checked(double, rows)
         with in_modes(modes):
-            reached = _reached(own, start)
-        reached = tree_map(torch.logical_or, reached, _reached(other, start))
+            in_training = _reached(own, start)
+        reached = _either(in_training, _reached(other, start), start)
         with in_modes(modes):
             found = _Examination(own, start, point, reached).findings(derivative)
         return replace(found, checked=_Examination(other, start, point, reached).true())
@@ -195,15 +195,32 @@ def _of_trusted(
     return losses
 
 
-def _reached(losses: Losses, theta: Params) -> Params:
-    """Which entries of theta have a gradient.
-
-    One that has none in training, nor of the trusted batch, is a constant of the meta-gradient,
-    whatever the losses are at other values of it: the row of an embedding's `padding_idx`.
-    """
+def _reached(losses: Losses, theta: Params) -> dict[str, Tensor | None]:
+    """Which entries of theta have a gradient; None of what the graph does not lead to."""
     leaves = _leaves(theta)
-    with torch.enable_grad():
-        return tree_map(lambda leaf: leaf != 0, gradients(losses(leaves).sum(), leaves))
+    with torch.enable_grad(), derivatives_known():
+        value = losses(leaves).sum()
+        if not value.requires_grad:
+            return dict.fromkeys(leaves)
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    return {name: None if g is None else g != 0 for name, g in zip(leaves, found, strict=True)}
+
+
+def _either(
+    one: dict[str, Tensor | None], other: dict[str, Tensor | None], theta: Params
+) -> Params:
+    """Which entries of theta have a gradient in training, or of the trusted batch.
+
+    One that has none is a constant of the meta-gradient, whatever the losses are at other values
+    of it: the row of an embedding's `padding_idx`. But what neither leads to is all asked: a step
+    of the window has moved it.
+    """
+    found: Params = {}
+    for name, leaf in theta.items():
+        parts = [reached for tree in (one, other) if (reached := tree[name]) is not None]
+        every = torch.ones_like(leaf, dtype=torch.bool)
+        found[name] = torch.stack(parts).any(0) if parts else every
+    return found
 
 
 def _rows(value: Any, rows: slice, count: int) -> Any:

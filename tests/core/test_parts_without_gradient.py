@@ -65,6 +65,12 @@ class Before(InTraining):
     without = (0, 1, 4)
 
 
+class Unseen(Before):
+    """Nor does the trusted batch give it one."""
+
+    usual = True
+
+
 class Zeros(InTraining):
     """Gradients of 0 are stepped on: the weight decay goes on moving it."""
 
@@ -117,7 +123,7 @@ def test_as_if_frozen(adjoint: Any) -> None:
     assert not torch.equal(ends[0], coached(NoGradient, 1).teacher.k)
 
 
-@pytest.mark.parametrize("kind", [Now, Before, Zeros])
+@pytest.mark.parametrize("kind", [Now, Before, Unseen, Zeros])
 def test_what_moves_and_is_read_without_its_gradient_is_refused(kind: type[Loop]) -> None:
     for adjoint in (dt.Stored(), dt.Reversed()):
         with pytest.raises(ConfigError, match=r"under torch.no_grad\(\).*window=1") as got:
