@@ -221,10 +221,10 @@ class Coach:
     @property
     def last_trust(self) -> Tensor:
         """`(batch,)` what the samples of the last step are ranked by, mostly `last_weights`."""
-        step, totals = self.recorder.last_step, self.recorder.totals
+        step = self.recorder.last_step
         if step is None:
             return self.last_weights
-        return trust_of(self.teacher, step, len(step.weights) if totals is None else totals.count)
+        return trust_of(self.teacher, step, self.recorder.totals)
 
     @property
     def omega(self) -> Params:
