@@ -41,6 +41,7 @@ from deepteach.core.nested import device_of_batch, moved, ordinary, size_of, wit
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
 from deepteach.core.optim import Clipped, Rule, rule_for, unwrapped
+from deepteach.core.plain_kernels import as_written
 from deepteach.core.record import Pass, Step
 from deepteach.core.recorder import Recorder
 from deepteach.core.snapshot import Clock, Snapshot
@@ -231,6 +232,7 @@ class Coach:
         """The teacher's parameters by name, detached."""
         return self.objective.omega
 
+    @as_written
     def loss(
         self,
         inputs: Inputs,
@@ -324,11 +326,13 @@ class Coach:
         recorder.expect(step, value, graph, mass)
         return value
 
+    @as_written
     def discard(self) -> None:
         """Drop the last batch: its pass is undone in the buffers, its gradients are cleared."""
         self.recorder.discard()
         self.optimizer.zero_grad()
 
+    @as_written
     def trust(self, valid: Trusted) -> None:
         """Name the trusted data without teaching, before the first step.
 
@@ -349,6 +353,7 @@ class Coach:
                 self.teacher.fit(validation.snapshot(self.clock))
             self._fitted = True
 
+    @as_written
     def update(self, valid: Trusted) -> UpdateRecord | None:
         """Teach the teacher if `interval` steps have passed since it was last taught.
 
@@ -382,6 +387,7 @@ class Coach:
         with self._training_pass.looking_back():
             return self._teach(steps)
 
+    @as_written
     def meta_gradient(
         self,
         x_valid: Inputs,
@@ -431,6 +437,7 @@ class Coach:
         kind = Validation if self.adjoint.micro_batch is None else MicroValidation
         return kind(self.objective, self.validation_loss, inputs, labels)
 
+    @as_written
     def weights(
         self,
         inputs: Inputs,
@@ -455,6 +462,7 @@ class Coach:
             trust = counted(trust, seen.ignored())
         return normalise(trust) * len(trust)
 
+    @as_written
     @torch.no_grad()
     def look(
         self,

@@ -44,10 +44,15 @@ def gpt2(**changes: Any) -> nn.Module:
 
 
 def t5() -> nn.Module:
-    sizes: dict[str, Any] = {"d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2}
-    return tf.T5ForConditionalGeneration(
-        tf.T5Config(vocab_size=WORDS, decoder_start_token_id=0, dropout_rate=0.1, **sizes)
-    )
+    sizes: dict[str, Any] = {
+        "decoder_start_token_id": 0,
+        "d_model": 8,
+        "d_kv": 4,
+        "d_ff": 12,
+        "num_layers": 1,
+        "num_heads": 2,
+    }
+    return tf.T5ForConditionalGeneration(tf.T5Config(vocab_size=WORDS, dropout_rate=0.1, **sizes))
 
 
 def lora() -> nn.Module:
