@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_HOME` says the same 
     from deepteach.core.adjoint.unrolled import Unrolled
     from deepteach.core.coach import Coach
     from deepteach.core.feature import Feature
-    from deepteach.core.losses import smooth_error
+    from deepteach.core.losses import MassedLoss, smooth_error
     from deepteach.core.snapshot import Clock, Snapshot
     from deepteach.core.student import Outputs, Student
     from deepteach.core.teacher import AbstractTeacher
@@ -61,6 +61,7 @@ __all__ = [
     # A loop of one's own.
     "Student",
     "Outputs",
+    "MassedLoss",
     "Coach",
     "UpdateRecord",
     "smooth_error",
@@ -128,7 +129,7 @@ _HOME = {
     "core.adjoint.unrolled": "Unrolled",
     "core.coach": "Coach",
     "core.feature": "Feature",
-    "core.losses": "smooth_error",
+    "core.losses": "MassedLoss smooth_error",
     "core.snapshot": "Clock Snapshot",
     "core.student": "Outputs Student",
     "core.teacher": "AbstractTeacher",

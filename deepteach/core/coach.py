@@ -43,6 +43,7 @@ from deepteach.core.numbered import widened
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
 from deepteach.core.optim import Clipped, Rule, rule_for, unwrapped
+from deepteach.core.plain_kernels import as_written
 from deepteach.core.record import Pass, Step
 from deepteach.core.recorder import Recorder
 from deepteach.core.snapshot import Clock, Snapshot
@@ -233,16 +234,17 @@ class Coach:
     @property
     def last_trust(self) -> Tensor:
         """`(batch,)` what the samples of the last step are ranked by, mostly `last_weights`."""
-        step, totals = self.recorder.last_step, self.recorder.totals
+        step = self.recorder.last_step
         if step is None:
             return self.last_weights
-        return trust_of(self.teacher, step, len(step.weights) if totals is None else totals.count)
+        return trust_of(self.teacher, step, self.recorder.totals)
 
     @property
     def omega(self) -> Params:
         """The teacher's parameters by name, detached."""
         return self.objective.omega
 
+    @as_written
     def loss(
         self,
         inputs: Inputs,
@@ -338,11 +340,13 @@ class Coach:
         recorder.expect(step, value, graph, mass)
         return value
 
+    @as_written
     def discard(self) -> None:
         """Drop the last batch: its pass is undone in the buffers, its gradients are cleared."""
         self.recorder.discard()
         self.optimizer.zero_grad()
 
+    @as_written
     def trust(self, valid: Trusted) -> None:
         """Name the trusted data without teaching, before the first step.
 
@@ -363,6 +367,7 @@ class Coach:
                 self.teacher.fit(validation.snapshot(self.clock))
             self._fitted = True
 
+    @as_written
     def update(self, valid: Trusted) -> UpdateRecord | None:
         """Teach the teacher if `interval` steps have passed since it was last taught.
 
@@ -396,6 +401,7 @@ class Coach:
         with self._training_pass.looking_back():
             return self._teach(steps)
 
+    @as_written
     def meta_gradient(
         self,
         x_valid: Inputs,
@@ -454,6 +460,7 @@ class Coach:
         kind = Validation if self.adjoint.micro_batch is None else MicroValidation
         return kind(self.objective, self.validation_loss, inputs, labels)
 
+    @as_written
     def weights(
         self,
         inputs: Inputs,
@@ -478,6 +485,7 @@ class Coach:
             trust = counted(trust, seen.ignored())
         return normalise(trust) * len(trust)
 
+    @as_written
     @torch.no_grad()
     def look(
         self,

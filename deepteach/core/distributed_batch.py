@@ -27,12 +27,13 @@ BAD_WEIGHTS = (
 
 @dataclass(frozen=True)
 class Totals:
-    """A batch over all ranks: its size, mean loss, effective fraction and L."""
+    """A batch over all ranks: its size, mean loss, effective fraction, L and sum of masses."""
 
     count: int
     mean_loss: float
     effective: Tensor
     value: float
+    mass: float
 
 
 def bad_losses(snapshot: Snapshot, total: int | None = None, count: int | None = None) -> str:
@@ -81,19 +82,22 @@ def prove_equal(ranks: Ranks, module: nn.Module, teacher: AbstractTeacher, where
 
 def totals(ranks: Ranks, step: Step) -> Totals:
     """Of a weighted batch. Raises NumericError: what is not finite on one is known to all."""
-    losses, weights = step.snapshot.losses.double(), step.weights.double()
+    seen = step.snapshot
+    losses, weights = seen.losses.double(), seen.unmassed(step.weights).double()
     bad = (~torch.isfinite(losses)).sum()
     own = [len(losses), bad, losses.sum(), step.value, weights.sum(), weights.square().sum()]
-    left_out = step.snapshot.ignored()
+    left_out = seen.ignored()
     live = len(losses) if left_out is None else (~left_out).sum()
-    count, bad, total, value, mass, squares, live = ranks.table(*own, live).sum(0)
+    count, bad, total, value, sums, squares, live, mass = ranks.table(*own, live, seen.total()).sum(
+        0
+    )
     counted, live = live, live.clamp(min=1)
     if bad > 0:
-        raise NumericError(bad_losses(step.snapshot, int(bad), int(count)))
-    if not all_finite([value, mass, squares]):
+        raise NumericError(bad_losses(seen, int(bad), int(count)))
+    if not all_finite([value, sums, squares]):
         raise NumericError(BAD_WEIGHTS)
-    effective = of_counted(mass.square() / (live * squares), counted)
-    return Totals(int(count), float(total / live), effective, float(value))
+    effective = of_counted(sums.square() / (live * squares), counted)
+    return Totals(int(count), float(total / live), effective, float(value), float(mass))
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deepteach.core.parameter_hooks import ParameterHooks, put_first
+from deepteach.core.plain_kernels import as_written
 from deepteach.core.record import Step
 from deepteach.errors import ConfigError, NumericError, ReplayError
 from deepteach.shards import anywhere, own
@@ -210,6 +211,7 @@ def weakly(method: Callable) -> Callable:
     """A bound method that does not keep its object alive."""
     owner, function = weakref.ref(method.__self__), method.__func__  # type: ignore[attr-defined]
 
+    @as_written
     def call(*args: Any) -> Any:
         target = owner()
         return None if target is None else function(target, *args)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepteach.core.distributed_batch import Totals
 from deepteach.core.numbered import refuse_unnumbered
 from deepteach.core.record import Step
 from deepteach.core.teacher import AbstractTeacher
@@ -80,12 +81,13 @@ class Ledger:
         self._closed = True
 
     @torch.no_grad()
-    def note(self, step: Step, count: int) -> None:
-        """A step was taken on a batch of `count` samples on all ranks. Reads nothing back."""
+    def note(self, step: Step, whole: Totals | None) -> None:
+        """A step was taken, of these totals on several ranks. Reads nothing back."""
         index = step.snapshot.index
         if index is None or self._closed:
             return
-        trust = trust_of(self._teacher, step, count).double() * count
+        count = len(step.weights) if whole is None else whole.count
+        trust = trust_of(self._teacher, step, whole).double() * count
         left_out = step.snapshot.ignored()
         if left_out is not None:
             trust = trust.masked_fill(left_out, torch.nan)
@@ -142,11 +144,16 @@ class Ledger:
 
 
 @torch.no_grad()
-def trust_of(teacher: AbstractTeacher, step: Step, count: int) -> Tensor:
-    """`(batch,)` what the samples of a step are ranked by, summing to 1 over `count` of them.
+def trust_of(teacher: AbstractTeacher, step: Step, whole: Totals | None) -> Tensor:
+    """`(batch,)` what the samples of a step are ranked by, 1/n each where weights are equal.
 
-    Their weights, unless the teacher tells a wrong label otherwise.
+    Their weights, whatever their mass, unless the teacher tells a wrong label otherwise. `whole`
+    is the batch on all ranks, where there are several.
     """
+    count, seen = len(step.weights) if whole is None else whole.count, step.snapshot
     if type(teacher).log_trust is AbstractTeacher.log_trust:
-        return step.weights
-    return teacher.log_trust(step.snapshot).exp() / count
+        if seen.mass is None:
+            return step.weights
+        total = seen.mass.sum() if whole is None else whole.mass
+        return seen.unmassed(step.weights) * (total / count)
+    return teacher.log_trust(seen).exp() / count

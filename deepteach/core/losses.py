@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,31 @@ from deepteach.names import brief, known
 
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
 """`(logits, labels) -> (batch,)`."""
+
+
+@dataclass(frozen=True)
+class MassedLoss:
+    """A loss of samples that do not count alike in the mean of a batch, sum(m l) / sum(m).
+
+    So do sequences in the mean over tokens, or classes that have weights. A teacher's weight w
+    makes of it sum(w m l) / sum(w m); a sample of mass 0 is left out.
+
+    Args:
+        losses: `(logits, labels) -> (batch,)`.
+        mass: of labels, `(batch,)` and not negative; None where samples count alike.
+    """
+
+    losses: SampleLoss
+    mass: Callable[[Any], Tensor | None]
+
+    def __call__(self, logits: Tensor, labels: Any) -> Tensor:
+        return self.losses(logits, labels)
+
+
+def mass_of(loss: object, labels: Any) -> Tensor | None:
+    """How much samples count in the mean of a loss, `(batch,)`; None where they do alike."""
+    return loss.mass(labels) if isinstance(loss, MassedLoss) else None
+
 
 ValidationLoss = Callable[[Tensor, Tensor], Tensor]
 """`(logits, labels) -> scalar`."""
@@ -207,7 +232,7 @@ def validation_loss_of(
     if named is None:
         if sample_loss is cross_entropy:
             return VALIDATION_LOSSES["nll"]
-        return partial(_mean_of, sample_loss)
+        return MeanOf(sample_loss)
     return known("validation_loss", named, VALIDATION_LOSSES) if isinstance(named, str) else named
 
 
@@ -224,10 +249,24 @@ def trusted_labels_read(why: str, remedy: str) -> Iterator[None]:
         ) from error
 
 
-def _mean_of(loss: SampleLoss, logits: Tensor, labels: Tensor) -> Tensor:
-    with trusted_labels_read("whose mean is lowered", "give dt.Coach(validation_loss=...)"):
-        losses = loss(logits, labels)
-    return mean_counted(losses, ignored(logits, labels, losses))
+@dataclass(frozen=True)
+class MeanOf:
+    """The mean of a loss over the samples of a batch, as they count in it."""
+
+    loss: SampleLoss
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        with trusted_labels_read("whose mean is lowered", "give dt.Coach(validation_loss=...)"):
+            losses = self.loss(logits, labels)
+        mass = mass_of(self.loss, labels)
+        if mass is None:
+            return mean_counted(losses, ignored(logits, labels, losses))
+        return (mass * losses).sum() / mass.sum()
+
+    def share(self, part: Any, whole: Any) -> float | None:
+        """How much a part's mean is of that of a batch, by their labels; None: by their sizes."""
+        own, of = mass_of(self.loss, part), mass_of(self.loss, whole)
+        return None if own is None or of is None else float(own.sum() / of.sum())
 
 
 def margin(scores: Tensor, labels: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deepteach.core.linearised import Linearised, gradients
+from deepteach.core.losses import MeanOf
 from deepteach.core.nested import rows_of, size_of
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
@@ -174,7 +176,7 @@ class MicroValidation(Validation):
                 drawn = generator_states(labels.device)
                 inputs = rows_of(self.inputs, rows, count)
                 outputs = student.functional(theta, student.buffers(), inputs)
-                value = self._scalar(outputs.logits, labels) * (size_of(labels) / count)
+                value = self._scalar(outputs.logits, labels) * self._share(labels)
                 objective.refuse_ties(not same_states(drawn, generator_states(labels.device)))
                 total = tree_map(torch.add, total, gradients(value, theta))
             mean += float(value.detach())
@@ -196,6 +198,11 @@ class MicroValidation(Validation):
             self._compare_pair(theta, objective)
             objective.untied = True
         return total
+
+    def _share(self, labels: Any) -> float:
+        """How much a chunk's mean is of the batch's."""
+        known = self._loss.share(labels, self.labels) if isinstance(self._loss, MeanOf) else None
+        return size_of(labels) / size_of(self.labels) if known is None else known
 
     def _compare_pair(self, theta: Params, objective: MicroBatched) -> None:
         """Two chunks in one pass: their logits must be those of two passes."""

@@ -23,6 +23,7 @@ from deepteach.core.losses import (
     NOTHING,
     SampleLoss,
     counted,
+    mass_of,
     normalise,
     refuse_log_weights,
     refuse_shape,
@@ -113,7 +114,8 @@ class Objective:
         losses = self.sample_losses(outputs, labels)
         index = numbered(index, "index", len(losses))
         group = numbered(group, "group", len(losses))
-        return Snapshot(outputs.internal, outputs.logits, labels, losses, clock, index, group)
+        mass = mass_of(self.loss, labels)
+        return Snapshot(outputs.internal, outputs.logits, labels, losses, clock, index, group, mass)
 
     @property
     def omega(self) -> Params:
@@ -131,29 +133,31 @@ class Objective:
         return shares.to(snapshot.losses.dtype)
 
     def _log_weights(self, omega: Params, snapshot: Snapshot) -> Tensor:
-        """Logarithms of the raw weights."""
+        """Logarithms of the raw weights, each times the mass of its sample."""
         seen = snapshot.detach() if self.held else snapshot
         found = self.taught.call(omega, (seen,))
         refuse_log_weights(found, self.teacher, len(snapshot.losses))
+        if snapshot.mass is not None:
+            found = found + snapshot.mass.to(found.dtype).log()
         return counted(found, snapshot.ignored())
 
     def _shares(self, log_weights: Tensor, snapshot: Snapshot) -> Tensor:
         """u of a batch, in the logarithms' precision; of the whole batch on several ranks."""
         if self.ranks.count > 1:
-            shares, total = self.ranks.shares(log_weights, snapshot.count())
-            return shares if self.teacher.normalised else log_weights.exp() / max(total, 1)
+            shares, total = self.ranks.shares(log_weights, snapshot.total())
+            return shares if self.teacher.normalised else log_weights.exp() / (total or 1)
         if self.teacher.normalised:
             return normalise(log_weights)
-        count = snapshot.count()
-        if isinstance(count, Tensor):
-            count = count.clamp(min=1)
-        return log_weights.exp() / count
+        total = snapshot.total()
+        if isinstance(total, Tensor):
+            total = torch.where(total > 0, total, 1)
+        return log_weights.exp() / total
 
     def log_mass(self, omega: Params, snapshot: Snapshot) -> float:
-        """log sum w of a batch, or log n where weights are not normalised."""
-        log_weights, count = self._log_weights(omega, snapshot).double(), snapshot.count()
+        """log sum w m of a batch, or log sum m where weights are not normalised."""
+        log_weights, total = self._log_weights(omega, snapshot).double(), snapshot.total()
         if not self.teacher.normalised:
-            return math.log(count) if count else NOTHING
+            return math.log(total) if total > 0 else NOTHING
         return float(log_weights.logsumexp(0))
 
     def losses(self, omega: Params, logits: Tensor, snapshot: Snapshot) -> Tensor:

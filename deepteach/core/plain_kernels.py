@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.utils.checkpoint
@@ -14,12 +14,24 @@ from torch.nn.utils import parametrize
 
 from deepteach.core.recurrent import own_recurrence
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
 
 def uncompiled() -> AbstractContextManager[object]:
     """Run compiled code as it was written: it cannot be differentiated twice."""
     # Where nothing was compiled the compiler need not be imported.
     used = "torch._dynamo.eval_frame" in sys.modules
     return torch.compiler.set_stance("force_eager") if used else nullcontext()
+
+
+def as_written(method: Method) -> Method:
+    """A method that a compiled function around it calls, and does not trace.
+
+    What a Coach does beside a pass cannot be traced; what the user has compiled of the student
+    stays compiled. torch's public decorator imports the compiler with the package, this one of
+    its own optimizers when it is called.
+    """
+    return getattr(torch, "_disable_dynamo", lambda it: it)(method)
 
 
 @contextmanager

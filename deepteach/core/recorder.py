@@ -456,9 +456,9 @@ class Recorder(Trained):
         whole = self.totals
         count = len(step.weights) if whole is None else whole.count
         self.observed.add(step.snapshot, count)
-        self._ledger.note(step, count)
+        self._ledger.note(step, whole)
         if whole is None:
-            mean = self._tally.add(step.weights, step.snapshot)
+            mean = self._tally.add(step.snapshot.unmassed(step.weights), step.snapshot)
         else:
             mean = self._tally.add_known(whole.mean_loss, whole.effective, step.weights)
         self.clock = self.clock.stepped(mean)

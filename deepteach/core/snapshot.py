@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deepteach.core.ignored import ignored, not_left_out
@@ -56,6 +57,7 @@ class Snapshot:
         clock: where training stands.
         index: `(batch,)` int64, which samples these are; None where the loop does not say.
         group: `(batch,)` int64, the source that each comes from; None where unknown.
+        mass: `(batch,)` how much each counts in the loss beside its weight; None: all alike.
     """
 
     internal: Tensor
@@ -65,6 +67,7 @@ class Snapshot:
     clock: Clock = Clock()
     index: Tensor | None = None
     group: Tensor | None = None
+    mass: Tensor | None = None
 
     def detach(self) -> Snapshot:
         """The same without a graph: what is held constant."""
@@ -74,7 +77,7 @@ class Snapshot:
         if "_held" not in known:  # asked several times a step, as what follows
             held = known["_held"] = Snapshot(
                 *(self.internal.detach(), self.logits.detach(), self.labels, self.losses.detach()),
-                *(self.clock, self.index, self.group),
+                *(self.clock, self.index, self.group, self.mass),
             )
             vars(held)["_detached"] = True
         return known["_held"]
@@ -84,12 +87,26 @@ class Snapshot:
         held = self.detach()
         known = vars(held)
         if "_ignored" not in known:
-            known["_ignored"] = ignored(held.logits, held.labels, held.losses)
+            known["_ignored"] = (
+                ignored(held.logits, held.labels, held.losses)
+                if held.mass is None
+                else held.mass <= 0
+            )
         return known["_ignored"]
 
     def count(self) -> int | Tensor:
         """How many samples the loss does not leave out."""
         return not_left_out(self.ignored(), len(self.losses))
+
+    def total(self) -> int | Tensor:
+        """What they count together: their masses, or their number where they count alike."""
+        return self.count() if self.mass is None else self.mass.sum()
+
+    def unmassed(self, weights: Tensor) -> Tensor:
+        """Shares of the loss as multiples of what equal weights would give, up to one factor."""
+        if self.mass is None:
+            return weights
+        return torch.where(self.mass > 0, weights / self.mass, 0.0).to(weights.dtype)
 
     def rows(self, rows: slice | Tensor) -> Snapshot:
         """A part of the batch, a slice or places: what has a row per sample is cut."""

@@ -99,15 +99,15 @@ class Ranks:
                 found[name] = part.view(leaf.shape)
         return {name: found[name] for name in tree}
 
-    def shares(self, log_weights: Tensor, own: int | Tensor) -> tuple[Tensor, int]:
-        """u = w / sum w with the sum over all ranks, and the sum of the ranks' `own` counts.
+    def shares(self, log_weights: Tensor, own: int | Tensor) -> tuple[Tensor, float]:
+        """u = w / sum w with the sum over all ranks, and the sum of the ranks' `own`.
 
         In float64 logarithms: finite for every finite log weight. Differentiable.
         """
         local = log_weights.double().logsumexp(0)
         table = self.table(local.detach(), own, what="weights")
         total = _LogTotal.apply(local, table[:, 0].to(local), self)
-        return (log_weights.double() - total).exp(), int(table[:, 1].sum())
+        return (log_weights.double() - total).exp(), float(table[:, 1].sum())
 
     def same_draws(self) -> None:
         """Seed the global generators alike on all ranks; for use inside `replayed`.

@@ -15,15 +15,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from deepteach.core.coach import Coach
 from deepteach.core.ignored import integral
+from deepteach.core.losses import SampleLoss
 from deepteach.core.optim import unwrapped
-from deepteach.core.student import Student
+from deepteach.core.student import Student, logits_of
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError, DataError
-from deepteach.integrations.sequence_losses import (
-    masked_mean,
-    refuse_another_loss,
-    sample_losses,
-)
+from deepteach.integrations.own_loss import matching
+from deepteach.integrations.sequence_losses import masked_mean, sample_losses
 from deepteach.integrations.teaching import OnDevice, Teaching, load_coach, needed, save_coach
 from deepteach.integrations.wrong_labels import WrongLabels
 from deepteach.rng import untouched
@@ -157,16 +155,10 @@ class TeachTrainer(Trainer):
         teaching = self.teaching
         if teaching.teacher is None and (own := _other_teacher(labels, regression)):
             teaching = replace(teaching, teacher=own)
-        losses = sample_losses(
-            regression=regression,
-            smoothing=args.label_smoothing_factor,
-            shifted=getattr(self, "_loss_shifts_labels", False),
-        )
-        # With smoothing the Trainer takes a loss of its own, too.
-        if "loss" not in teaching.options and not args.label_smoothing_factor:
-            names = [name for name in self.label_names if name in self._accepted(module)]
-            if len(names) == 1 and isinstance(labels, Tensor):
-                refuse_another_loss(module, {**x, names[0]: labels}, labels, losses)
+        taken = self._labels_of(module)
+        losses: Any = None
+        if "loss" not in teaching.options:
+            losses = self._losses(module, x, labels, taken, regression)
         return teaching.coach(
             module,
             optimizer,
@@ -175,11 +167,52 @@ class TeachTrainer(Trainer):
             pool=masked_mean,
             clip_norm=args.max_grad_norm if 0 < args.max_grad_norm < math.inf else None,
             accumulate=args.gradient_accumulation_steps > 1,
-            loss=losses,
+            **({} if losses is None else {"loss": losses}),
         )
 
-    def _accepted(self, module: nn.Module) -> list[str]:
-        """The arguments of the model. Raises ConfigError: labels are among those it needs."""
+    def _losses(
+        self, module: nn.Module, x: dict[str, Any], labels: Any, taken: list[str], regression: bool
+    ) -> SampleLoss:
+        """One number a sample, whose mean is the Trainer's loss. Raises ConfigError: none is."""
+        smoothing = 0.0 if self.label_smoother is None else self.label_smoother.epsilon
+        likely = getattr(self, "_loss_shifts_labels", False)
+        shapes = [(False, False)]
+        if not regression and isinstance(labels, Tensor) and labels.dim() > 1 and integral(labels):
+            shapes += [(True, False), (True, True)]  # of the latter the Trainer counts all labels
+        candidates = [
+            sample_losses(regression=regression, smoothing=s, shifted=shifts, first_counts=first)
+            for s in dict.fromkeys([smoothing, 0.0])
+            for shifts, first in sorted(shapes, key=lambda shape: shape[0] != likely)
+        ]
+        if len(taken) != 1 or not isinstance(labels, Tensor):
+            return candidates[0]
+
+        def own(labels: Tensor) -> tuple[Tensor, Tensor] | None:
+            return self._own_loss(module, {**x, taken[0]: labels})
+
+        _bare(module)
+        return matching(type(module).__name__, candidates, own, module, labels)
+
+    def _own_loss(self, module: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """The Trainer's loss of a batch and the logits; None where it has none."""
+        args = self.args
+        averages, args.average_tokens_across_devices = args.average_tokens_across_devices, False
+        try:
+            _, items = self.get_batch_samples(iter([inputs]), 1, args.device)
+            loss, outputs = super().compute_loss(module, {**inputs}, True, items)
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, LookupError, RuntimeError):
+            return None  # nor could the Trainer train it; a fault of the pass shows in training
+        finally:
+            args.average_tokens_across_devices = averages
+        if isinstance(outputs, Tensor) or not isinstance(loss, Tensor) or loss.numel() != 1:
+            return None
+        first = isinstance(outputs, tuple | list) and outputs[0] is loss
+        return loss.reshape(()), logits_of(outputs[1:] if first else outputs)
+
+    def _labels_of(self, module: nn.Module) -> list[str]:
+        """The labels that the model takes. Raises ConfigError: it cannot do without."""
         given = inspect.signature(module.forward).parameters
         needed = [n for n in self.label_names if n in given and given[n].default is given[n].empty]
         if needed:
@@ -188,7 +221,8 @@ class TeachTrainer(Trainer):
                 f"without {needed[0]!r}, which {type(module).__name__}.forward requires: give it "
                 "the default None there"
             )
-        return [*given]
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in given.values())
+        return [name for name in self.label_names if takes_any or name in given]
 
     def compute_loss(
         self,

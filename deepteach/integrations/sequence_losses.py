@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from deepteach.core.ignored import integral
-from deepteach.core.logits import logits_of
-from deepteach.core.predict import evaluating
+from deepteach.core.losses import MassedLoss
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import first_few
-from deepteach.rng import untouched
 
 
 def masked_mean(state: Tensor, inputs: Any) -> Tensor:
@@ -33,18 +28,24 @@ def masked_mean(state: Tensor, inputs: Any) -> Tensor:
 
 
 def sample_losses(
-    *, regression: bool = False, smoothing: float = 0.0, shifted: bool = False
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """`(logits, labels) -> (batch,)`, whose mean is what a model reports of samples alike long.
+    *,
+    regression: bool = False,
+    smoothing: float = 0.0,
+    shifted: bool = False,
+    first_counts: bool = False,
+) -> MassedLoss:
+    """`(logits, labels) -> (batch,)`, whose mean is what a model reports of a batch.
 
     Classes `(batch,)` and tokens `(batch, tokens)`, of which -100 is left out, have their
-    cross-entropy, a sequence's is the mean over its tokens; several labels `(batch, labels)`
-    of float type the mean of their binary cross-entropies; a `regression` the mean squared error.
+    cross-entropy; a sequence's is the mean over its tokens, and it counts as many. Several labels
+    `(batch, labels)` of float type have the mean of their binary cross-entropies, a `regression`
+    the mean squared error.
 
     Args:
         regression: the labels are real-valued (a model of one label).
         smoothing: of the labels of a cross-entropy.
         shifted: each token's logits are for the next one (causal language models).
+        first_counts: the first label, which no logits are for then, counts in the mean.
 
     The function raises ConfigError: labels that are none of these; DataError: classes that the
     logits do not have.
@@ -71,6 +72,7 @@ def sample_losses(
                 f"logits {tuple(logits.shape)}: give coach_options={{'loss': ...}}, a function "
                 "(logits, labels) -> (batch,)"
             )
+        given = labels
         if shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
         try:
@@ -85,37 +87,14 @@ def sample_losses(
             ) from error
         if each.dim() == 1:
             return each
-        each, counts = each.flatten(1), (labels >= 0).flatten(1)
-        return each.sum(1) / counts.sum(1).clamp(min=1)
+        counts = mass(given)
+        assert counts is not None
+        return each.flatten(1).sum(1) / counts.clamp(min=1)
 
-    return losses
+    def mass(labels: Any) -> Tensor | None:
+        if regression or not isinstance(labels, Tensor) or labels.dim() < 2 or not integral(labels):
+            return None
+        counted = labels[:, 1:] if shifted and not first_counts else labels
+        return (counted >= 0).flatten(1).sum(1)
 
-
-def refuse_another_loss(
-    module: nn.Module,
-    inputs: Mapping[str, Any],
-    labels: Tensor,
-    losses: Callable[[Tensor, Tensor], Tensor],
-) -> None:
-    """Raises ConfigError: the loss that the module itself returns is not the mean of `losses`.
-
-    A module that weighs classes, or adds terms, would else be trained on something else than it
-    asks for. `inputs` are a batch with its labels; one without a loss in what it returns passes.
-    """
-    with evaluating(module), untouched():
-        outputs = module(**inputs)
-    found = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
-    if not isinstance(found, Tensor) or found.numel() != 1:
-        return
-    logits = logits_of(outputs)
-    each = losses(logits.float(), labels)
-    counts = torch.ones_like(each)
-    if labels.dim() > 1 and integral(labels) and labels.shape == logits.shape[:-1]:
-        counts = (labels >= 0).flatten(1).sum(1)
-    own, expected = float(found), float((each * counts).sum() / counts.sum().clamp(min=1))
-    if not math.isclose(own, expected, rel_tol=1e-2, abs_tol=1e-3):
-        raise ConfigError(
-            f"{type(module).__name__} has a loss of its own ({own:.4g} for a batch whose labels "
-            f"have a mean loss of {expected:.4g}), which gives one number for a batch: give "
-            "coach_options={'loss': ...}, a function (logits, labels) -> (batch,)"
-        )
+    return MassedLoss(losses, mass)

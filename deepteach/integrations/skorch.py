@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from deepteach.core.coach import Coach
+from deepteach.core.ignored import IGNORED, integral
+from deepteach.core.losses import MassedLoss
 from deepteach.core.student import Student
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError, DataError
+from deepteach.integrations.own_loss import agrees, another, another_loss
 from deepteach.integrations.teaching import OnDevice, Teaching, needed
+from deepteach.rng import untouched
 from deepteach.runs.serialization import from_bytes, to_bytes
 
 needed("skorch", "skorch")
@@ -101,6 +105,7 @@ class TeachNet(NeuralNetClassifier):
             host["loss"] = sample_loss(self.criterion_)
         self.coach_: Coach = teaching.coach(self.module_, self.optimizer_, **host)
         self.coach_.trust(self.trusted_)
+        self.compared_ = "loss" in options
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
         """The classifier's; its length tells how often the teacher is to be taught."""
@@ -127,8 +132,30 @@ class TeachNet(NeuralNetClassifier):
         loss = self.coach_.loss(inputs, labels)
         seen = self.coach_.recorder.pending
         assert seen is not None
+        if not self.compared_:
+            self._compare(seen.snapshot.logits, labels, inputs)
         loss.backward()
         return {"loss": loss, "y_pred": seen.snapshot.logits}
+
+    def _compare(self, logits: Tensor, labels: Tensor, inputs: Any) -> None:
+        """Raises ConfigError: what the coach is given is not the mean that `get_loss` takes."""
+        used = self.criterion_
+        self.criterion_ = criterion = getattr(used, "_orig_mod", used)  # as in `sample_loss`
+        left_out = getattr(criterion, "ignore_index", IGNORED)
+        losses, z = self.coach_.objective.loss, logits.detach().requires_grad_()
+        try:
+            with untouched():
+                for given in (labels, another(labels, z.shape[-1 if z.dim() < 2 else 1], left_out)):
+                    own = self.get_loss(z, given, X=inputs, training=True)
+                    if not agrees(losses, own, z, given):
+                        raise another_loss(type(self).__name__)
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+            raise another_loss(type(self).__name__) from error  # a get_loss that reads other things
+        finally:
+            self.criterion_ = used
+        self.compared_ = True
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Tensor]:
         """A step of the optimizer, and an update of the teacher where one is due."""
@@ -166,23 +193,31 @@ class TeachNet(NeuralNetClassifier):
             self.coach_.load_state_dict(from_bytes(known))
 
 
-def sample_loss(criterion: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """A criterion of torch's as `(logits, labels) -> (batch,)`.
+def sample_loss(criterion: nn.Module) -> MassedLoss:
+    """A criterion of torch's as `(logits, labels) -> (batch,)`, whose mean is the criterion.
 
     skorch's classifier gives `NLLLoss` the logarithms of what the module returns; so does this.
+    Classes that have weights, and pixels of which some are ignored, count as in torch's mean.
 
     Raises:
-        ConfigError: it has no `reduction`.
+        ConfigError: it has no `reduction`, or one that is no mean.
     """
     criterion = getattr(criterion, "_orig_mod", criterion)  # of skorch's compile=True
-    each = copy.copy(criterion)
+    each, name = copy.copy(criterion), type(criterion).__name__
     if not hasattr(each, "reduction"):
         raise ConfigError(
-            f"the criterion {type(criterion).__name__} has no reduction, so it gives one number "
-            "for a batch: give coach_options={'loss': ...}, (logits, labels) -> (batch,)"
+            f"the criterion {name} has no reduction, so it gives one number for a batch: "
+            "give coach_options={'loss': ...}, (logits, labels) -> (batch,)"
+        )
+    if criterion.reduction != "mean":
+        raise ConfigError(
+            f"the criterion {name} has the reduction {criterion.reduction!r}, and what a teacher "
+            "weighs is a mean: set criterion__reduction='mean' (and lr times the size of a batch, "
+            "where it was 'sum')"
         )
     each.reduction = "none"  # type: ignore[assignment]
     probabilities = isinstance(criterion, nn.NLLLoss)
+    classes = criterion if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss) else None
 
     def losses(logits: Tensor, labels: Tensor) -> Tensor:
         if probabilities:
@@ -194,6 +229,18 @@ def sample_loss(criterion: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
                 f"labels go from {labels.min()} to {labels.max()}, and the module returns "
                 f"{logits.shape[1]} classes: give it as many, or correct the labels"
             ) from error
-        return found if found.dim() == 1 else found.flatten(1).mean(1)
+        counts = mass(labels)
+        if counts is None:
+            return found if found.dim() == 1 else found.flatten(1).mean(1)
+        return found.reshape(len(found), -1).sum(1) / torch.where(counts > 0, counts, 1)
 
-    return losses
+    def mass(labels: Tensor) -> Tensor | None:
+        if classes is None or not integral(labels):
+            return None
+        if classes.weight is None and labels.dim() == 1 and classes.ignore_index == IGNORED:
+            return None
+        kept = labels != classes.ignore_index
+        weights = kept if classes.weight is None else classes.weight[labels.where(kept, 0)] * kept
+        return weights.reshape(len(labels), -1).sum(1)
+
+    return MassedLoss(losses, mass)

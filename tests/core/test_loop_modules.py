@@ -6,6 +6,7 @@ import contextlib
 import copy
 import importlib
 import io
+from functools import partial
 from typing import Any
 
 import pytest
@@ -456,6 +457,39 @@ def test_a_compiled_loss_runs_as_it_was_written(kind: str, window: int) -> None:
     want, loop = differences(Loop, window), coached(Loop, window, loss=loss)
     loop.run(window)
     assert error(loop.coach.meta_gradient(*VALID)["k"], want) < 1e-6
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_compiled_function_around_the_coach_does_what_it_does_as_written(whole: bool) -> None:
+    """What a Coach does, in its hooks too, is not traced; the function goes on around it."""
+    torch._dynamo.reset()
+    ends = []
+    for compiled in (False, True):
+        loop = coached(Loop, 2, interval=2)
+        coach, optimizer, (x, y) = loop.coach, loop.optimizer, VALID
+
+        def loss(coach: Any = coach, x: Any = x, y: Any = y) -> Any:
+            return coach.loss(x, y, index=torch.arange(len(y)))
+
+        def step(loss: Any = loss, coach: Any = coach, optimizer: Any = optimizer) -> None:
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+            coach.update(VALID)
+
+        taken: Any = step
+        if compiled and whole:
+            taken = torch.compile(step, backend="aot_eager")
+        elif compiled:
+            taken = partial(step, torch.compile(loss, backend="aot_eager"))
+        for _ in range(4):
+            taken()
+        assert coach.steps == 4
+        ends.append(
+            [leaf.detach() for leaf in (*loop.module.parameters(), *loop.teacher.parameters())]
+        )
+    for plain, traced in zip(*ends, strict=True):
+        assert torch.equal(plain, traced)
 
 
 def test_training_runs_the_compiled_code() -> None:

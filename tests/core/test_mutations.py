@@ -284,14 +284,14 @@ MUTATIONS = [
     ),
     Mutation(
         "replay moves the module's own buffers",
-        *(student.Student, "functional"),
+        *(student.Student, "_functional"),
         "tensors = {**params, **held, **used}",
         "tensors = params",
         buffers_gap,
     ),
     Mutation(
         "replay moves the recorded buffers",
-        *(student.Student, "functional"),
+        *(student.Student, "_functional"),
         "leaf.clone()",
         "leaf",
         repeated_gap,

@@ -361,3 +361,19 @@ def test_what_clips_nothing_is_no_clipping(tmp_path: Path, clip: Any, algorithm:
     coach = plain_loop(other, module.seen)
     assert teach.coach is not None and coach.last_record is not None
     assert teach.coach.last_record == coach.last_record
+
+
+def test_a_compiled_module_is_taught_as_another(tmp_path: Path) -> None:
+    """Lightning compiles training_step, with the coach's loss in it."""
+    torch._dynamo.reset()
+    ends = []
+    for compiled in (False, True):
+        module = Classifier()
+        given: Any = torch.compile(module, backend="aot_eager") if compiled else module
+        torch.manual_seed(0)
+        _, teach = fitted(tmp_path, given)
+        assert teach.coach is not None and teach.coach.steps == 10
+        ends.append({**tensors(teach.coach.teacher), **tensors(module)})
+    assert apart({k: v for k, v in ends[0].items() if k in tensors(teacher())}, tensors(teacher()))
+    for name, leaf in ends[0].items():
+        torch.testing.assert_close(ends[1][name], leaf, rtol=1e-4, atol=1e-4)
