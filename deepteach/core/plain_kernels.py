@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from deepteach.core.recurrent import own_recurrence
 
-Method = TypeVar("Method", bound=Callable[..., Any])
+Callee = TypeVar("Callee", bound=Callable[..., Any])
 
 
 def uncompiled() -> AbstractContextManager[object]:
@@ -24,7 +24,7 @@ def uncompiled() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager") if used else nullcontext()
 
 
-def as_written(method: Method) -> Method:
+def as_written(method: Callee) -> Callee:
     """A method that a compiled function around it calls, and does not trace.
 
     What a Coach does beside a pass cannot be traced; what the user has compiled of the student
