@@ -15,7 +15,7 @@ from torch import nn
 from deepteach.benchmarks.peers import PEERS
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.adjoint.registry import ADJOINTS
-from deepteach.core.finite_differences import LONGEST_WINDOW
+from deepteach.core.derivatives.finite_differences import LONGEST_WINDOW
 from deepteach.errors import ConfigError
 
 LEARNING_RATE = 1e-3

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.core.ignored import ignored, integral
+from deepteach.core.batches.ignored import ignored, integral
 from deepteach.core.losses import SampleLoss, cross_entropy
 from deepteach.rng import replayed
 

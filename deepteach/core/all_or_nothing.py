@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepteach.core.batches.trusted_batches import TrustedBatches
 from deepteach.core.module_state import ModuleState
 from deepteach.core.recorder import Recorder
 from deepteach.core.teacher import AbstractTeacher
-from deepteach.core.trusted_batches import TrustedBatches
 from deepteach.rng import untouched
 
 

@@ -16,16 +16,20 @@ from deepteach.core.accumulation import refuse_accumulation
 from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient
 from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.all_or_nothing import all_or_nothing
-from deepteach.core.distributed_batch import (
+from deepteach.core.batches.distributed_batch import (
     prove_equal,
     refuse_bad_losses,
     refuse_batchwise,
     refuse_empty,
 )
+from deepteach.core.batches.nested import device_of_batch, moved, ordinary, size_of, without_graph
+from deepteach.core.batches.numbered import widened
+from deepteach.core.batches.trusted_batches import Trusted, TrustedBatches
+from deepteach.core.checks.gradient_audit import GradientAudit
+from deepteach.core.derivatives.linearised import deliver
+from deepteach.core.derivatives.plain_kernels import as_written
 from deepteach.core.given import object_of, positive, whole_number
-from deepteach.core.gradient_audit import GradientAudit
 from deepteach.core.ledger import Ledger, trust_of
-from deepteach.core.linearised import deliver
 from deepteach.core.look_back import LookBack
 from deepteach.core.losses import (
     SampleLoss,
@@ -38,19 +42,15 @@ from deepteach.core.losses import (
 )
 from deepteach.core.microbatch import MicroBatched, MicroValidation
 from deepteach.core.module_state import buffers_kept
-from deepteach.core.nested import device_of_batch, moved, ordinary, size_of, without_graph
-from deepteach.core.numbered import widened
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
 from deepteach.core.optim import Clipped, Rule, rule_for, unwrapped
-from deepteach.core.plain_kernels import as_written
 from deepteach.core.record import Pass, Step
 from deepteach.core.recorder import Recorder
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Inputs, Student
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.core.training_pass import TrainingPass
-from deepteach.core.trusted_batches import Trusted, TrustedBatches
 from deepteach.core.update import (
     ROUNDING,
     UNFITTED,

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from deepteach.core.linearised import Linearised
+from deepteach.core.derivatives.linearised import Linearised
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Snapshot
 from deepteach.distributed.collectives import Ranks

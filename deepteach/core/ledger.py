@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.core.distributed_batch import Totals
-from deepteach.core.numbered import refuse_unnumbered
+from deepteach.core.batches.distributed_batch import Totals
+from deepteach.core.batches.numbered import refuse_unnumbered
 from deepteach.core.record import Step
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.distributed.collectives import Ranks

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from deepteach.core.adjoint.base import AbstractAdjoint, MetaGradient, Window
-from deepteach.core.examination import Examined
+from deepteach.core.checks.examination import Examined
 from deepteach.core.module_state import buffers_kept
 from deepteach.core.objective import Objective
 from deepteach.core.optim import Hyper

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepteach.core.ignored import IGNORED, ignored, integral, mean_counted
-from deepteach.core.nested import size_of
+from deepteach.core.batches.ignored import IGNORED, ignored, integral, mean_counted
+from deepteach.core.batches.nested import size_of
 from deepteach.errors import ConfigError, DeepTeachError
 from deepteach.names import brief, known
 

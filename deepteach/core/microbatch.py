@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepteach.core.linearised import Linearised, gradients
+from deepteach.core.batches.nested import rows_of, size_of
+from deepteach.core.derivatives.linearised import Linearised, gradients
 from deepteach.core.losses import MeanOf
-from deepteach.core.nested import rows_of, size_of
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Snapshot

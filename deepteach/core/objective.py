@@ -15,10 +15,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deepteach.core import forward_mode
-from deepteach.core.double_backward import TwiceDifferentiable
+from deepteach.core.batches.numbered import numbered
+from deepteach.core.derivatives import forward_mode
+from deepteach.core.derivatives.double_backward import TwiceDifferentiable
+from deepteach.core.derivatives.linearised import (
+    Linearised,
+    derivatives_known,
+    gradients,
+    leads_to,
+    refuse_cut,
+)
+from deepteach.core.derivatives.plain_kernels import uncompiled
 from deepteach.core.layout import ModuleLayout, layout_of
-from deepteach.core.linearised import Linearised, derivatives_known, gradients, leads_to, refuse_cut
 from deepteach.core.losses import (
     NOTHING,
     SampleLoss,
@@ -28,8 +36,6 @@ from deepteach.core.losses import (
     refuse_log_weights,
     refuse_shape,
 )
-from deepteach.core.numbered import numbered
-from deepteach.core.plain_kernels import uncompiled
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Outputs, Student

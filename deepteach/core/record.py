@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.core.nested import given_inputs, plain_inputs
+from deepteach.core.batches.nested import given_inputs, plain_inputs
 from deepteach.core.optim import Hyper, State
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Inputs

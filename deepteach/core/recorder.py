@@ -18,31 +18,31 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.accumulation import Accumulation
-from deepteach.core.bystanders import Bystanders
-from deepteach.core.closures import closure_of, with_closure
-from deepteach.core.distributed_batch import (
+from deepteach.core.batches.distributed_batch import (
     BAD_WEIGHTS,
     Totals,
     refuse_bad_losses,
     sum_gradients,
     totals,
 )
-from deepteach.core.gradient_audit import GradientAudit, attach, has_gradient, weakly
+from deepteach.core.checks.bystanders import Bystanders
+from deepteach.core.checks.gradient_audit import GradientAudit, attach, has_gradient, weakly
+from deepteach.core.checks.standstill import MOVED, NOT_ASKED, NOT_TAUGHT, REBUILT, Standstill
+from deepteach.core.checks.step_examination import StepExamination
+from deepteach.core.checks.trained import Trained
+from deepteach.core.closures import closure_of, with_closure
+from deepteach.core.derivatives.linearised import Linearised
 from deepteach.core.graph_memory import HeldGraphs
 from deepteach.core.layout import is_whole
 from deepteach.core.ledger import Ledger
-from deepteach.core.linearised import Linearised
 from deepteach.core.module_state import buffers_kept
 from deepteach.core.objective import Objective
 from deepteach.core.observation import Observations
 from deepteach.core.optim import Rule
 from deepteach.core.record import Pass, Step, pack_step, unpack_step
 from deepteach.core.snapshot import Clock, Snapshot
-from deepteach.core.standstill import MOVED, NOT_ASKED, NOT_TAUGHT, REBUILT, Standstill
-from deepteach.core.step_examination import StepExamination
 from deepteach.core.student import Student
 from deepteach.core.tally import Tally
-from deepteach.core.trained import Trained
 from deepteach.distributed.collectives import Ranks
 from deepteach.errors import ConfigError, NumericError
 from deepteach.tree import Params, all_finite, finite_sum, norms

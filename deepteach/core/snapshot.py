@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.core.ignored import ignored, not_left_out
+from deepteach.core.batches.ignored import ignored, not_left_out
+from deepteach.core.batches.nested import joined_batch, rows_of
 from deepteach.core.later import Later, WhenAsked
-from deepteach.core.nested import joined_batch, rows_of
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from deepteach.core.arguments import arguments_of, first_tensor, refuse_nested
+from deepteach.core.batches.arguments import arguments_of, first_tensor, refuse_nested
+from deepteach.core.derivatives.own_gradients import OwnGradients
+from deepteach.core.derivatives.plain_kernels import plain_kernels, uncompiled
 from deepteach.core.layout import ModuleLayout, layout_of
 from deepteach.core.logits import logits_of, picked_logits
 from deepteach.core.module_state import ModuleState
-from deepteach.core.own_gradients import OwnGradients
-from deepteach.core.plain_kernels import plain_kernels, uncompiled
 from deepteach.distributed.collectives import Ranks
 from deepteach.distributed.fully_sharded import Unsplit, shards_of
 from deepteach.errors import ConfigError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepteach.core.ignored import mean_counted, not_left_out
+from deepteach.core.batches.ignored import mean_counted, not_left_out
 from deepteach.core.later import Later
 from deepteach.core.losses import effective_fraction, of_counted
 from deepteach.core.snapshot import Snapshot

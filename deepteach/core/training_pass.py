@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.adjoint.base import AbstractAdjoint
-from deepteach.core.double_backward import TwiceDifferentiable
+from deepteach.core.derivatives.double_backward import TwiceDifferentiable
+from deepteach.core.derivatives.linearised import Linearised, is_of_alone
+from deepteach.core.derivatives.plain_kernels import checkpoints_told
 from deepteach.core.layout import ModuleLayout
-from deepteach.core.linearised import Linearised, is_of_alone
 from deepteach.core.module_state import ModuleState
 from deepteach.core.objective import Objective
-from deepteach.core.plain_kernels import checkpoints_told
 from deepteach.core.record import Step
 from deepteach.core.recorder import Recorder
 from deepteach.core.snapshot import Snapshot

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from deepteach.core.accuracy import told_accuracy
-from deepteach.core.linearised import gradients
+from deepteach.core.derivatives.linearised import gradients
+from deepteach.core.derivatives.plain_kernels import uncompiled
 from deepteach.core.losses import ValidationLoss, trusted_labels_read
 from deepteach.core.objective import Objective
-from deepteach.core.plain_kernels import uncompiled
 from deepteach.core.snapshot import Clock, Snapshot
 from deepteach.core.student import Inputs, Outputs
 from deepteach.errors import ConfigError, NumericError

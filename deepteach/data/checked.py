@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepteach.data.frames import index_notes, refuse_columns
 from deepteach.data.lazy import LazyRows
 from deepteach.data.splits import stratified_split
+from deepteach.data.tables.frames import index_notes, refuse_columns
 from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.registry import AUTO, kind_of, told_of
 from deepteach.data.texts import Texts

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from deepteach.data.checked import checked, with_trusted
-from deepteach.data.frames import columns_of
 from deepteach.data.lazy import LazyRows
 from deepteach.data.ranges import Range, refuse_two_ranges
 from deepteach.data.repeats import Keys, Repeats
 from deepteach.data.rows import Samples, select
 from deepteach.data.scaling import divisor, lost_digits, normalised, spread, whole
+from deepteach.data.tables.frames import columns_of
 from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.classification import Classification
 from deepteach.data.tasks.registry import AUTO

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deepteach.data.dataset import Data
 from deepteach.data.rows import Samples, readable, select
-from deepteach.data.sheets import read_sheet
+from deepteach.data.tables.sheets import read_sheet
 from deepteach.data.validation import as_array, as_text, is_missing
 from deepteach.errors import DataError
 from deepteach.names import expanded, hint

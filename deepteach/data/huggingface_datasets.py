@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from deepteach.data.frames import stored_index
 from deepteach.data.huggingface_formats import dtype_of, exact
+from deepteach.data.images.pictures import GREY_MODES, is_picture, picture_layout
 from deepteach.data.map_style import dataset_of
-from deepteach.data.pictures import GREY_MODES, is_picture, picture_layout
 from deepteach.data.source import refuse_group
 from deepteach.data.splits import PARTS, part_named
+from deepteach.data.tables.frames import stored_index
 from deepteach.data.validation import as_array, as_text
 from deepteach.data.written_back import Change
 from deepteach.errors import ConfigError, DataError

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from deepteach.data.dataset import Data
-from deepteach.data.frames import refuse_other_columns
 from deepteach.data.ranges import Range, refuse_two_ranges
 from deepteach.data.scaling import normalised, whole
+from deepteach.data.tables.frames import refuse_other_columns
 from deepteach.data.validation import as_whole, features, refuse_non_finite, refuse_overflow
 from deepteach.errors import DataError
 

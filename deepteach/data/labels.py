@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from deepteach.data.categories import MISSING
+from deepteach.data.tables.categories import MISSING
 from deepteach.data.validation import (
     ENCODE,
     Numbers,

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from deepteach.data.archives import npz
-from deepteach.data.cifar import cifar
 from deepteach.data.dataset import Data, check, from_arrays
-from deepteach.data.images import folder
+from deepteach.data.images.cifar import cifar
+from deepteach.data.images.folders import folder
+from deepteach.data.images.manifest import manifest
 from deepteach.data.lazy import Access, LazyRows
-from deepteach.data.manifest import manifest
-from deepteach.data.parquet import parquet
-from deepteach.data.sheets import GUESSED
 from deepteach.data.source import Asked, Read, Wanted
 from deepteach.data.splits import stratified_split
-from deepteach.data.tables import table
+from deepteach.data.tables.parquet import parquet
+from deepteach.data.tables.sheets import GUESSED
+from deepteach.data.tables.text_files import table
 from deepteach.data.tasks.registry import AUTO
 from deepteach.data.worlds import changed
 from deepteach.errors import ConfigError, DataError

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepteach.data.frames import numbers_of
-from deepteach.data.pictures import is_picture, unpacked
+from deepteach.data.images.pictures import is_picture, unpacked
+from deepteach.data.tables.frames import numbers_of
 from deepteach.errors import DataError
 from deepteach.names import brief
 

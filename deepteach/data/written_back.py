@@ -21,12 +21,12 @@ import torch
 
 from deepteach.data.archives import npz
 from deepteach.data.dataset import Data
-from deepteach.data.dialect import cells_of_any_length
-from deepteach.data.images import image_files
-from deepteach.data.parquet import columns_in
+from deepteach.data.images.folders import image_files
 from deepteach.data.readers import load
-from deepteach.data.sheets import last_as_label, names_in, read_sheet, special_columns
 from deepteach.data.splits import PARTS
+from deepteach.data.tables.dialect import cells_of_any_length
+from deepteach.data.tables.parquet import columns_in
+from deepteach.data.tables.sheets import last_as_label, names_in, read_sheet, special_columns
 from deepteach.data.tasks.multilabel import BETWEEN, MultiLabel
 from deepteach.data.tasks.regression import Regression
 from deepteach.data.texts import Texts

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from deepteach.core.batches.ignored import integral
 from deepteach.core.coach import Coach
-from deepteach.core.ignored import integral
 from deepteach.core.losses import SampleLoss
 from deepteach.core.optim import unwrapped
 from deepteach.core.student import Student, logits_of

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from deepteach.core.ignored import IGNORED, integral
+from deepteach.core.batches.ignored import IGNORED, integral
 from deepteach.core.losses import MeanOf, SampleLoss
 from deepteach.core.module_state import buffers_kept
 from deepteach.errors import ConfigError

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from deepteach.core.ignored import integral
+from deepteach.core.batches.ignored import integral
 from deepteach.core.losses import MassedLoss
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import first_few

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from deepteach.core.predict import logits
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.data.dataset import Data, from_arrays
-from deepteach.data.frames import columns_of, index_elsewhere, refuse_other_columns
 from deepteach.data.inputs import RawInputs
 from deepteach.data.ranges import one_is_standardised
 from deepteach.data.splits import stratified_split
+from deepteach.data.tables.frames import columns_of, index_elsewhere, refuse_other_columns
 from deepteach.data.tasks.base import Task
 from deepteach.data.tasks.binary import Binary
 from deepteach.data.tasks.classification import Classification

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from deepteach.core.batches.ignored import IGNORED, integral
 from deepteach.core.coach import Coach
-from deepteach.core.ignored import IGNORED, integral
 from deepteach.core.losses import MassedLoss
 from deepteach.core.student import Student
 from deepteach.core.teacher import AbstractTeacher

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deepteach.core.ignored import integral
+from deepteach.core.batches.ignored import integral
 from deepteach.core.snapshot import Snapshot
 from deepteach.errors import ConfigError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deepteach.core.batches.numbered import refuse_unnumbered
 from deepteach.core.feature import Feature
 from deepteach.core.losses import margin
-from deepteach.core.numbered import refuse_unnumbered
 from deepteach.core.snapshot import Snapshot
 from deepteach.teachers.class_indices import class_indices
 from deepteach.teachers.fitted import adopt_shapes

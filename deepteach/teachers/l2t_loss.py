@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepteach.core.adjoint.stored import Stored
-from deepteach.core.ignored import mean_counted
+from deepteach.core.batches.ignored import mean_counted
 from deepteach.core.losses import SampleLoss
 from deepteach.core.snapshot import Snapshot
 from deepteach.core.teacher import AbstractTeacher

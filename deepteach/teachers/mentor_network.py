@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deepteach.core.recurrent import own_recurrence
+from deepteach.core.derivatives.recurrent import own_recurrence
 from deepteach.errors import DataError
 from deepteach.rng import stream
 

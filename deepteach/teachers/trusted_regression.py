@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.core.ignored import integral
+from deepteach.core.batches.ignored import integral
 from deepteach.core.snapshot import Snapshot
 from deepteach.errors import ConfigError
 from deepteach.teachers.class_indices import described

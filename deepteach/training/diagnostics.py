@@ -19,7 +19,7 @@ from deepteach.core.adjoint.base import FINITE_DIFFERENCE, AbstractAdjoint
 from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.adjoint.stored import Stored
 from deepteach.core.coach import Coach
-from deepteach.core.finite_differences import LONGEST_WINDOW
+from deepteach.core.derivatives.finite_differences import LONGEST_WINDOW
 from deepteach.core.logits import logits_of
 from deepteach.core.losses import SampleLoss, cross_entropy
 from deepteach.core.update import UpdateRecord

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepteach.data.cifar import cifar
+from deepteach.data.images.cifar import cifar
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -15,8 +15,8 @@ from by_label import Base, ByLabel, X, Y
 from torch import Tensor, nn
 
 import deepteach as dt
-from deepteach.core import examination
-from deepteach.core.examination import SECOND, Findings
+from deepteach.core.checks import examination
+from deepteach.core.checks.examination import SECOND, Findings
 from deepteach.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ import torch
 from by_label import Base, ByLabel, X, Y
 
 import deepteach as dt
-from deepteach.core.step_examination import StepExamination
+from deepteach.core.checks.step_examination import StepExamination
 
 ADJOINTS = (dt.Unrolled, dt.Reversed, dt.Stored, dt.Checkpointed)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from deepteach.core.double_backward import TwiceDifferentiable
+from deepteach.core.derivatives.double_backward import TwiceDifferentiable
 from deepteach.errors import ConfigError
 
 SHAPES = [(6, 3), (4, 3, 5), (4, 3, 2, 3), (2, 3, 2, 2, 2)]

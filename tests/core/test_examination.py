@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepteach.core.examination import Findings, _Examination
+from deepteach.core.checks.examination import Findings, _Examination
 from deepteach.tree import Params
 
 

@@ -10,7 +10,7 @@ import sys
 import warnings
 import torch
 warnings.simplefilter("error")
-from deepteach.core.forward_mode import along
+from deepteach.core.derivatives.forward_mode import along
 theta, ones = {"x": torch.randn(4, 3)}, {"x": torch.ones(4, 3)}
 [(_, slope)] = along(lambda p: (torch.nn.functional.log_softmax(p["x"], 1),), theta, ones)
 assert slope.abs().max() < 1e-6

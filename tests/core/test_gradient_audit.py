@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepteach.core.gradient_audit import GradientAudit
+from deepteach.core.checks.gradient_audit import GradientAudit
 from deepteach.errors import ConfigError
 
 

@@ -14,7 +14,7 @@ from scan_recipe import Net, Of, Recipe
 from torch import Tensor, nn
 
 import deepteach as dt
-from deepteach.core.running_statistics import RunningStatistics
+from deepteach.core.derivatives.running_statistics import RunningStatistics
 from deepteach.errors import ConfigError
 
 RECIPE = {recipe.name: recipe for recipe in RECIPES}

@@ -24,10 +24,10 @@ from deepteach.core import objective, student
 from deepteach.core.adjoint import base as adjoint
 from deepteach.core.adjoint import guards
 from deepteach.core.adjoint import one_step as lookahead_module
+from deepteach.core.checks.step_examination import StepExamination
 from deepteach.core.look_back import LookBack
 from deepteach.core.optim import MomentumSGD
 from deepteach.core.record import Step
-from deepteach.core.step_examination import StepExamination
 from deepteach.core.validation import Validation
 
 

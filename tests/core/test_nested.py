@@ -6,7 +6,7 @@ from collections import namedtuple
 
 import torch
 
-from deepteach.core.nested import joined_batch, moved
+from deepteach.core.batches.nested import joined_batch, moved
 
 Pair = namedtuple("Pair", "first second")
 

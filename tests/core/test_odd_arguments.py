@@ -147,7 +147,7 @@ def test_a_refusal_while_a_state_is_loaded_keeps_its_remedy() -> None:
 
 
 def test_an_index_for_which_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepteach.core.numbered.available", lambda: 2**30)
+    monkeypatch.setattr("deepteach.core.batches.numbered.available", lambda: 2**30)
     with pytest.raises(ConfigError, match="would take 22 GiB"):
         step(coach_of(), index=INDEX + 2 * 10**9).ledger.index  # noqa: B018
     assert len(step(coach_of(), index=INDEX + 10**6).ledger) == 20

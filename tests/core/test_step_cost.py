@@ -14,12 +14,12 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deepteach as dt
-from deepteach.core import forward_mode
+from deepteach.core.checks.trained import Trained
+from deepteach.core.derivatives import forward_mode
 from deepteach.core.layout import ModuleLayout, layout_of
 from deepteach.core.module_state import ModuleState
 from deepteach.core.optim import rule_for
 from deepteach.core.tally import LONGEST, UNREAD, Tally
-from deepteach.core.trained import Trained
 from deepteach.tree import all_finite, norm
 
 aten = torch.ops.aten

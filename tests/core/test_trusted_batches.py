@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import deepteach as dt
-from deepteach.core.trusted_batches import TrustedBatches
+from deepteach.core.batches.trusted_batches import TrustedBatches
 from deepteach.errors import DataError
 from deepteach.integrations.teaching import OnDevice
 

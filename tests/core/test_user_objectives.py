@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import deepteach as dt
 from deepteach.core.accuracy import told_accuracy
-from deepteach.core.trusted_batches import TrustedBatches
+from deepteach.core.batches.trusted_batches import TrustedBatches
 
 F = nn.functional
 

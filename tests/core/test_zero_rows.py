@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import deepteach as dt
-from deepteach.core.double_backward import TwiceDifferentiable
+from deepteach.core.derivatives.double_backward import TwiceDifferentiable
 from deepteach.errors import ConfigError, NumericError
 
 ZEROS = X.clone()

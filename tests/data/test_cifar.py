@@ -9,8 +9,8 @@ import pytest
 import torch
 from data_cases import refused, rng, same
 
-from deepteach.data.cifar import cifar
 from deepteach.data.dataset import Data, from_arrays
+from deepteach.data.images.cifar import cifar
 from deepteach.data.readers import load
 
 torch.set_num_threads(1)

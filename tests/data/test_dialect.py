@@ -12,8 +12,8 @@ import torch
 from data_cases import refused
 
 from deepteach.data.dataset import Data
-from deepteach.data.dialect import cells_of_any_length
 from deepteach.data.readers import load
+from deepteach.data.tables.dialect import cells_of_any_length
 from deepteach.data.written_back import Change, written_back
 
 N = 120

@@ -136,7 +136,7 @@ def test_a_large_folder_is_read_on_access(tmp_path: Path, monkeypatch: pytest.Mo
         return load(f"folder:{tmp_path}", 0, valid_size=10)
 
     held = read()
-    monkeypatch.setattr("deepteach.data.images.HELD", 4 * 20 * 119)
+    monkeypatch.setattr("deepteach.data.images.folders.HELD", 4 * 20 * 119)
     lazy = read()
     assert isinstance(lazy.x_train, LazyRows) and isinstance(lazy.x_test, LazyRows)
     assert any("each is read when it is needed" in note for note in lazy.notes)
@@ -151,7 +151,7 @@ def test_a_large_folder_is_read_on_access(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_deep_images_on_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepteach.data.images.HELD", 0)
+    monkeypatch.setattr("deepteach.data.images.folders.HELD", 0)
     pixels = rng().integers(2**12, size=(60, 4, 5)).astype(np.uint16)
     pixels[0, 0, 0] = 2**12 - 1
     for i, image in enumerate(pixels):

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import deepteach as dt
-from deepteach.core.recurrent import own_recurrence
+from deepteach.core.derivatives.recurrent import own_recurrence
 
 CLASSES = 3
 

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import deepteach as dt
-from deepteach.core.recurrent import own_recurrence
+from deepteach.core.derivatives.recurrent import own_recurrence
 
 Params = dict[str, Tensor]
 Metric = Callable[[Tensor, Tensor], Tensor]

@@ -23,13 +23,13 @@ import torch
 from deepteach.core.adjoint import guards
 from deepteach.core.adjoint.guards import LEAST_MIXED_TOLERANCE
 from deepteach.core.adjoint.moved_buffers import MovedBuffers
-from deepteach.core.examination import DIFFERENCES, EITHER, REVERSE, SECOND, Examined
-from deepteach.core.finite_differences import LONGEST_WINDOW, FiniteDifferences
-from deepteach.core.forward_mode import lacks_forward_rule
+from deepteach.core.checks.examination import DIFFERENCES, EITHER, REVERSE, SECOND, Examined
+from deepteach.core.checks.gradient_audit import compare_gradients
+from deepteach.core.derivatives.finite_differences import LONGEST_WINDOW, FiniteDifferences
+from deepteach.core.derivatives.forward_mode import lacks_forward_rule
+from deepteach.core.derivatives.linearised import Linearised
 from deepteach.core.given import whole_number
-from deepteach.core.gradient_audit import compare_gradients
 from deepteach.core.graph_memory import GraphMemory, Graphs
-from deepteach.core.linearised import Linearised
 from deepteach.core.objective import Objective
 from deepteach.core.optim import Hyper, Rule, State
 from deepteach.core.record import Step

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.core.examination import (
+from deepteach.core.checks.examination import (
     DIFFERENCES,
     EITHER,
     SECOND,

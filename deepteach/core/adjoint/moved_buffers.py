@@ -15,11 +15,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deepteach.core.bystanders import altered, beside, losses_beside, one_read
-from deepteach.core.examination import Examined
+from deepteach.core.checks.bystanders import altered, beside, losses_beside, one_read
+from deepteach.core.checks.examination import Examined
+from deepteach.core.derivatives.running_statistics import RunningStatistics, pull_statistics
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
-from deepteach.core.running_statistics import RunningStatistics, pull_statistics
 from deepteach.core.student import Student
 from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError

@@ -15,8 +15,8 @@ from deepteach.core.adjoint.base import (
     Window,
     above_rounding,
 )
-from deepteach.core.examination import DIFFERENCES, EITHER
-from deepteach.core.linearised import gradients
+from deepteach.core.checks.examination import DIFFERENCES, EITHER
+from deepteach.core.derivatives.linearised import gradients
 from deepteach.core.optim import Hyper, MomentumSGD, State
 from deepteach.core.validation import Validation
 from deepteach.errors import ConfigError

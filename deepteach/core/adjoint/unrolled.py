@@ -8,10 +8,10 @@ from deepteach.core.adjoint import guards
 from deepteach.core.adjoint.base import MetaGradient, Window, kept
 from deepteach.core.adjoint.moved_buffers import MovedBuffers
 from deepteach.core.adjoint.stored import Stored
-from deepteach.core.linearised import gradients
+from deepteach.core.derivatives.linearised import gradients
+from deepteach.core.derivatives.running_statistics import RunningStatistics
+from deepteach.core.derivatives.second_derivatives import Corrected
 from deepteach.core.optim import State
-from deepteach.core.running_statistics import RunningStatistics
-from deepteach.core.twice import Corrected
 from deepteach.tree import Params, dot
 
 

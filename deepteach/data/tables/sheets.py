@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from deepteach.data.categories import MISSING
-from deepteach.data.dialect import Dialect, cells_of_any_length
 from deepteach.data.memory import refuse_too_large
 from deepteach.data.source import refuse_group
 from deepteach.data.splits import PARTS, parts_named
+from deepteach.data.tables.categories import MISSING
+from deepteach.data.tables.dialect import Dialect, cells_of_any_length
 from deepteach.data.texts import Texts, TextsMaker
 from deepteach.data.validation import in_message, is_number, plain_number
 from deepteach.errors import DataError

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from deepteach.data.pictures import GREY_MODES
+from deepteach.data.images.pictures import GREY_MODES
 from deepteach.data.texts import Files, Texts
 from deepteach.errors import DataError
 

@@ -12,7 +12,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from deepteach.core.recurrent import own_recurrence
+from deepteach.core.derivatives.recurrent import own_recurrence
 
 Callee = TypeVar("Callee", bound=Callable[..., Any])
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.core.double_backward import TwiceDifferentiable
-from deepteach.core.forward_mode import along, lacks_forward_rule
-from deepteach.core.linearised import derivatives_known, gradients
-from deepteach.core.nested import in_double, rows_of, size_of
+from deepteach.core.batches.nested import in_double, rows_of, size_of
+from deepteach.core.derivatives.double_backward import TwiceDifferentiable
+from deepteach.core.derivatives.forward_mode import along, lacks_forward_rule
+from deepteach.core.derivatives.linearised import derivatives_known, gradients
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
 from deepteach.core.validation import Validation

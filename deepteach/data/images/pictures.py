@@ -18,7 +18,7 @@ def is_picture(value: Any) -> bool:
 
 def picture_layout(image: Any, size: int | None = None) -> Any:
     """The `Layout` of images as this one is, of `size` pixels a side if it is given."""
-    from deepteach.data.pixels import Layout  # needs Pillow, which has made the image
+    from deepteach.data.images.pixels import Layout  # needs Pillow, which has made the image
 
     side = image.size if size is None else (size, size)
     return Layout(side, image.mode in GREY_MODES, deep=False, bits=8)

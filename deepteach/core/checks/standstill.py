@@ -15,8 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from deepteach.core.checks.trained import Trained
 from deepteach.core.record import Step
-from deepteach.core.trained import Trained
 from deepteach.errors import ConfigError, ReplayError, WindowWarning
 from deepteach.shards import anywhere, over_ranks
 from deepteach.tree import norms

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.core.examination import looks_again
-from deepteach.core.linearised import Linearised
+from deepteach.core.checks.examination import looks_again
+from deepteach.core.derivatives.linearised import Linearised
 from deepteach.core.optim import Clipped, Hyper, Rule, State
 from deepteach.core.record import Step
 from deepteach.distributed.collectives import Ranks

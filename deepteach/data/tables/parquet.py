@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from deepteach.data.categories import categories_of, is_text, notes_of
-from deepteach.data.frames import categorical, stored_index
 from deepteach.data.memory import refuse_too_large
-from deepteach.data.sheets import by_part, last_as_label, row_numbers_note, special_columns
 from deepteach.data.source import Asked, Read
 from deepteach.data.splits import parts_named
+from deepteach.data.tables.categories import categories_of, is_text, notes_of
+from deepteach.data.tables.frames import categorical, stored_index
+from deepteach.data.tables.sheets import by_part, last_as_label, row_numbers_note, special_columns
+from deepteach.data.tables.written_numbers import numbers_in
 from deepteach.data.texts import Texts
 from deepteach.data.validation import decoded
-from deepteach.data.written_numbers import numbers_in
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import brief, first_few
 

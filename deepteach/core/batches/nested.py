@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from deepteach.core.ignored import IGNORED, integral
+from deepteach.core.batches.ignored import IGNORED, integral
 from deepteach.errors import ConfigError
 
 

@@ -18,10 +18,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from deepteach.core.checks.trained import Trained
 from deepteach.core.objective import Objective
 from deepteach.core.record import Apart, Step
 from deepteach.core.student import Student
-from deepteach.core.trained import Trained
 from deepteach.errors import ConfigError
 from deepteach.rng import untouched
 from deepteach.shards import own

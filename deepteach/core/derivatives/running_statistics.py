@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import batch_norm, instance_norm
 from torch.overrides import TorchFunctionMode
 
-from deepteach.core.linearised import gradients
-from deepteach.core.plain_kernels import checkpoints_told
+from deepteach.core.derivatives.linearised import gradients
+from deepteach.core.derivatives.plain_kernels import checkpoints_told
 from deepteach.core.record import Step
 from deepteach.core.student import Student
 from deepteach.rng import replayed

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from deepteach.data.lazy import LazyRows
-from deepteach.data.sheets import (
+from deepteach.data.source import Asked, Read
+from deepteach.data.tables.sheets import (
     Sheet,
     by_part,
     groups_in,
@@ -17,7 +18,6 @@ from deepteach.data.sheets import (
     read_sheet,
     special_columns,
 )
-from deepteach.data.source import Asked, Read
 from deepteach.data.texts import Files, Texts
 from deepteach.errors import ConfigError, DataError
 from deepteach.names import hint
@@ -48,7 +48,7 @@ def manifest(path: Path, asked: Asked) -> Read:
     try:
         import PIL.Image  # noqa: F401 - the next line needs it
 
-        from deepteach.data.pixels import ImageFiles, Layout
+        from deepteach.data.images.pixels import ImageFiles, Layout
     except ImportError as error:
         raise ConfigError(
             "manifest: needs Pillow to read images: pip install 'deepteach[images]'"

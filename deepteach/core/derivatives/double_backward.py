@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import batch_norm
 
-from deepteach.core.twice import Corrected
+from deepteach.core.derivatives.second_derivatives import Corrected
 from deepteach.errors import ConfigError
 
 ALL = [True, True, True]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepteach.core.parameter_hooks import ParameterHooks, put_first
-from deepteach.core.plain_kernels import as_written
+from deepteach.core.checks.parameter_hooks import ParameterHooks, put_first
+from deepteach.core.derivatives.plain_kernels import as_written
 from deepteach.core.record import Step
 from deepteach.errors import ConfigError, NumericError, ReplayError
 from deepteach.shards import anywhere, own

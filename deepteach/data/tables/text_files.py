@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deepteach.data.categories import categories_of, is_text, notes_of
-from deepteach.data.sheets import (
+from deepteach.data.source import Asked, Read
+from deepteach.data.tables.categories import categories_of, is_text, notes_of
+from deepteach.data.tables.sheets import (
     by_part,
     groups_in,
     labels_in,
@@ -21,8 +22,7 @@ from deepteach.data.sheets import (
     row_numbers_note,
     special_columns,
 )
-from deepteach.data.source import Asked, Read
-from deepteach.data.written_numbers import numbers_in
+from deepteach.data.tables.written_numbers import numbers_in
 
 
 def table(path: Path, asked: Asked) -> Read:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from deepteach.core.linearised import Linearised
+from deepteach.core.derivatives.linearised import Linearised
 from deepteach.core.objective import Objective
 from deepteach.core.record import Step
 from deepteach.core.snapshot import Snapshot

@@ -44,7 +44,7 @@ def folder(path: Path, asked: Asked) -> Read:
     try:
         import PIL.Image  # noqa: F401 - the next line needs it
 
-        from deepteach.data.pixels import ImageFiles, Layout, read_pixels
+        from deepteach.data.images.pixels import ImageFiles, Layout, read_pixels
     except ImportError as error:
         raise ConfigError(
             "folder: needs Pillow to read images: pip install 'deepteach[images]'"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from deepteach.data.categories import MISSING
-from deepteach.data.sheets import THOUSANDS
+from deepteach.data.tables.categories import MISSING
+from deepteach.data.tables.sheets import THOUSANDS
 from deepteach.data.texts import Texts
 from deepteach.data.validation import in_message, is_number
 from deepteach.errors import DataError

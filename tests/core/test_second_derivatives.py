@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 from torch.nn import functional as F
 
-from deepteach.core.twice import WRITTEN, Corrected
+from deepteach.core.derivatives.second_derivatives import WRITTEN, Corrected
 
 weight_norm = torch._weight_norm  # pyright: ignore[reportPrivateImportUsage]
 G = torch.Generator().manual_seed(2)

@@ -1,0 +1,1 @@
+"""Whether a step and its replay are what they should be; what is not is refused."""

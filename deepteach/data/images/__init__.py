@@ -1,0 +1,1 @@
+"""Images in folders, lists and arrays, and how their pixels are read."""
