@@ -52,10 +52,12 @@ def timeless(raw: bytes) -> Any:
 
 
 def results(out: Path) -> dict[str, Any]:
-    """What a run leaves behind, without times, environment and older checkpoints."""
+    """What a run leaves behind, without times, environment, its page and older checkpoints."""
     found: dict[str, Any] = {"state": state(out)}
     for name, raw in files(out).items():
-        if "checkpoints/" in name or name.endswith(("environment.json", "config.yaml")):
+        if "checkpoints/" in name or name.endswith(
+            ("environment.json", "config.yaml", "report.html")
+        ):
             continue
         found[name] = timeless(raw) if name.endswith((".json", ".jsonl")) else raw
     return found
