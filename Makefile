@@ -1,6 +1,6 @@
 # Every target works on a fresh clone; `make demo` is the place to start.
 PYTHON ?= python3
-# A CPU build of torch is enough; for CUDA: make demo TORCH='torch' TORCH_INDEX=<index>
+# A CPU build of torch is enough: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 # Where `make docs` serves the site.

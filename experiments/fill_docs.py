@@ -275,6 +275,7 @@ SHOWN_FIRST = (
     "long tail of 100, 300 trusted",
     "long tail of 100, flip 40 %, 300 trusted",
     "human labels worse, 1,000 trusted",
+    "flip 20 %, 1,000 trusted",
     "flip 40 %, 1,000 trusted",
     "clean labels, 1,000 trusted",
 )

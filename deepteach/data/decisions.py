@@ -61,11 +61,13 @@ def decisions_of(given: Mapping[Any, Any] | str | os.PathLike[str]) -> Decisions
         )
     path = expanded(given)
     sheet, _ = read_sheet(path)
+    listed = "given_label" in sheet.header  # an export of `weights`, to be judged in an editor
     for name in _COLUMNS:
         if name not in sheet.header:
-            raise DataError(
-                f"{path} has no column '{name}': expected index and label{hint(name, sheet.header)}"
-            )
+            told = f"expected index and label{hint(name, sheet.header)}"
+            if name == "label" and listed:
+                told = "add one with the labels of the rows that you checked, and delete the others"
+            raise DataError(f"{path} has no column '{name}': {told}")
     found: dict[int, str | None] = {}
     pairs = zip(sheet.lines, sheet.column("index"), sheet.column("label"), strict=True)
     for line, index, label in pairs:
@@ -77,6 +79,11 @@ def decisions_of(given: Mapping[Any, Any] | str | os.PathLike[str]) -> Decisions
             ) from None
         if row in found:
             raise DataError(f"{path} line {line}: row {row} comes twice: keep one of its lines")
+        if listed and not label:
+            raise DataError(
+                f"{path} line {line}: row {row} has no label: delete the lines that you did not "
+                "check; a file of the columns index and label alone drops such rows"
+            )
         found[row] = label or None
     return Decisions(found)
 

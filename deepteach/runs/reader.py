@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from deepteach.errors import DataError
 from deepteach.names import expanded
 from deepteach.runs import safe_yaml
-from deepteach.runs.sample_table import SampleTable
+from deepteach.runs.sample_table import SampleTable, in_short
 from deepteach.runs.weights import GroupWeight, Weights, damaged, read_groups, read_weights
 
 UNIFORM = "uniform"  # the method of plain training, the baseline of the others
@@ -52,6 +52,9 @@ class Run(SampleTable):
     beside: tuple[Run, ...] = ()
     groups: tuple[GroupWeight, ...] = ()  # empty where the samples have no sources
     notes: tuple[str, ...] = ()  # what was tolerated while reading
+
+    def __repr__(self) -> str:
+        return in_short("Run", self.summary, self.path)
 
     @property
     def method(self) -> str:

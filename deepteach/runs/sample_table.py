@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
     import pandas
 
 _LABELS = ("given_label", "predicted_label", "suggested_label", "true_label")
+
+
+def in_short(kind: str, summary: Mapping[str, Any], path: Path | None) -> str:
+    """A line on a run for a prompt: its method, length, figures at the last epoch and folder."""
+    known = {name: summary.get(name) for name in ("method", "epochs")}
+    known |= {k: round(v, 4) for k, v in summary.items() if k.endswith("_last") and v is not None}
+    known |= {} if path is None else {"path": str(path)}
+    return f"{kind}({', '.join(f'{name}={value!r}' for name, value in known.items())})"
 
 
 class SampleTable:

@@ -14,7 +14,7 @@ from deepteach.core.predict import logits
 from deepteach.data.inputs import RawInputs
 from deepteach.data.tasks.base import Task
 from deepteach.runs.reader import Run, folder_of
-from deepteach.runs.sample_table import SampleTable
+from deepteach.runs.sample_table import SampleTable, in_short
 from deepteach.runs.weights import Weights
 from deepteach.training.config import Config
 from deepteach.training.evaluate import Trust
@@ -54,6 +54,9 @@ class Result(SampleTable):
     weights: Weights
     model_ema: nn.Module | None = None
     metrics_beside: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return in_short("Result", self.summary, self.path)
 
     def _repr_html_(self) -> str:
         """In a notebook: the methods side by side, and the curves."""

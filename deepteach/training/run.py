@@ -106,6 +106,12 @@ class MethodRun:
             watcher = stack.enter_context(watch(config.method, config.epochs, loop.total))
             for note in self.built.notes:
                 watcher.say(note)
+            judged, trusted = len(loop.judging()), len(self.data.y_valid)
+            if judged < trusted:
+                watcher.say(
+                    f"its validation figures are of the {judged} of {trusted} trusted samples that "
+                    "never train, and not to be compared with those of all"
+                )
             store = None if self.folder is None else self._begin(self.folder, watcher, resume)
             settings = flat_settings(config.model_dump(mode="json"))
             run = LoggedRun(config.method, settings, self.folder, tuple(log.metrics))

@@ -51,7 +51,8 @@ def claim(folder: Path, config: Config, resume: bool, decisions: str = "") -> No
             f"cannot resume {folder}: there is no config.yaml in it: choose another --out"
         )
     raise ConfigError(
-        f"the output folder {folder} exists: choose another --out, or --resume to go on"
+        f"the output folder {folder} exists: choose another --out, or --resume to go on "
+        "(in Python out=..., resume=True)"
     )
 
 

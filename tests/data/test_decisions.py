@@ -68,6 +68,8 @@ def test_booleans_are_classes_and_what_pandas_misses_is_dropped() -> None:
     ("text", "words"),
     [
         ("index\n3\n", "has no column 'label'"),
+        ("index,given_label,true_label\n3,1,\n", "add one with the labels of the rows that you"),
+        ("index,given_label,label\n3,1,2\n4,1,\n", "line 3: row 4 has no label: delete the lines"),
         ("indx,label\n3,1\n", "has no column 'index': expected index and label, did you mean"),
         ("index,label\n3,1\n4,2\n3,1\n", "line 4: row 3 comes twice"),
         ("index,label\nx,1\n", "line 2: the index is 'x'"),

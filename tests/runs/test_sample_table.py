@@ -158,3 +158,11 @@ def test_without_pandas_one_line(result: Result, monkeypatch: pytest.MonkeyPatch
             call()
         assert "\n" not in str(caught.value)
     assert len(result.clean_indices()) and len(list(result.sampler()))
+
+
+def test_a_run_is_a_line_at_a_prompt(result: Result) -> None:
+    assert result.path is not None
+    for shown in (repr(result), repr(open_run(result.path))):
+        assert shown.partition("(")[0] in ("Result", "Run") and "\n" not in shown
+        assert "method='deep'" in shown and "test_accuracy_last=" in shown
+        assert len(shown) < 300 and str(result.path) in shown
