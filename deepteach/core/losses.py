@@ -40,7 +40,16 @@ class MassedLoss:
 
 def mass_of(loss: object, labels: Any) -> Tensor | None:
     """How much samples count in the mean of a loss, `(batch,)`; None where they do alike."""
-    return loss.mass(labels) if isinstance(loss, MassedLoss) else None
+    if not isinstance(loss, MassedLoss):
+        return None
+    mass = loss.mass(labels)
+    if mass is None or (isinstance(mass, Tensor) and mass.dim() == 1):
+        return mass
+    shape = f" and shape {tuple(mass.shape)}" if isinstance(mass, Tensor) else ""
+    raise ConfigError(
+        f"the mass of a MassedLoss is of type {type(mass).__name__}{shape}: expected (batch,), a "
+        "number that is not negative for each sample"
+    )
 
 
 ValidationLoss = Callable[[Tensor, Tensor], Tensor]

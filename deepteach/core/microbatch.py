@@ -176,10 +176,12 @@ class MicroValidation(Validation):
                 drawn = generator_states(labels.device)
                 inputs = rows_of(self.inputs, rows, count)
                 outputs = student.functional(theta, student.buffers(), inputs)
-                value = self._scalar(outputs.logits, labels) * self._share(labels)
+                share = self._share(labels)
+                value = self._scalar(outputs.logits, labels) * share if share else None
                 objective.refuse_ties(not same_states(drawn, generator_states(labels.device)))
-                total = tree_map(torch.add, total, gradients(value, theta))
-            mean += float(value.detach())
+                if value is not None:  # else nothing of the chunk counts, and it has no mean
+                    total = tree_map(torch.add, total, gradients(value, theta))
+                    mean += float(value.detach())
             logits.append(outputs.logits.detach())
             internal.append(outputs.internal.detach())
         self.outputs = Outputs(torch.cat(logits), torch.cat(internal))

@@ -22,6 +22,7 @@ from deepteach.core.batches.distributed_batch import (
     BAD_WEIGHTS,
     Totals,
     refuse_bad_losses,
+    refuse_bad_masses,
     sum_gradients,
     totals,
 )
@@ -190,8 +191,10 @@ class Recorder(Trained):
         held = snapshot.detach()
         one = self.ranks.count == 1
         # On several ranks all must know before any may stop: `totals` tells them.
-        if one and not finite_sum(held.losses):
+        known = held.losses if held.mass is None else held.losses + held.mass.sqrt()  # NaN below 0
+        if one and not finite_sum(known):
             refuse_bad_losses(held)
+            refuse_bad_masses(held.mass, len(held.losses))
         weights = objective.weights(omega, snapshot)
         value = objective.value(omega, snapshot, weights, held)
         plain = weights.detach() if weights.requires_grad else weights

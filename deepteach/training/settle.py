@@ -14,7 +14,13 @@ from deepteach.core.adjoint.reversed import Reversed
 from deepteach.core.adjoint.stored import Stored
 from deepteach.core.coach import Coach
 from deepteach.core.graph_memory import Graphs
-from deepteach.core.losses import VALIDATION_LOSSES, SampleLoss, ValidationLoss, refuse_shape
+from deepteach.core.losses import (
+    VALIDATION_LOSSES,
+    MeanOf,
+    SampleLoss,
+    ValidationLoss,
+    refuse_shape,
+)
 from deepteach.core.optim import rule_for
 from deepteach.core.predict import device_of, evaluating
 from deepteach.data.dataset import Data
@@ -218,4 +224,4 @@ def settle_validation(
         return found
     if loss is None:
         return VALIDATION_LOSSES["nll"]
-    return lambda logits, labels: loss(logits, labels).mean()
+    return MeanOf(loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import deepteach as dt
+from deepteach.errors import DeepTeachError
 
 DRAW = torch.Generator().manual_seed(0)
 X = torch.randn(12, 4, generator=DRAW, dtype=torch.float64)
@@ -114,3 +116,43 @@ def test_a_sample_of_no_mass_is_left_out() -> None:
     assert coach.last_weights[Y == 0].count_nonzero() == 0
     assert torch.isfinite(coach.last_trust).all() and len(coach.ledger) == int((Y > 0).sum())
     assert torch.isfinite(coach.meta_gradient(*VALID)["k"]).all()
+
+
+def test_chunks_of_which_no_sample_counts_have_no_part_in_the_trusted_mean() -> None:
+    weights = torch.tensor([0.0, 9.0, 2.0], dtype=torch.float64)
+    loss = dt.MassedLoss(each, lambda y: weights[y])
+    trusted = X[:5].flip(1), torch.tensor([1, 2, 2, 1, 0])  # the last chunk of two is of mass 0
+    found = []
+    for micro in (None, 2):
+        adjoint = dt.Stored(micro_batch=micro)
+        _, coach = walked(ByIndex((0.1, -0.2, 0.3)), loss=loss, adjoint=adjoint)
+        found.append(coach.meta_gradient(*trusted)["k"])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+    assert found[0].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("mass", "words"),
+    [
+        (lambda y: CLASS_WEIGHTS[y].unsqueeze(1), "shape (12, 1): expected (batch,)"),
+        (lambda y: CLASS_WEIGHTS.sum(), "shape (): expected (batch,)"),
+        (lambda y: [1.0] * len(y), "type list: expected (batch,)"),
+        (lambda y: CLASS_WEIGHTS[y] - 1, "negative or not finite"),
+        (lambda y: CLASS_WEIGHTS[y] * torch.nan, "negative or not finite"),
+    ],
+)
+def test_what_is_no_mass_is_refused(mass: Any, words: str) -> None:
+    with pytest.raises(DeepTeachError, match=re.escape(words)):
+        walked(ByIndex(), loss=dt.MassedLoss(each, mass))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_train_validates_by_the_mean_that_it_trains_on() -> None:
+    x, y = X.float(), Y
+    loss = dt.MassedLoss(each, lambda y: CLASS_WEIGHTS.float()[y])
+    data = (x.repeat(5, 1), y.repeat(5)), (x.repeat(2, 1), y.repeat(2))
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 10, "baseline": False}
+    coach = dt.train(student().float(), *data, loss=loss, **settings).coach
+    logits = torch.randn(12, 3, generator=DRAW)
+    expected = nn.functional.cross_entropy(logits, y, weight=CLASS_WEIGHTS.float())
+    torch.testing.assert_close(coach.validation_loss(logits, y), expected)

@@ -52,8 +52,10 @@ class Lookahead(AbstractAdjoint):
     def gradient(self, window: Window, validation: Validation) -> MetaGradient:
         step, theta = window.steps[-1], window.final.theta
         graph = window.objective.linearised(theta, step, window.omega, first_order=True)
-        if window.objective.ranks.count == 1:  # what gets no gradient is not stepped on
-            step = replace(step, hyper={n: h for n, h in step.hyper.items() if n in graph.used})
+        # What gets no gradient, on no rank, is not stepped on.
+        used = window.objective.ranks.table(*(n in graph.used for n in step.hyper)).any(0).tolist()
+        kept = zip(step.hyper.items(), used, strict=True)
+        step = replace(step, hyper={name: hyper for (name, hyper), here in kept if here})
         rule, state, hyper = window.rule, window.final, step.hyper
         if not self.momentum:
             rule = MomentumSGD()

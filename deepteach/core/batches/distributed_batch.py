@@ -53,6 +53,23 @@ def refuse_bad_losses(snapshot: Snapshot) -> None:
         raise NumericError(bad_losses(snapshot))
 
 
+def refuse_bad_masses(mass: Tensor | None, count: int) -> None:
+    """Raises DataError: a mass of the batch is below 0 or not finite."""
+    if mass is not None and (odd := int(_odd(mass))):
+        raise DataError(_bad_masses(odd, count))
+
+
+def _odd(mass: Tensor) -> Tensor:
+    return (~((mass >= 0) & mass.isfinite())).sum()
+
+
+def _bad_masses(odd: int, count: int) -> str:
+    return (
+        f"the mass of {odd} of {count} samples is negative or not finite: let MassedLoss give a "
+        "number of 0 or more for each"
+    )
+
+
 def refuse_empty(count: int, ranks: int) -> None:
     """Raises DataError: a batch, or a rank's part of one, without a sample."""
     if count == 0 and ranks == 1:
@@ -81,19 +98,25 @@ def prove_equal(ranks: Ranks, module: nn.Module, teacher: AbstractTeacher, where
 
 
 def totals(ranks: Ranks, step: Step) -> Totals:
-    """Of a weighted batch. Raises NumericError: what is not finite on one is known to all."""
+    """Of a weighted batch.
+
+    Raises:
+        NumericError, DataError: what is not finite, or a mass below 0; known to all ranks.
+    """
     seen = step.snapshot
     losses, weights = seen.losses.double(), seen.unmassed(step.weights).double()
     bad = (~torch.isfinite(losses)).sum()
     own = [len(losses), bad, losses.sum(), step.value, weights.sum(), weights.square().sum()]
     left_out = seen.ignored()
     live = len(losses) if left_out is None else (~left_out).sum()
-    count, bad, total, value, sums, squares, live, mass = ranks.table(*own, live, seen.total()).sum(
-        0
-    )
+    odd = 0 if seen.mass is None else _odd(seen.mass)
+    table = ranks.table(*own, live, seen.total(), odd)
+    count, bad, total, value, sums, squares, live, mass, odd = table.sum(0)
     counted, live = live, live.clamp(min=1)
     if bad > 0:
         raise NumericError(bad_losses(seen, int(bad), int(count)))
+    if odd > 0:
+        raise DataError(_bad_masses(int(odd), int(count)))
     if not all_finite([value, sums, squares]):
         raise NumericError(BAD_WEIGHTS)
     effective = of_counted(sums.square() / (live * squares), counted)

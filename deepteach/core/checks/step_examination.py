@@ -113,7 +113,7 @@ class StepExamination:
         if not error <= _slack(fresh) * size + 1e-30:
             # Losses that are near but not the same say that the pass differed, not the step.
             words, name = NOT_REPEATED, None
-            if _same(losses, again.losses):
+            if not ranks.any(not _same(losses, again.losses)):
                 name = outside()
                 words = STEPPED_OTHERWISE if name is None else READ_OUTSIDE
             self._wrong = self._said(words, error, size, "gradient", name)
