@@ -128,7 +128,8 @@ def test_the_summary(trained: Path) -> None:
     assert summary["valid_accuracy_best"] == max(valid)
     assert 0 <= summary["noise_auroc"] <= 1
     assert summary["samples"] == {"train": 200, "valid": 60, "test": 100}
-    assert summary["classes"] == 3 and set(summary["data_identity"]) == {"file", "labels", "inputs"}
+    identity = {"file", "labels", "sources", "inputs"}
+    assert summary["classes"] == 3 and set(summary["data_identity"]) == identity
     assert summary["student_parameters"] == sum(
         leaf.numel() for leaf in build("mlp", (8,), 3, 0)[0].parameters()
     )

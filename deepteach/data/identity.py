@@ -26,17 +26,24 @@ _BLOCK = 2**16
 
 
 def identity_of(data: Data) -> dict[str, str]:
-    """By `labels`, with the rows and sources that they are of, and by `inputs`, of which some rows.
+    """By `labels`, with the rows that they are of, with their `sources`, too, and by `inputs`.
+
+    Without sources the first two are the same. Earlier versions called `labels` what is `sources`
+    now. Of inputs some rows are read.
 
     Inputs are told apart from labels because a file of an image may be decoded to other bits by
     another version of a library.
     """
     given = (data.y_train, data.y_valid, data.y_test)
     learned = (None if y is None else data.task.learned(y) for y in given)
-    labels = (*learned, data.rows, data.group)
+    labels = (*learned, data.rows)
     inputs = [fingerprint(x) for x in (data.x_train, data.x_valid, data.x_test)]
     some = [None if x is None else x[:: -(-len(x) // _ROWS)] for x in inputs]
-    return {"labels": _digest(labels), "inputs": _digest(some)}
+    return {
+        "labels": _digest((*labels, None)),
+        "sources": _digest((*labels, data.group)),
+        "inputs": _digest(some),
+    }
 
 
 def sketch_of(data: Data) -> dict[str, list[float]]:

@@ -79,7 +79,8 @@ def _known_by(run: Run) -> dict[str, str]:
 
 def _contents(run: Run) -> str:
     identity = _identity(run)
-    return " ".join(str(identity.get(name))[:_LETTERS] for name in ("labels", "inputs"))
+    labels = identity.get("sources", identity.get("labels"))  # of earlier versions, both in one
+    return " ".join(str(name)[:_LETTERS] for name in (labels, identity.get("inputs")))
 
 
 def _identity(run: Run) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,11 +99,7 @@ def restore(
         warn(f"damaged checkpoint passed over: {skipped}")
     saved, here = {"processes": 1, **found.meta}, _surroundings(ranks)
     before = saved.get("data", data)  # earlier versions did not note it
-    if before["labels"] != data["labels"]:
-        raise DataError(
-            f"the labels, or the rows, of the data have changed since {found.path} was written: go "
-            "on with those that the run began with, or choose another --out"
-        )
+    _refuse_other_labels(before, data, found.path)
     for part, known in saved.get("sketch", {}).items():
         if part in sketch and not same_sketch(known, sketch[part]):
             raise DataError(
@@ -141,6 +138,33 @@ def restore(
         ) from error
     say(f"resumed at step {found.step} of {loop.total}")
     return True
+
+
+def _refuse_other_labels(before: dict[str, str], data: dict[str, str], path: Path) -> None:
+    """Raise DataError unless labels, rows and sources are those that a checkpoint knew."""
+    go_on = "go on with those that the run began with, or choose another --out"
+    labels, sources = (before["labels"] == data[key] for key in ("labels", "sources"))
+    if "sources" in before:
+        if not labels:
+            raise DataError(
+                f"the labels, or the rows, of the data have changed since {path} was written: "
+                f"{go_on}"
+            )
+        if before["sources"] != data["sources"]:
+            raise DataError(
+                f"the sources of the data have changed since {path} was written: {go_on}"
+            )
+    elif labels and not sources:
+        raise DataError(
+            f"{path} was written by an earlier version, without sources, and the data have some "
+            "now: if the column group is read as the sources now, rename it to go on with this "
+            "run; or choose another --out"
+        )
+    elif not sources:
+        raise DataError(
+            f"the labels, rows or sources of the data have changed since {path} was written: "
+            f"{go_on}"
+        )
 
 
 def _take_own(tree: dict[str, Any], processes: int, ranks: Ranks) -> None:

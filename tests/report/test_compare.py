@@ -193,6 +193,17 @@ def test_a_seed_may_decide_the_data_but_one_seed_has_one(tmp_path: Path) -> None
     assert "contents another x" in text and "differ in contents: runs of different" in text
 
 
+def test_runs_of_an_earlier_version_are_paired_with_new_ones(tmp_path: Path) -> None:
+    """Which knew labels with their sources alone."""
+    earlier = {"file": None, "labels": "of both", "inputs": "x"}
+    runs = known_by(_runs(tmp_path / "a", "deep", DEEP), data_identity=earlier)
+    now = {"file": None, "labels": "alone", "sources": "of both", "inputs": "x"}
+    plain = _runs(tmp_path / "a", "uniform", UNIFORM)
+    assert _methods([*runs, *known_by(plain, data_identity=now)])["deep"].gain is not None
+    text = compare([*runs, *known_by(plain, data_identity=now | {"sources": "no"})]).to_text()
+    assert "differ in contents: runs of different" in text
+
+
 def test_what_was_left_out_of_a_run_is_told(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", samples=False)
     make_run(path / "inner", method="focal", data="npz:other.npz", samples=False)

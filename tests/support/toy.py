@@ -95,6 +95,9 @@ class Probe(Silent):
     def say(self, text: str) -> None:
         self.said.append(text)
 
+    def warn(self, text: str) -> None:
+        self.say(text)
+
     def step(self, step: int) -> None:
         self.steps.append(step)
         if step == self.at:

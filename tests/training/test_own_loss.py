@@ -125,6 +125,15 @@ def levels(z: Tensor, y: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(z, above, reduction="none").sum(1)
 
 
+def tukey(z: Tensor, y: Tensor) -> Tensor:
+    far = ((z.flatten() - y.flatten()) / 0.5).clamp(-1, 1)
+    return 1 - (1 - far**2) ** 3
+
+
+def noisy(z: Tensor, y: Tensor) -> Tensor:
+    return (z - y + 0.3 * torch.randn_like(z)).square().mean(1)
+
+
 THREE = np.arange(200) % 3
 SOFT = np.eye(3)[THREE] * 0.7 + 0.1
 READ: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], np.ndarray, str, int, bool | None]] = {
@@ -154,6 +163,30 @@ READ: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], np.ndarray, str, int, 
         lambda z, y: torch.where(y > z, 0.9 * (y - z), 0.1 * (z - y)).mean(1),
         X[:, 0] * 3, "regression", 1, False,
     ),
+    "truncated": (
+        lambda z, y: (z - y).square().clamp(max=0.5).mean(1), X[:, 0] * 3, "regression", 1, False,
+    ),
+    "redescending": (tukey, X[:, 0] * 3, "regression", 1, False),
+    "insensitive": (
+        lambda z, y: ((z - y).abs() - 1.5).clamp(min=0).mean(1),
+        X[:, 0] * 3, "regression", 1, False,
+    ),
+    "never lowest": (lambda z, y: 0 * (z - y).sum(1), X[:, 0] * 3, "regression", 1, None),
+    "lowest beside it": (
+        lambda z, y: (z - y - 0.5).square().mean(1), X[:, 0] * 3, "regression", 1, None,
+    ),
+    "noise": (noisy, X[:, 0] * 3, "regression", 1, False),
+    "dropped": (
+        lambda z, y: F.cross_entropy(F.dropout(z, 0.5), y, reduction="none"),
+        THREE, "classification", 3, False,
+    ),
+    "dropped labels": (
+        lambda z, y: weighed(F.dropout(z, 0.8), y), SEVERAL, "multilabel", 3, False,
+    ),
+    "dropped distances": (
+        lambda z, y: F.cross_entropy(-F.dropout(z, 0.5), y, reduction="none"),
+        THREE, "classification", 3, None,
+    ),
     "rates": (lambda z, y: (z.exp() - y).square().mean(1), X[:, 0] * 3, "regression", 1, None),
 }  # fmt: skip
 
@@ -168,6 +201,13 @@ def test_what_a_loss_reads(name: str) -> None:
             read_by(loss, "own", data, outputs)
     else:
         assert read_by(loss, "own", data, outputs).task.of_probabilities is known
+
+
+def test_asking_a_loss_that_draws_moves_no_generator() -> None:
+    data = from_arrays(X[:150], THREE[:150], X[150:], THREE[150:], task="classification")
+    before = torch.get_rng_state()
+    read_by(READ["dropped"][0], "own", data, torch.zeros(8, 3))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_loss_beside_the_logits_says_how_to_return_them() -> None:

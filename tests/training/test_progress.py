@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
 from deepteach.training import progress
 from deepteach.training.progress import Bar, Lines, Silent, describe, watching
+from deepteach.training.run import MethodRun
 
 LINE = {"epoch": 3, "train_loss": 1.23456, "valid_accuracy": 0.5, "test_accuracy": 0.25}
 
@@ -28,10 +33,12 @@ def test_lines_without_a_terminal() -> None:
     with watching(target, "deep", 3, 30) as watcher:
         assert isinstance(watcher, Lines)
         watcher.step(1)
+        watcher.warn("a damaged checkpoint")
         watcher.say("[bold]resumed[/] at step 1")
         watcher.epoch({**LINE, "epoch": 1})
         watcher.epoch(LINE)
     assert out.getvalue().splitlines() == [
+        "deep: a damaged checkpoint",
         "deep: [bold]resumed[/] at step 1",
         "deep: epoch 3/3  loss 1.235  valid 50.0%  test 25.0%",
     ]
@@ -59,7 +66,7 @@ def test_a_bar_on_a_terminal() -> None:
     target, out = console(True)
     with watching(target, "deep", 3, 30) as watcher:
         assert isinstance(watcher, Bar)
-        watcher.say("resumed")
+        watcher.warn("resumed")
         for step in range(1, 31):
             watcher.step(step)
         watcher.epoch(LINE)
@@ -71,3 +78,30 @@ def test_a_bar_on_a_terminal() -> None:
 def test_silence() -> None:
     watcher = Silent()
     assert watcher.say("a") is watcher.step(1) is watcher.epoch(LINE) is None
+
+
+class Inheriting(Silent):
+    """Hears epochs alone."""
+
+
+@pytest.mark.parametrize("kind", [Silent, Inheriting])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_must_not_be_missed_is_told_once(
+    kind: type[Silent], rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the first rank, and also where nobody hears what is said."""
+
+    def restore(loop: Any, log: Any, store: Any, say: Any, warn: Any, *known: Any) -> bool:
+        warn("damaged")
+        return False
+
+    monkeypatch.setattr("deepteach.training.run.restore", restore)
+    ranks = SimpleNamespace(count=2, first=rank == 0, lead=lambda work: None)
+    loop, data = SimpleNamespace(device="cpu"), SimpleNamespace(decisions=None)
+    run = SimpleNamespace(
+        config=None, log=None, loop=loop, ranks=ranks, data=data, _identity={}, _sketch={}
+    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        MethodRun._begin(cast(Any, run), tmp_path, kind(), True)
+    assert [str(one.message) for one in told] == ["damaged"] * (rank == 0)

@@ -36,7 +36,9 @@ OTHERS: dict[str, Any] = {
     "trusted labels": lambda d: replace(d, y_valid=moved(d.y_valid)),
     "test labels": lambda d: replace(d, y_test=moved(d.y_test)),
     "order of rows": lambda d: replace(d, rows=d.rows.flip(0)),
-    "sources": lambda d: replace(d, group=torch.zeros(len(d.rows), dtype=torch.int64)),
+    "sources": lambda d: replace(
+        d, group=torch.zeros(len(d.rows), dtype=torch.int64), group_names=("one",)
+    ),
 }
 
 
@@ -50,8 +52,33 @@ def test_other_labels_or_rows_are_refused(
     else:
         with pytest.raises(Interrupted):
             go(data, tmp_path / "run", Probe(7, stop))
-    with pytest.raises(DataError, match="the labels, or the rows, of the data have changed since"):
+    what = "the sources" if kind == "sources" else "the labels, or the rows,"
+    with pytest.raises(DataError, match=f"{what} of the data have changed since"):
         go(OTHERS[kind](data), tmp_path / "run", resume=True)
+
+
+def earlier_identity(data: Data) -> dict[str, str]:
+    """As versions that knew labels with their sources alone noted it."""
+    found = identity_of(data)
+    return {"labels": found["sources"], "inputs": found["inputs"]}
+
+
+@pytest.mark.parametrize("sources", [False, True])
+def test_a_checkpoint_that_knows_sources_by_the_labels(
+    sources: bool, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = OTHERS["sources"](data) if sources else data
+    with monkeypatch.context() as earlier:
+        earlier.setattr("deepteach.training.run.identity_of", earlier_identity)
+        go(begun, tmp_path / "run", epochs=1)
+    go(begun, tmp_path / "run", resume=True, epochs=1)
+    other = data if sources else OTHERS["sources"](data)
+    told = "the labels, rows or sources" if sources else "the column group .* rename it to go on"
+    with pytest.raises(DataError, match=told):
+        go(other, tmp_path / "run", resume=True, epochs=1)
+    moved_too = OTHERS["labels"](other)
+    with pytest.raises(DataError, match="the labels, rows or sources of the data have changed"):
+        go(moved_too, tmp_path / "run", resume=True, epochs=1)
 
 
 @pytest.mark.parametrize("part", ["x_train", "x_valid", "x_test"])
@@ -105,7 +132,8 @@ def test_only_what_is_the_same_is_known_as_the_same(data: Data) -> None:
     own = identity_of(data)
     assert own == identity_of(replace(data, y_train=data.y_train.clone()))
     found = {kind: identity_of(other(data)) for kind, other in OTHERS.items()}
-    assert len({one["labels"] for one in (own, *found.values())}) == len(OTHERS) + 1
+    assert len({one["sources"] for one in (own, *found.values())}) == len(OTHERS) + 1
+    assert own["labels"] == own["sources"] == found["sources"]["labels"]
     assert {one["inputs"] for one in found.values()} == {own["inputs"]}
 
 
