@@ -103,7 +103,7 @@ class Recorder(Trained):
         self.graphs = HeldGraphs()
         self.standstill = Standstill(self, guarded=guarded, anchored=anchored)
         self._bystanders = Bystanders(self, objective, guarded=guarded)
-        self._accumulation, self._mass = Accumulation(), 0.0
+        self._accumulation, self._log_mass = Accumulation(), 0.0
         self._batch, self._passed_back, self._skipped = 0, False, False
         self._layers: tuple[nn.Module, ...] | None = None
         """Those of the student when its last pass that was trained on had been made."""
@@ -163,7 +163,7 @@ class Recorder(Trained):
                     "optimizer.step() once per batch, drop that batch by optimizer.zero_grad() or "
                     "coach.discard(), or add them up on purpose with Coach(accumulate=True)"
                 )
-            self._accumulation.add(self.pending, self._mass)
+            self._accumulation.add(self.pending, self._log_mass)
             self._refuse_rebuilt()
         self.pending = self.graphs.pending = None
         if not self._accumulation.parts:
@@ -206,13 +206,13 @@ class Recorder(Trained):
         return step, value
 
     def expect(
-        self, step: Step, value: Tensor, graph: Linearised | None, mass: float = 0.0
+        self, step: Step, value: Tensor, graph: Linearised | None, log_mass: float = 0.0
     ) -> None:
         """The optimizer is about to step on this batch, after `value.backward()`.
 
-        `mass` is the logarithm of its weights' sum, where it is a part of the step.
+        `log_mass` is that of the objective, where it is a part of the step.
         """
-        self.pending, self.graphs.pending, self._mass = step, graph, mass
+        self.pending, self.graphs.pending, self._log_mass = step, graph, log_mass
         self._layers = self.student.layers  # their modes were asked for after that pass
         self._passed_back = False
         if not self._accumulation.parts:
@@ -305,7 +305,7 @@ class Recorder(Trained):
         named, self._passed_back = self.parameters(), True
         if self.accumulates:
             return self._audit.at_part(
-                scale, self._accumulation.make_room(self._mass, named), named
+                scale, self._accumulation.make_room(self._log_mass, named), named
             )
         try:
             self._audit.at_backward(scale, named)
@@ -351,14 +351,14 @@ class Recorder(Trained):
             given = with_closure(args, kwargs, lambda: value)
         if self.pending is not None and not self._passed_back:
             # Its loss was dropped: what is stepped on is the parts before it, or something else.
-            self.pending, self._mass = self._accumulation.last()
+            self.pending, self._log_mass = self._accumulation.last()
             self.graphs.pending = None
         if self.pending is None:
             return given
         named = self.parameters()
         active = {n: p for n, p in named.items() if p.grad is not None}
         try:
-            self.pending = self._accumulation.whole(self.pending, self._mass, self._objective)
+            self.pending = self._accumulation.whole(self.pending, self._log_mass, self._objective)
             self._accumulation.clear()
             self._complete(self.pending, named, active)
         except (NumericError, ConfigError) as error:
