@@ -375,8 +375,11 @@ class Recorder(Trained):
         taken = self.pending = pending.taken(hyper, used)
         if self._looks and self._examination.due(named, self.clock.step + 1):
             again = self._again(taken)
-            outside = lambda: self._objective.read_outside(self.student.trained(), taken)  # noqa: E731
+            outside = partial(self._read_outside, taken)
             self._examination.before(taken, named, self.state(), again, self.ranks, outside)
+
+    def _read_outside(self, step: Step) -> str | None:
+        return self._objective.read_outside(self.student.trained(), step)
 
     def settle(self) -> None:
         """What happened since the newest step: was the student moved, was the step a wrong one?"""
