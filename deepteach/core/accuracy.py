@@ -19,7 +19,13 @@ from torch import Tensor
 
 from deepteach.core.batches.ignored import ignored, integral
 from deepteach.core.losses import SampleLoss, cross_entropy
-from deepteach.rng import replayed
+from deepteach.rng import generator_states, replayed, same_states
+
+DRAWS = 16
+"""Calls over which the slopes of a loss that draws random numbers are averaged."""
+
+_NOISE = 3.0
+"""Standard errors within which an average of slopes of both signs is none."""
 
 
 def told_accuracy(logits: Tensor, labels: Any, loss: SampleLoss) -> float | None:
@@ -80,15 +86,44 @@ def _reads_columns(loss: SampleLoss, logits: Tensor, labels: Tensor) -> bool:
     return bool(told.any()) and bool((own > others)[told].all())
 
 
-def slopes_at(loss: SampleLoss, logits: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Losses and their slopes at other outputs; None where the loss does not take them."""
+def slopes_at(
+    loss: SampleLoss, logits: Tensor, labels: Tensor, draws: int = DRAWS
+) -> tuple[Tensor | None, Tensor]:
+    """Losses and their slopes at other outputs; None where the loss does not take them.
+
+    Where it draws random numbers they are means over so many `draws`: by one call, what dropout
+    happens to drop has no slope.
+    """
     logits = logits.detach().requires_grad_()
     try:
         with torch.enable_grad(), replayed(None):
-            losses = loss(logits, labels)
-            (slope,) = torch.autograd.grad(losses.sum(), logits)
+            drawn = generator_states(logits.device)
+            losses, slope = _called(loss, logits, labels)
+            if not same_states(drawn, generator_states(logits.device)):
+                losses, slope = _averaged(loss, logits, labels, draws)
     except (RuntimeError, ValueError, IndexError, TypeError):
         return None, logits
     if losses.shape != (len(labels),) or not bool(torch.isfinite(slope).all()):
         return None, logits
+    return losses, slope
+
+
+def _called(loss: SampleLoss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    losses = loss(logits, labels)
+    (slope,) = torch.autograd.grad(losses.sum(), logits)
     return losses.detach(), slope
+
+
+def _averaged(
+    loss: SampleLoss, logits: Tensor, labels: Tensor, draws: int
+) -> tuple[Tensor, Tensor]:
+    """Mean losses and slopes; a slope that noise alone may have made is 0."""
+    losses, slope = _called(loss, logits, labels)
+    squares, size = slope.square(), slope.abs()
+    for _ in range(draws - 1):
+        more, next_slope = _called(loss, logits, labels)
+        losses, slope = losses + more, slope + next_slope
+        squares, size = squares + next_slope.square(), size + next_slope.abs()
+    mixed = slope.abs() < (1 - 1e-4) * size  # of both signs, and that is no rounding
+    noise = mixed & (slope.abs() < _NOISE * squares.sqrt())
+    return losses / draws, torch.where(noise, 0.0, slope / draws)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
@@ -17,15 +18,19 @@ class Watcher(Protocol):
     """What the loop reports to."""
 
     def say(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
     def step(self, step: int) -> None: ...
     def epoch(self, line: dict) -> None: ...
 
 
 class Silent:
-    """Reports nothing."""
+    """Reports nothing but what must not be missed."""
 
     def say(self, text: str) -> None:
         pass
+
+    def warn(self, text: str) -> None:
+        warnings.warn(text, UserWarning, stacklevel=2)
 
     def step(self, step: int) -> None:
         pass
@@ -52,6 +57,9 @@ class Lines:
     def say(self, text: str) -> None:
         self._console.print(f"{self._name}: {text}", soft_wrap=True, markup=False)
 
+    def warn(self, text: str) -> None:
+        self.say(text)
+
     def step(self, step: int) -> None:
         pass
 
@@ -70,6 +78,9 @@ class Bar:
 
     def say(self, text: str) -> None:
         self._progress.console.print(f"{self._name}: {text}", soft_wrap=True, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.say(text)
 
     def step(self, step: int) -> None:
         self._progress.update(self._task, completed=step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
@@ -28,7 +27,7 @@ from deepteach.training.evaluate import Trust, measured, trust
 from deepteach.training.logged import Tell, logged
 from deepteach.training.loop import EpochEnd
 from deepteach.training.loop_cost import loop_cost, now
-from deepteach.training.progress import Silent, Watcher
+from deepteach.training.progress import Watcher
 from deepteach.training.ranking import noise_auroc, ranking_figures
 from deepteach.training.resume import RunLog, meta_of, restore, state_of
 from deepteach.training.run_folder import open_folder, write_metrics, write_results
@@ -39,11 +38,6 @@ MEASURED_STEPS = 500
 
 Watch = Callable[[str, int, int], AbstractContextManager[Watcher]]
 """(name, epochs, steps) -> the watcher of one run."""
-
-
-def _warned(text: str) -> None:
-    """From Python nobody hears what a watcher is told, and here it must be known."""
-    warnings.warn(text, UserWarning, stacklevel=2)
 
 
 class MethodRun:
@@ -138,7 +132,7 @@ class MethodRun:
         config, log, store = self.config, self.log, Store(folder / "checkpoints")
         place, said = (self.loop.device, self.ranks.count), self.data.decisions
         self.ranks.lead(lambda: open_folder(folder, config, *place, said))
-        warn = _warned if type(watcher) is Silent else watcher.say  # others may inherit from it
+        warn = watcher.warn if self.ranks.first else watcher.say  # once, of all ranks
         known = self._identity, self._sketch
         if resume and restore(self.loop, log, store, watcher.say, warn, *known):
             self.ranks.lead(lambda: write_metrics(folder, log.metrics))

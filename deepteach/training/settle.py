@@ -30,6 +30,9 @@ WANTED_UPDATES = 200
 TRIED = 8
 """Samples on which it is tried whether a method can read the labels."""
 
+TRIED_DRAWS = 64
+"""Calls on which they are tried by a loss that draws random numbers."""
+
 MIXED_TOLERANCE = 0.1
 """How far a replay in full precision may be from a step in half precision."""
 
@@ -129,7 +132,7 @@ def read_by(loss: SampleLoss, name: str | None, data: Data, outputs: torch.Tenso
     refuse_shape(found, outputs, y, len(y), f"loss {name!r}")
 
     def slope(z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        losses, found = slopes_at(loss, z, labels)
+        losses, found = slopes_at(loss, z, labels, TRIED_DRAWS)
         return torch.full_like(z, torch.nan) if losses is None else found
 
     task = data.task.read_by(slope, outputs, y)

@@ -26,6 +26,11 @@ FAR = 3.0
 They are told by the median, which some wrong targets do not move much.
 """
 
+ASKED = (0.05, 0.3, 1.0, 3.0)
+"""Distances from the target, in its standard deviations, at which a loss is asked for its slope.
+
+Robust losses have none far away, and others none near by.
+"""
 
 LEAST = 1e-14
 """Of what was added up: digits from there on are rounding."""
@@ -140,9 +145,11 @@ class Regression(Task):
 
     def read_by(self, slope: SlopeOf, outputs: Tensor, codes: Tensor) -> Self | None:
         right = codes.reshape(outputs.shape).to(outputs.dtype)
-        above, below = slope(right + 1, codes), -slope(right - 1, codes)
-        towards = bool((torch.stack([above, below]) >= 0).all())
-        return self if towards and bool((above + below > 0).all()) else None
+        pushes = torch.stack(
+            [side * slope(right + side * far, codes) for far in ASKED for side in (1, -1)]
+        )
+        never_away = bool((pushes >= 0).all())
+        return self if never_away and bool((pushes > 0).any(0).all()) else None
 
     def counts(self, codes: Tensor) -> Tensor:
         return torch.zeros(0, dtype=torch.int64)
