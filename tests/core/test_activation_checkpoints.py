@@ -73,7 +73,14 @@ class Counted(Kept):
 
 
 class CountedReentrant(Counted):
+    """Whose checkpoints do have an input that wants a gradient."""
+
     reentrant = True
+
+    def make(self) -> nn.Module:
+        made = super().make()
+        made.register_forward_pre_hook(lambda _, args: (args[0].detach().requires_grad_(),))
+        return made
 
 
 KINDS = [Kept, Reentrant, Counted, CountedReentrant]
