@@ -1,9 +1,10 @@
 """Gradients of several passes, one step: the weights' normaliser spans all of them.
 
-The mass of a part is log sum w (log n where weights are not normalised). A part's loss is
-normalised by its own mass; when its backward() begins, what the earlier parts left in the
-gradients is rescaled, so that after every part the gradients are those of the parts so far
-as one batch. Clipping and stepping then see what they would see of the whole batch.
+The `log_mass` of a part is log sum w m, m the masses of its samples (log sum m where weights are
+not normalised). A part's loss is normalised by its own; when its backward() begins, what the
+earlier parts left in the gradients is rescaled, so that after every part the gradients are those
+of the parts so far as one batch. Clipping and stepping then see what they would see of the whole
+batch.
 """
 
 from __future__ import annotations
@@ -36,38 +37,38 @@ def refuse_accumulation(objective: Objective, adjoint: AbstractAdjoint) -> None:
 
 @dataclass
 class Accumulation:
-    """The parts of the step that is being prepared, with the masses of their weights."""
+    """The parts of the step that is being prepared, with the `log_mass` of each."""
 
     parts: list[Step] = field(default_factory=list)
-    masses: list[float] = field(default_factory=list)
+    log_masses: list[float] = field(default_factory=list)
 
-    def add(self, step: Step, mass: float) -> None:
+    def add(self, step: Step, log_mass: float) -> None:
         """A part whose gradients have arrived."""
         self.parts.append(step)
-        self.masses.append(mass)
+        self.log_masses.append(log_mass)
 
     def last(self) -> tuple[Step | None, float]:
-        """Take the last part off, with its mass; none where there is none."""
-        return (self.parts.pop(), self.masses.pop()) if self.parts else (None, 0.0)
+        """Take the last part off, with its `log_mass`; none where there is none."""
+        return (self.parts.pop(), self.log_masses.pop()) if self.parts else (None, 0.0)
 
     def clear(self) -> None:
         """The step was taken, or dropped."""
         self.parts.clear()
-        self.masses.clear()
+        self.log_masses.clear()
 
     @torch.no_grad()
-    def make_room(self, mass: float, parameters: Params) -> float:
-        """Rescale the gradients so far for a part of this mass; its own share."""
-        if not self.masses:
+    def make_room(self, log_mass: float, parameters: Params) -> float:
+        """Rescale the gradients so far for a part of this `log_mass`; its own share."""
+        if not self.log_masses:
             return 1.0
-        before = _log_sum(self.masses)
-        after = _log_sum([before, mass])
+        before = _log_sum(self.log_masses)
+        after = _log_sum([before, log_mass])
         for leaf in parameters.values():
             if leaf.grad is not None:
                 leaf.grad.mul_(math.exp(before - after))
-        return math.exp(mass - after)
+        return math.exp(log_mass - after)
 
-    def whole(self, last: Step, mass: float, objective: Objective) -> Step:
+    def whole(self, last: Step, log_mass: float, objective: Objective) -> Step:
         """All parts and the last as one step.
 
         Raises:
@@ -76,9 +77,9 @@ class Accumulation:
         """
         if not self.parts:
             return last
-        steps, masses = [*self.parts, last], [*self.masses, mass]
-        total = _log_sum(masses)
-        shares = [math.exp(own - total) for own in masses]
+        steps, log_masses = [*self.parts, last], [*self.log_masses, log_mass]
+        total = _log_sum(log_masses)
+        shares = [math.exp(own - total) for own in log_masses]
         first, *others = (step.snapshot for step in steps)
         step = Step(
             passes=tuple(part for step in steps for part in step.passes),

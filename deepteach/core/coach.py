@@ -336,8 +336,8 @@ class Coach:
         if recorder.totals is not None:
             value = shown(value, recorder.totals.value)
         parts = recorder.accumulates
-        mass = self.objective.log_mass(omega, step.snapshot) if parts else 0.0
-        recorder.expect(step, value, graph, mass)
+        log_mass = self.objective.log_mass(omega, step.snapshot) if parts else 0.0
+        recorder.expect(step, value, graph, log_mass)
         return value
 
     @as_written

@@ -104,7 +104,7 @@ class Recorder(Trained):
         self.graphs = HeldGraphs()
         self.standstill = Standstill(self, guarded=guarded, anchored=anchored)
         self._bystanders = Bystanders(self, objective, guarded=guarded)
-        self._accumulation, self._mass = Accumulation(), 0.0
+        self._accumulation, self._log_mass = Accumulation(), 0.0
         self._batch, self._passed_back, self._skipped = 0, False, False
         self._layers: tuple[nn.Module, ...] | None = None
         """Those of the student when its last pass that was trained on had been made."""
@@ -164,7 +164,7 @@ class Recorder(Trained):
                     "optimizer.step() once per batch, drop that batch by optimizer.zero_grad() or "
                     "coach.discard(), or add them up on purpose with Coach(accumulate=True)"
                 )
-            self._accumulation.add(self.pending, self._mass)
+            self._accumulation.add(self.pending, self._log_mass)
             self._refuse_rebuilt()
         self.pending = self.graphs.pending = None
         if not self._accumulation.parts:
@@ -209,13 +209,13 @@ class Recorder(Trained):
         return step, value
 
     def expect(
-        self, step: Step, value: Tensor, graph: Linearised | None, mass: float = 0.0
+        self, step: Step, value: Tensor, graph: Linearised | None, log_mass: float = 0.0
     ) -> None:
         """The optimizer is about to step on this batch, after `value.backward()`.
 
-        `mass` is the logarithm of its weights' sum, where it is a part of the step.
+        `log_mass` is that of the objective, where it is a part of the step.
         """
-        self.pending, self.graphs.pending, self._mass = step, graph, mass
+        self.pending, self.graphs.pending, self._log_mass = step, graph, log_mass
         self._layers = self.student.layers  # their modes were asked for after that pass
         self._passed_back = False
         if not self._accumulation.parts:
@@ -308,7 +308,7 @@ class Recorder(Trained):
         named, self._passed_back = self.parameters(), True
         if self.accumulates:
             return self._audit.at_part(
-                scale, self._accumulation.make_room(self._mass, named), named
+                scale, self._accumulation.make_room(self._log_mass, named), named
             )
         try:
             self._audit.at_backward(scale, named)
@@ -354,14 +354,14 @@ class Recorder(Trained):
             given = with_closure(args, kwargs, lambda: value)
         if self.pending is not None and not self._passed_back:
             # Its loss was dropped: what is stepped on is the parts before it, or something else.
-            self.pending, self._mass = self._accumulation.last()
+            self.pending, self._log_mass = self._accumulation.last()
             self.graphs.pending = None
         if self.pending is None:
             return given
         named = self.parameters()
         active = {n: p for n, p in named.items() if p.grad is not None}
         try:
-            self.pending = self._accumulation.whole(self.pending, self._mass, self._objective)
+            self.pending = self._accumulation.whole(self.pending, self._log_mass, self._objective)
             self._accumulation.clear()
             self._complete(self.pending, named, active)
         except (NumericError, ConfigError) as error:
@@ -378,8 +378,11 @@ class Recorder(Trained):
         taken = self.pending = pending.taken(hyper, used)
         if self._looks and self._examination.due(named, self.clock.step + 1):
             again = self._again(taken)
-            outside = lambda: self._objective.read_outside(self.student.trained(), taken)  # noqa: E731
+            outside = partial(self._read_outside, taken)
             self._examination.before(taken, named, self.state(), again, self.ranks, outside)
+
+    def _read_outside(self, step: Step) -> str | None:
+        return self._objective.read_outside(self.student.trained(), step)
 
     def settle(self) -> None:
         """What happened since the newest step: was the student moved, was the step a wrong one?"""

@@ -6,12 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepteach.core.adjoint.base import AbstractAdjoint
 from deepteach.core.derivatives.double_backward import TwiceDifferentiable
 from deepteach.core.derivatives.linearised import Linearised, is_of_alone
-from deepteach.core.derivatives.plain_kernels import checkpoints_told
+from deepteach.core.derivatives.moved_again import MovedAgain
 from deepteach.core.layout import ModuleLayout
 from deepteach.core.module_state import ModuleState
 from deepteach.core.objective import Objective
@@ -32,7 +32,7 @@ class TrainingPass:
     recorder: Recorder
     adjoint: AbstractAdjoint
     objective: Objective
-    recomputes: ModuleLayout | None = None
+    recomputing_layout: ModuleLayout | None = None
     """That of the student, where its activation checkpoints move buffers once more."""
 
     def __call__(
@@ -70,20 +70,16 @@ class TrainingPass:
 
         Activation checkpoints are not recomputed in it, which would move buffers once more.
         """
-        student, met = self.student, list[bool]()
+        student = self.student
         before = None if theta is None else ModuleState(student.module, layers=student.layers)
         # The graph must keep buffers of its own: later passes move the module's in place.
         buffers = student.buffers()
-        versions = {name: (leaf, leaf._version) for name, leaf in buffers.items()}
+        moved_again = MovedAgain(student.layout)
         memory = self.adjoint.graph_memory.counting(theta is not None)
         twice = nullcontext() if theta is None else TwiceDifferentiable()
-        with memory, twice, checkpoints_told(met.append):
+        with memory, twice, moved_again.looking():
             outputs = student.functional(theta or {}, buffers, inputs, leaves=True)
-        moved = any(
-            leaf is not versions[name][0] or leaf._version != versions[name][1]
-            for name, leaf in buffers.items()
-        )
-        if met and (moved or any(map(_tracks, student.layers))):
+        if moved_again.found:
             if before is None:
                 raise ConfigError(
                     f"activation checkpoints move running statistics once more on the way back, "
@@ -93,7 +89,7 @@ class TrainingPass:
             before.restore()
             set_generator_states(drawn)
             self.adjoint.graph_memory.dropped()
-            self.recomputes = student.layout
+            self.recomputing_layout = student.layout
             return None
         student.restore_buffers(buffers)
         return outputs
@@ -132,7 +128,7 @@ class TrainingPass:
         own = adjoint.micro_batch is None and not adjoint.mixed_precision
         if not (last and (first or recorder.steps) and own and adjoint.shares):
             return None
-        if self.recomputes is self.student.layout:
+        if self.recomputing_layout is self.student.layout:
             return None
         return self.student.shards.linked(recorder.parameters())
 
@@ -201,9 +197,3 @@ class TrainingPass:
                 "outside torch.autocast, or accept that with "
                 "adjoint=Stored(mixed_precision=True, tolerance=0.1)"
             )
-
-
-def _tracks(layer: nn.Module) -> bool:
-    """Whether a layer's passes move running statistics, of which versions do not tell."""
-    normalises = isinstance(layer, nn.modules.batchnorm._NormBase)
-    return normalises and layer.training and layer.track_running_stats

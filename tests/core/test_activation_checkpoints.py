@@ -63,7 +63,27 @@ class Reentrant(Kept):
     reentrant = True
 
 
-KINDS = [Kept, Reentrant]
+class Counted(Kept):
+    """Averages over all passes: one more, on the way back, has a factor of its own."""
+
+    def make(self) -> nn.Module:
+        made = Saving(self.reentrant)
+        made.one.momentum = made.both.momentum = None
+        return made
+
+
+class CountedReentrant(Counted):
+    """Whose checkpoints do have an input that wants a gradient."""
+
+    reentrant = True
+
+    def make(self) -> nn.Module:
+        made = super().make()
+        made.register_forward_pre_hook(lambda _, args: (args[0].detach().requires_grad_(),))
+        return made
+
+
+KINDS = [Kept, Reentrant, Counted, CountedReentrant]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,3 +130,86 @@ def test_passes_that_must_repeat_their_bits_are_refused() -> None:
     with pytest.raises(ConfigError, match="activation checkpoints.*adjoint=Stored") as got:
         loop.step(0, *loop.batch(0))
     assert "\n" not in str(got.value)
+
+
+class Beside(nn.Module):
+    """Normalises outside of its checkpoint; what is inside moves what `inside` says."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, inside: str | None) -> None:
+        super().__init__()
+        self.inside = inside
+        self.a, self.b, self.fc = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.bn = nn.BatchNorm1d(5)
+        self.frozen = nn.BatchNorm1d(5, affine=False).eval()
+        self.register_buffer("mean", torch.zeros(5))
+        self.register_buffer("variance", torch.ones(5))
+
+    def train(self, mode: bool = True) -> Beside:
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        def block(h: Tensor) -> Tensor:
+            if self.inside == "statistics":
+                h = nn.functional.batch_norm(h, self.mean, self.variance, training=True)
+            elif self.inside == "instances":
+                h = nn.functional.instance_norm(
+                    h[..., None].expand(-1, -1, 2), self.mean, self.variance
+                )
+                h = h.mean(-1)
+            elif self.inside == "written":
+                self.mean.add_(1)
+            elif self.inside == "replaced":
+                self.mean = self.mean + 1
+            return self.frozen(self.b(h)).tanh()
+
+        found = checkpoint(block, self.bn(self.a(x)), use_reentrant=False)
+        assert isinstance(found, Tensor)
+        return self.fc(found)
+
+
+def beside(inside: str | None, exact: bool) -> type[Loop]:
+    class ByOne(Loop):
+        def make(self) -> nn.Module:
+            return Beside(inside).train()
+
+        def optimize(self, leaves: list[nn.Parameter]) -> torch.optim.Optimizer:
+            if exact:
+                return dt.ExactSGD(leaves, lr=0.1, momentum=0.9)
+            return super().optimize(leaves)
+
+    return ByOne
+
+
+def test_normalisation_outside_of_a_checkpoint_is_repeated() -> None:
+    kind = beside(None, exact=True)
+    assert error(found(kind, 3, Exact()), differences(kind, 3)) < 1e-4  # of the fixed point
+
+
+def test_such_a_student_shares_its_graphs() -> None:
+    loop = coached(beside(None, exact=False), 2, interval=2)
+    for i in range(2):
+        loop.step(i, *loop.batch(i))
+    assert loop.coach.recorder.graphs._taken
+
+
+@pytest.mark.parametrize("inside", ["statistics", "instances", "written", "replaced"])
+def test_what_a_checkpoint_moves_is_seen(inside: str) -> None:
+    loop = coached(beside(inside, exact=True), 1, interval=1, adjoint=Exact())
+    with pytest.raises(ConfigError, match="activation checkpoints"):
+        loop.step(0, *loop.batch(0))
+
+
+def test_an_error_inside_of_a_checkpoint_leaves_no_mode() -> None:
+    loop = coached(beside(None, exact=True), 1, interval=1, adjoint=Exact())
+    handle = loop.module.b.register_forward_hook(lambda *_: 1 / 0)
+    depth = torch._C._len_torch_function_stack()
+    with pytest.raises(ZeroDivisionError):
+        loop.coach.loss(*loop.batch(0))
+    assert torch._C._len_torch_function_stack() == depth
+    handle.remove()
+    loop.step(0, *loop.batch(0))

@@ -79,6 +79,25 @@ def test_a_step_without_an_update_reads_four_numbers(feature: type[dt.Feature]) 
             assert reads.count == 4, number
 
 
+def test_hooks_are_shown_to_the_compiler_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To say of a function that it is not traced takes as long as some layers."""
+    module, said = Small(), []
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+    coach = dt.Coach(dt.Student(module, "fc"), optimizer, dt.Teacher([dt.Loss()]), interval=9)
+    disable = torch._dynamo.disable
+
+    def counted(function: Any = None, *args: Any, **kwargs: Any) -> Any:
+        said.append(function)
+        return disable(function, *args, **kwargs)
+
+    for number in range(3):
+        optimizer.zero_grad()
+        coach.loss(*batch(number)).backward()
+        optimizer.step()
+        monkeypatch.setattr(torch._dynamo, "disable", counted)
+    assert not said
+
+
 def test_the_teacher_is_asked_once_a_step() -> None:
     class Asked(dt.Teacher):
         times = 0

@@ -248,19 +248,17 @@ def examine_gradients(
     Raises:
         ConfigError: they are not.
     """
-    structure = (objective.student.structure(), derivative)
-    if examined.structure != structure:
-        examined.begin(structure)
+    examined.about((objective.student.structure(), derivative))
     examined.sweeps += 1
-    asked, moved, idle = examined.unasked(steps)
-    if moved and (asked or looks_again(examined.sweeps)):
+    to_ask, moved, without_gradient = examined.unasked(steps)
+    if moved and (to_ask or looks_again(examined.sweeps)):
         theta, any_of = objective.gathered(theta), objective.ranks.any
         theta = {name: leaf for name, leaf in theta.items() if name in moved}
         found = Findings()
-        for step in {id(step): step for step in (steps[-1], *asked)}.values():
+        for step in {id(step): step for step in (steps[-1], *to_ask)}.values():
             found &= findings_of(objective, theta, step, validation, derivative)
         found = Findings(*(not any_of(not flag) for flag in astuple(found)))
-        examined.learn(found, moved, idle)
+        examined.learn(found, moved, without_gradient)
         objective.forward_mode, objective.uncut = found.forward, False
     found = examined.findings
     known = found.derived or derivative == DIFFERENCES

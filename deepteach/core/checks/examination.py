@@ -79,8 +79,8 @@ class Examined:
         structure: the student's, and the derivative that was wanted, when `findings` were made.
         findings: of its gradients.
         names: the parameters that they are about.
-        idle: those of them that were asked where a step gives no gradient to what earlier ones
-            have moved.
+        without_gradient: those of them that were asked where a step gives no gradient to what
+            earlier ones have moved.
         sweeps: windows that were crossed.
         buffers: the structure that was examined for what passes leave to later ones in buffers,
             and the buffers in which they do.
@@ -89,35 +89,38 @@ class Examined:
     structure: object = None
     findings: Findings = field(default_factory=Findings)
     names: frozenset[str] = frozenset()
-    idle: frozenset[str] = frozenset()
+    without_gradient: frozenset[str] = frozenset()
     sweeps: int = 0
     buffers: tuple[object, list[str]] | None = None
 
-    def begin(self, structure: object) -> None:
-        """Nothing is known of a student with this structure."""
-        self.structure, self.names, self.idle = structure, frozenset(), frozenset()
+    def about(self, structure: object) -> None:
+        """What is asked next is of a student with this structure: of another, nothing is known."""
+        if self.structure != structure:
+            self.structure = structure
+            self.names = self.without_gradient = frozenset()
 
     def unasked(self, steps: Sequence[Step]) -> tuple[list[Step], set[str], set[str]]:
-        """The steps to ask for what is not known, what steps move, and what will then be `idle`.
+        """The steps to ask for what is not known, what steps move, and the new `without_gradient`.
 
         A parameter that gets no gradient stays where it is. A step that gives none to one that
         earlier steps have moved is asked itself: the loss may read it all the same.
         """
-        asked, moved, idle = [], set[str](), set(self.idle)
+        to_ask, moved, without_gradient = [], set[str](), set(self.without_gradient)
         for step in steps:
             still = moved - step.hyper.keys()
-            if not still <= idle:
-                asked.append(step)
-                idle |= still
+            if not still <= without_gradient:
+                to_ask.append(step)
+                without_gradient |= still
             moved |= step.hyper.keys()
-        if not (asked or moved <= self.names):
-            asked.append(steps[-1])
-        return asked, moved, idle
+        if not (to_ask or moved <= self.names):
+            to_ask.append(steps[-1])
+        return to_ask, moved, without_gradient
 
-    def learn(self, found: Findings, names: set[str], idle: set[str]) -> None:
+    def learn(self, found: Findings, names: set[str], without_gradient: set[str]) -> None:
         """What was found of these parameters; what holds for each of two sets holds for both."""
         known = self.names if found == self.findings == Findings() else frozenset()
-        self.findings, self.names, self.idle = found, known | names, frozenset(idle)
+        self.findings, self.names = found, known | names
+        self.without_gradient = frozenset(without_gradient)
 
 
 Losses = Callable[[Params], Tensor]

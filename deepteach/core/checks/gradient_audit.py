@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -210,13 +211,14 @@ def compare_gradients(gradient: Params, step: Step, tolerance: float) -> None:
 def weakly(method: Callable) -> Callable:
     """A bound method that does not keep its object alive."""
     owner, function = weakref.ref(method.__self__), method.__func__  # type: ignore[attr-defined]
+    return partial(_called, owner, function)
 
-    @as_written
-    def call(*args: Any) -> Any:
-        target = owner()
-        return None if target is None else function(target, *args)
 
-    return call
+# Once, not for each of them: it is at its first call that such a function becomes what it is.
+@as_written
+def _called(owner: weakref.ref, function: Callable, *args: Any) -> Any:
+    target = owner()
+    return None if target is None else function(target, *args)
 
 
 def attach(

@@ -32,7 +32,7 @@ CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 
 
 class TwiceDifferentiable(Corrected):
-    """While it is entered, these operations take the form below, and others that of `twice`.
+    """While it is entered, these operations are as below, others as in `second_derivatives`.
 
     Values and first derivatives come from torch's own kernels; running statistics move as
     usual. Forward mode raises, and so do third derivatives of batch normalisation.

@@ -7,7 +7,8 @@ Batch and instance normalisation move their running statistics at every training
 and read them in eval mode. So a trusted batch that is seen in eval mode depends on the
 window's states through b as well. torch writes b in place and knows no derivative of either;
 here both are written out. What is inside an activation checkpoint is run once more on the way
-back, the last checkpoint first, and b is moved once more.
+back, the last checkpoint first, and b is moved once more; by a factor of its own, where that
+counts the passes (momentum=None).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import batch_norm, instance_norm
 from torch.overrides import TorchFunctionMode
 
@@ -48,8 +49,8 @@ class RunningStatistics(TorchFunctionMode):
         self._names: dict[int, str] = {}
         self._open = 0
         """Checkpoints that the pass is inside of."""
-        self._again: list[list[tuple[str, Tensor, float]]] = []
-        """How those that it has left have moved the statistics."""
+        self._again: list[list[tuple[Params, float]]] = []
+        """How those that it has left have moved the statistics, normalisation by normalisation."""
 
     def follow(self, student: Student, theta: Params, step: Step) -> None:
         """Replay a step's passes at `theta`, which move the values."""
@@ -61,8 +62,8 @@ class RunningStatistics(TorchFunctionMode):
                 with replayed(seen.generators), student.in_modes(seen.modes), self.of(used):
                     student.functional(theta, used, seen.inputs, update=True)
                 while self._again:
-                    for move in self._again.pop():
-                        self._put(*move)
+                    for found, momentum in self._again.pop():
+                        self._put(found, _counted_up(student, used, found) or momentum)
 
     def _checkpoint(self, begins: bool) -> None:
         if begins and not self._open:
@@ -133,16 +134,17 @@ class RunningStatistics(TorchFunctionMode):
         """
         if not self._has(statistics):
             return
-        for leaf, found in zip(statistics, (x.mean(-1), x.var(-1)), strict=True):
-            name = self._names[id(leaf)]
-            found = found.mean(0) if x.dim() == 3 else found
-            self._put(name, found, momentum)
-            if self._open:
-                self._again[-1].append((name, found, momentum))
+        found: Params = {}
+        for leaf, value in zip(statistics, (x.mean(-1), x.var(-1)), strict=True):
+            found[self._names[id(leaf)]] = value.mean(0) if x.dim() == 3 else value
+        self._put(found, momentum)
+        if self._open:
+            self._again[-1].append((found, momentum))
 
-    def _put(self, name: str, found: Tensor, momentum: float) -> None:
-        self.values[name] = (1 - momentum) * self.values[name] + momentum * found
-        self.known.add(name)
+    def _put(self, found: Params, momentum: float) -> None:
+        for name, value in found.items():
+            self.values[name] = (1 - momentum) * self.values[name] + momentum * value
+        self.known.update(found)
 
     def _by_running(
         self,
@@ -159,6 +161,21 @@ class RunningStatistics(TorchFunctionMode):
         out = (input - mean) * torch.rsqrt(variance + eps)
         out = out if weight is None else out * weight.view(shape)
         return out if bias is None else out + bias.view(shape)
+
+
+def _counted_up(student: Student, buffers: Params, found: Params) -> float | None:
+    """The factor of a pass more of the batch normalisation that moves `found`.
+
+    It is counted in `buffers`. None where the factor is always the same.
+    """
+    prefix, _, _ = next(iter(found)).rpartition(".")
+    layer = student.module.get_submodule(prefix)
+    counter = f"{prefix}.num_batches_tracked" if prefix else "num_batches_tracked"
+    cumulative = isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is None
+    if not cumulative or counter not in buffers:
+        return None
+    buffers[counter] = buffers[counter] + 1
+    return 1.0 / float(buffers[counter])
 
 
 def pull_statistics(
