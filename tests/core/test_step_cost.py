@@ -168,7 +168,9 @@ def test_what_a_pass_leaves_in_containers_is_put_back() -> None:
     module: Any = Small()
     module.seen, module.marks, module.last = [1], {2}, {}
     state = ModuleState(module)
-    module.seen.append(3), module.marks.add(4), module.last.update(x=5)
+    module.seen.append(3)
+    module.marks.add(4)
+    module.last.update(x=5)
     module.norm.running_mean.add_(1)
     state.restore()
     assert (module.seen, module.marks, module.last) == ([1], {2}, {})

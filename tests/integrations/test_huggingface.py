@@ -176,7 +176,7 @@ def test_a_run_ends_with_the_teacher_of_a_plain_loop(
 ) -> None:
     trainer = trained(bert(**config), arguments(tmp_path, **settings))
     assert trainer.coach is not None and trainer.coach.steps == 7
-    module = bert(**config)
+    module: Any = bert(**config)
     if "activation_checkpointing" in settings:  # a pass of its own, whose last bits are others
         module.activation_checkpointing_enable()
     coach = plain_loop(module, trainer, of_classifier, **options)

@@ -114,7 +114,8 @@ def test_a_checkpoint_without_a_sketch_is_gone_on_with(
     with monkeypatch.context() as earlier:
         earlier.setattr("deepteach.training.run.sketch_of", lambda data: {})
         go(data, tmp_path / "run", epochs=1)
-    go(replace(data, x_train=3 * torch.as_tensor(data.x_train)), tmp_path / "run", Probe(), resume=True, epochs=1)
+    other = replace(data, x_train=3 * torch.as_tensor(data.x_train))
+    go(other, tmp_path / "run", Probe(), resume=True, epochs=1)
 
 
 def test_python_is_warned_where_nobody_watches(data: Data, tmp_path: Path) -> None:
