@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,3 +200,12 @@ def test_many_classes_and_equal_weights(tmp_path: Path) -> None:
     run = open_run(make_run(tmp_path / "a", classes=classes, method="uniform"))
     assert to_svg(plots.figure2(run, run)).startswith(b"<?xml")
     assert plots.weight_against_loss(run).axes[0].get_legend() is None
+
+
+def test_a_slow_machine_is_not_warned_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib warns where the place of a legend took more than a second to find."""
+    clock = itertools.count(0.0, 10.0)
+    monkeypatch.setattr("matplotlib.legend.time.perf_counter", lambda: next(clock))
+    with pytest.warns(UserWarning, match="Creating legend with loc"):
+        plots.weight_histogram(run).savefig(io.BytesIO())
+    to_svg(plots.weight_histogram(run))

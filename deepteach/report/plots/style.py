@@ -112,6 +112,8 @@ def to_svg(figure: Figure) -> bytes:
     out = io.BytesIO()
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "deepteach"}):
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # foreign names
+        # Said by the clock where a machine is busy; there are few things to keep clear of.
+        warnings.filterwarnings("ignore", "Creating legend with loc", UserWarning)
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue().decode()
     for name, colour in (("ink", INK), ("frame", FRAME)):
