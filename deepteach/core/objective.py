@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deepteach.core.batches.numbered import numbered
+from deepteach.core.batches.numbered import index_of, numbered
 from deepteach.core.derivatives import forward_mode
 from deepteach.core.derivatives.double_backward import TwiceDifferentiable
 from deepteach.core.derivatives.linearised import (
@@ -118,7 +118,7 @@ class Objective:
         group: Tensor | None = None,
     ) -> Snapshot:
         losses = self.sample_losses(outputs, labels)
-        index = numbered(index, "index", len(losses))
+        index = index_of(index, len(losses))
         group = numbered(group, "group", len(losses))
         mass = mass_of(self.loss, labels)
         return Snapshot(outputs.internal, outputs.logits, labels, losses, clock, index, group, mass)

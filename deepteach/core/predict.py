@@ -22,11 +22,17 @@ NUMBERS_AT_ONCE = 2**22
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; every submodule's own mode is put back."""
+    with whole_mode(module, training=False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def whole_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """All of a module in one mode; every submodule's own is put back."""
     flags = [(layer, layer.training) for layer in module.modules()]
-    module.eval()
+    module.train(training)
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for layer, flag in flags:
             layer.training = flag

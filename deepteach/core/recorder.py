@@ -194,7 +194,7 @@ class Recorder(Trained):
         known = held.losses if held.mass is None else held.losses + held.mass.sqrt()  # NaN below 0
         if one and not finite_sum(known):
             refuse_bad_losses(held)
-            refuse_bad_masses(held.mass, len(held.losses))
+            refuse_bad_masses(held)
         weights = objective.weights(omega, snapshot)
         value = objective.value(omega, snapshot, weights, held)
         plain = weights.detach() if weights.requires_grad else weights

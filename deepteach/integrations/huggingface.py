@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from deepteach.core.batches.ignored import integral
 from deepteach.core.coach import Coach
+from deepteach.core.logits import logits_of
 from deepteach.core.losses import SampleLoss
 from deepteach.core.optim import unwrapped
-from deepteach.core.student import Student, logits_of
+from deepteach.core.student import Student
 from deepteach.core.teacher import AbstractTeacher
 from deepteach.errors import ConfigError, DataError
 from deepteach.integrations.own_loss import matching
-from deepteach.integrations.sequence_losses import masked_mean, sample_losses
+from deepteach.integrations.sequence_losses import are_tokens, masked_mean, sample_losses
 from deepteach.integrations.teaching import OnDevice, Teaching, load_coach, needed, save_coach
 from deepteach.integrations.wrong_labels import WrongLabels
 from deepteach.rng import untouched
@@ -177,7 +178,7 @@ class TeachTrainer(Trainer):
         smoothing = 0.0 if self.label_smoother is None else self.label_smoother.epsilon
         likely = getattr(self, "_loss_shifts_labels", False)
         shapes = [(False, False)]
-        if not regression and isinstance(labels, Tensor) and labels.dim() > 1 and integral(labels):
+        if not regression and are_tokens(labels):
             shapes += [(True, False), (True, True)]  # of the latter the Trainer counts all labels
         candidates = [
             sample_losses(regression=regression, smoothing=s, shifted=shifts, first_counts=first)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deepteach.core.batches.ignored import IGNORED, integral
 from deepteach.core.losses import MeanOf, SampleLoss
 from deepteach.core.module_state import buffers_kept
+from deepteach.core.predict import whole_mode
 from deepteach.errors import ConfigError
 from deepteach.rng import untouched
 
@@ -35,7 +36,8 @@ def matching(
         ConfigError: there is none.
     """
     left = list(candidates)
-    with untouched(), buffers_kept(module), _training(module), torch.enable_grad():
+    in_training = whole_mode(module, training=True)
+    with untouched(), buffers_kept(module), in_training, torch.enable_grad():
         found = own(labels)
         if found is None:
             return left[0]
@@ -93,18 +95,6 @@ def another(labels: Tensor, classes: int, ignored: int = IGNORED) -> Tensor:
         return labels
     drawn = torch.randint_like(labels, classes)
     return torch.where(labels == ignored, labels, drawn)
-
-
-@contextmanager
-def _training(module: nn.Module) -> Iterator[None]:
-    """Train mode; every submodule's own mode is put back."""
-    flags = [(layer, layer.training) for layer in module.modules()]
-    module.train()
-    try:
-        yield
-    finally:
-        for layer, flag in flags:
-            layer.training = flag
 
 
 @contextmanager

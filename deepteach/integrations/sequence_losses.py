@@ -27,6 +27,11 @@ def masked_mean(state: Tensor, inputs: Any) -> Tensor:
     return (state * kept).sum(1) / kept.sum(1).clamp(min=1)
 
 
+def are_tokens(labels: Any) -> bool:
+    """Whether there is a class for each token of a sample, and not for each sample."""
+    return isinstance(labels, Tensor) and labels.dim() > 1 and integral(labels)
+
+
 def sample_losses(
     *,
     regression: bool = False,
@@ -92,7 +97,7 @@ def sample_losses(
         return each.flatten(1).sum(1) / counts.clamp(min=1)
 
     def mass(labels: Any) -> Tensor | None:
-        if regression or not isinstance(labels, Tensor) or labels.dim() < 2 or not integral(labels):
+        if regression or not are_tokens(labels):
             return None
         counted = labels[:, 1:] if shifted and not first_counts else labels
         return (counted >= 0).flatten(1).sum(1)

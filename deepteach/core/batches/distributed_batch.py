@@ -53,14 +53,15 @@ def refuse_bad_losses(snapshot: Snapshot) -> None:
         raise NumericError(bad_losses(snapshot))
 
 
-def refuse_bad_masses(mass: Tensor | None, count: int) -> None:
+def refuse_bad_masses(snapshot: Snapshot) -> None:
     """Raises DataError: a mass of the batch is below 0 or not finite."""
-    if mass is not None and (odd := int(_odd(mass))):
-        raise DataError(_bad_masses(odd, count))
+    if odd := int(_odd_masses(snapshot)):
+        raise DataError(_bad_masses(odd, len(snapshot.losses)))
 
 
-def _odd(mass: Tensor) -> Tensor:
-    return (~((mass >= 0) & mass.isfinite())).sum()
+def _odd_masses(snapshot: Snapshot) -> int | Tensor:
+    mass = snapshot.mass
+    return 0 if mass is None else (~((mass >= 0) & mass.isfinite())).sum()
 
 
 def _bad_masses(odd: int, count: int) -> str:
@@ -109,8 +110,7 @@ def totals(ranks: Ranks, step: Step) -> Totals:
     own = [len(losses), bad, losses.sum(), step.value, weights.sum(), weights.square().sum()]
     left_out = seen.ignored()
     live = len(losses) if left_out is None else (~left_out).sum()
-    odd = 0 if seen.mass is None else _odd(seen.mass)
-    table = ranks.table(*own, live, seen.total(), odd)
+    table = ranks.table(*own, live, seen.total(), _odd_masses(seen))
     count, bad, total, value, sums, squares, live, mass, odd = table.sum(0)
     counted, live = live, live.clamp(min=1)
     if bad > 0:

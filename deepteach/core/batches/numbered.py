@@ -18,8 +18,7 @@ def numbered(value: Any, name: str, count: int) -> Tensor | None:
     """`index` or `group` as int64: of bytes torch would read it as a mask.
 
     Raises:
-        ConfigError: no whole number for each of `count` samples, or an `index` that does not number
-            samples from 0. On a device that is found later, by what remembers samples.
+        ConfigError: no whole number for each of `count` samples.
     """
     if value is None:
         return None
@@ -27,12 +26,22 @@ def numbered(value: Any, name: str, count: int) -> Tensor | None:
     if isinstance(value, Tensor):
         whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
         if value.shape == (count,) and whole:
-            found = value.long()
-            if name == "index" and found.device.type == "cpu":
-                _refuse_beyond(found)
-            return found
+            return value.long()
         said = f"has shape {tuple(value.shape)} and dtype {value.dtype}"
     raise ConfigError(f"{name} {said}: expected int64, one for each of {count} samples")
+
+
+def index_of(value: Any, count: int) -> Tensor | None:
+    """`index` as int64.
+
+    Raises:
+        ConfigError: as `numbered`; or it does not number samples from 0. On a device that is found
+            later, by what remembers samples.
+    """
+    found = numbered(value, "index", count)
+    if found is not None and found.device.type == "cpu":
+        _refuse_beyond(found)
+    return found
 
 
 def widened(labels: Any) -> Any:
